@@ -1,0 +1,53 @@
+# make demo    the whole comparison on a small real model, CPU only
+# make test    the tests, the tiny experiment end to end among them
+# make checks  what CI runs before the tests: format, lint, types
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.made-from-lock
+SNAKEMAKE := $(BIN)/snakemake
+REPORT := results/report.html
+COMPARISON := results/comparison/comparison.json
+
+.PHONY: demo test checks format lock reference
+
+demo: $(READY)
+	$(SNAKEMAKE) --quiet rules
+	@$(MAKE) --no-print-directory $(REPORT)
+	@$(BIN)/python -m workflow_scripts.accounting.table $(COMPARISON) $(REPORT)
+
+$(REPORT): $(COMPARISON)
+	$(SNAKEMAKE) --quiet all --report $(REPORT)
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+checks: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/snakefmt --check Snakefile rules
+	$(SNAKEMAKE) --lint
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/snakefmt Snakefile rules
+
+reference: $(READY)
+	$(BIN)/python -m workflow_scripts.settings.reference --write
+
+# The virtual environment is made from the lock when it is missing or older than the lock.
+$(READY): envs/requirements.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v in ((3, 11), (3, 12)) else f"Python 3.11 or 3.12 is needed, $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/requirements.txt
+	@touch $(READY)
+
+# A new lock from the direct dependencies, in a fresh environment.
+lock:
+	rm -rf .venv.lock && $(PYTHON) -m venv .venv.lock
+	.venv.lock/bin/python -m pip install --quiet -r envs/requirements.in
+	(echo "# Lock for Python 3.11 and 3.12, made by 'make lock' from requirements.in."; \
+	  .venv.lock/bin/python -m pip freeze | sed 's/^torch==\([0-9.]*\)+cpu/torch==\1/') > envs/requirements.txt
+	rm -rf .venv.lock

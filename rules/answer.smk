@@ -1,0 +1,77 @@
+# From records to the answer.
+#   experiment_summary  -> <run_dir>/experiment_summary.json, run_config.yaml, environment.json, stages/ of shared records
+#   comparison          -> <root>/comparison/    tables, break-even, figures of the report
+
+
+rule experiment_summary:
+    input:
+        upstream=lambda wildcards: PLAN.summary_inputs(wildcards.experiment),
+        code=code("accounting.summary"),
+        prerun=ancient(PRERUN),
+    output:
+        summary=SUMMARY,
+        environment=f"{RUN_DIR}/environment.json",
+        run_config=f"{RUN_DIR}/run_config.yaml",
+        record=f"{RUN_DIR}/stages/experiment_summary.json",
+    log:
+        f"{RUN_DIR}/logs/experiment_summary.log",
+    conda:
+        "../envs/conda.yaml"
+    resources:
+        meter=1,
+    params:
+        meter=meter("experiment_summary", "accounting", f"{RUN_DIR}"),
+        plan=lambda wildcards: PLAN.summary_plan(wildcards.experiment, PRERUN),
+        config=untracked(lambda wildcards: PLAN.resolved(wildcards.experiment)),
+    shell:
+        "{params.meter:q} --record {output.record:q} --log {log:q}"
+        " --input {input.upstream:q} {input.code:q} --"
+        " python -m workflow_scripts.accounting.summary --plan {params.plan:q}"
+        " --config {params.config:q} --out {output.summary:q}"
+
+
+rule comparison:
+    input:
+        summaries=expand(SUMMARY, experiment=PLAN.comparison.experiments),
+        code=code("accounting.comparison"),
+    output:
+        comparison=COMPARISON,
+        table=report(
+            f"{ROOT}/comparison/comparison.csv",
+            caption="../workflow_scripts/accounting/captions/comparison.rst",
+            category="Comparison",
+            labels={"what": "table"},
+        ),
+        break_even=report(
+            f"{ROOT}/comparison/break_even.csv",
+            caption="../workflow_scripts/accounting/captions/break_even.rst",
+            category="Comparison",
+            labels={"what": "break-even"},
+        ),
+        energy=report(
+            f"{ROOT}/comparison/energy_by_stage.svg",
+            caption="../workflow_scripts/accounting/captions/energy_by_stage.rst",
+            category="Comparison",
+            labels={"what": "energy by stage"},
+        ),
+        quality=report(
+            f"{ROOT}/comparison/energy_quality.svg",
+            caption="../workflow_scripts/accounting/captions/energy_quality.rst",
+            category="Comparison",
+            labels={"what": "energy and quality"},
+        ),
+        record=f"{ROOT}/comparison/stages/comparison.json",
+    log:
+        f"{ROOT}/comparison/logs/comparison.log",
+    conda:
+        "../envs/conda.yaml"
+    resources:
+        meter=1,
+    params:
+        meter=meter("comparison", "accounting", f"{ROOT}/comparison"),
+        options=PLAN.comparison_options(),
+    shell:
+        "{params.meter:q} --record {output.record:q} --log {log:q}"
+        " --input {input.summaries:q} {input.code:q} --"
+        " python -m workflow_scripts.accounting.comparison --summary {input.summaries:q}"
+        " {params.options:q} --out {output.comparison:q}"

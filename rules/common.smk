@@ -1,0 +1,72 @@
+# Helpers of the rules: the plan, paths, the meter's command line. No rule stands here.
+#
+# A parameter that makes a stage stale is the stage's slice as canonical JSON. Parameters from `untracked` depend on
+# `threads`, which Snakemake by design leaves out when it compares parameters: they change no result.
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, workflow.basedir)
+
+from workflow_scripts.plan import Plan, sources, stage_environment
+from workflow_scripts.settings import SettingsError, load_experiments
+
+os.environ.update(stage_environment(workflow.basedir))
+
+try:
+    PLAN = Plan(
+        load_experiments(
+            Path(workflow.basedir, "config"),
+            config,
+            workflow.config_settings.overwrite_config,
+        )
+    )
+except SettingsError as error:
+    raise WorkflowError(str(error)) from None
+
+ROOT = PLAN.output.root
+OUTPUT_DIR = PLAN.output.experiment_dir()
+RUN_DIR = PLAN.output.record_dir()
+DOWNLOADS = PLAN.output.downloads()
+PRERUN_DIR = f"{ROOT}/prerun/{PLAN.host_kind}"
+PRERUN = f"{PRERUN_DIR}/validation.json"
+SUMMARY = f"{RUN_DIR}/experiment_summary.json"
+COMPARISON = f"{ROOT}/comparison/comparison.json"
+STAGE_THREADS = 16
+
+
+def code(module):
+    """Source files that decide the result of a stage module, relative to the working directory."""
+    return [os.path.relpath(path) for path in sources(f"workflow_scripts.{module}")]
+
+
+def command(job):
+    """Arguments of a stage: its settings and its inputs by name."""
+    inputs = [part for name, path in job.inputs.items() for part in (f"--{name}", path)]
+    return ["--settings", job.settings, *inputs]
+
+
+def untracked(function):
+    """A parameter function whose value changes no result, so that no job is rerun because of it."""
+    return lambda wildcards, threads: function(wildcards)
+
+
+def meter(stage, role, folder):
+    """Parameter: the meter's command line up to its inputs and outputs. `folder` takes the rule's wildcards."""
+
+    def prefix(wildcards):
+        name = getattr(wildcards, "experiment", None)
+        experiment = (
+            [f"--experiment={name}", f"--pipeline={PLAN.pipeline(name)}"]
+            if name
+            else []
+        )
+        return [
+            *("python", "-m", "workflow_scripts.energy.meter"),
+            *(f"--stage={stage}", f"--role={role}", *experiment),
+            *(f"--options={PLAN.energy}", f"--state={ROOT}/state"),
+            f"--codecarbon={folder.format(**wildcards)}/codecarbon",
+        ]
+
+    return untracked(prefix)

@@ -1,0 +1,117 @@
+"""Shared fixtures: a tiny random model, a copy of the workflow, and one finished tiny run per session."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+PARTS = ("Snakefile", "rules", "workflow_scripts", "config", "envs", "profiles")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@dataclass
+class Workflow:
+    """A copy of the workflow in a folder of its own."""
+
+    folder: Path
+    overlay: Path
+
+    def snakemake(self, *arguments: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run Snakemake in the copy with the tiny overlay."""
+        command = [sys.executable, "-m", "snakemake", *arguments, "--configfile", str(self.overlay)]
+        result = subprocess.run(
+            command, cwd=self.folder, capture_output=True, text=True, check=False, env=os.environ | environment
+        )
+        if check and result.returncode != 0:
+            raise AssertionError(f"snakemake {arguments} failed:\n{result.stdout[-4000:]}\n{result.stderr[-8000:]}")
+        return result
+
+    def path(self, pattern: str) -> Path:
+        """The one file that matches."""
+        found = sorted(self.folder.glob(pattern))
+        assert len(found) == 1, f"{pattern}: {found}"
+        return found[0]
+
+    def json(self, pattern: str):
+        """Content of the one JSON file that matches."""
+        return json.loads(self.path(pattern).read_text())
+
+
+def copy_workflow(destination: Path, downloads: Path) -> Workflow:
+    """Copy the workflow's files and write the tiny overlay with a shared download folder."""
+    destination.mkdir(parents=True)
+    for part in PARTS:
+        source = REPOSITORY / part
+        if source.is_dir():
+            shutil.copytree(source, destination / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, destination / part)
+    overlay = destination / "tiny.yaml"
+    tiny = (REPOSITORY / "tests" / "config" / "tiny.yaml").read_text()
+    overlay.write_text(f"{tiny}\noutput:\n  download_dir: {downloads}\n")
+    return Workflow(destination, overlay)
+
+
+@pytest.fixture(scope="session")
+def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Verified archives: those of a demo in this checkout when it is there, else downloaded once."""
+    existing = REPOSITORY / "results" / "downloads"
+    return existing if existing.is_dir() else tmp_path_factory.mktemp("downloads")
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, downloads: Path) -> Workflow:
+    """All four demo experiments, run to the end at test size on the real teacher. Tests must not change it."""
+    workflow = copy_workflow(tmp_path_factory.mktemp("tiny") / "workflow", downloads)
+    workflow.snakemake("--cores", "2")
+    return workflow
+
+
+@pytest.fixture
+def finished(tiny_run: Workflow, tmp_path: Path) -> Workflow:
+    """A copy of the finished tiny run that a test may edit (files are linked; edits must replace, not append)."""
+    folder = tmp_path / "workflow"
+    shutil.copytree(tiny_run.folder, folder, copy_function=_link_or_copy, symlinks=True)
+    return Workflow(folder, folder / "tiny.yaml")
+
+
+def _link_or_copy(source: str, destination: str) -> None:
+    if Path(source).stat().st_size > 1 << 20:
+        os.link(source, destination)
+    else:
+        shutil.copy2(source, destination)
+
+
+@pytest.fixture(scope="session")
+def toy_model():
+    """A random two-layer Llama with 97 tokens, in float32."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        tie_word_embeddings=True,
+    )
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4.0)
+    return model

@@ -1,0 +1,55 @@
+"""Formulas and tables against numbers worked out by hand."""
+
+import math
+
+import pytest
+
+from workflow_scripts.accounting.comparison import break_even, differences
+from workflow_scripts.accounting.formulas import amortised, break_even_reuse, break_even_tokens, pareto_front
+from workflow_scripts.accounting.summary import _total
+
+
+def test_formulas() -> None:
+    assert amortised(100.0, 10.0, 4) == 35.0
+    assert break_even_reuse(100.0, 30.0, 50.0) == 5.0
+    assert break_even_reuse(100.0, 50.0, 50.0) is None
+    assert break_even_reuse(100.0, 60.0, 50.0) is None
+    assert break_even_tokens(1.0, 3.6, 0.0) == 1e6
+    assert break_even_tokens(1.0, 1.0, 1.0) is None
+    with pytest.raises(ValueError, match="reuse = 0"):
+        amortised(1.0, 1.0, 0)
+
+
+def test_pareto_front() -> None:
+    points = {"cheap": (1.0, 1.0), "good": (3.0, 5.0), "dominated": (3.0, 4.0), "worse": (4.0, 5.0), "nan": (math.nan, 9.0)}
+    assert pareto_front(points) == {"cheap", "good"}
+    assert pareto_front({"twin": (1.0, 1.0), "other": (1.0, 1.0)}) == {"twin", "other"}
+    assert pareto_front({"one": (1.0, 1.0)}) == {"one"}
+
+
+def test_a_sum_with_an_unknown_member_is_unknown() -> None:
+    assert _total([1.0, 2.0]) == 3.0
+    assert _total([1.0, None]) is None
+    assert _total([]) is None
+
+
+def summary(name: str, teacher, student: float, split: str = "s") -> dict:
+    roles = {"teacher": {"joules": teacher, "stages": int(name != "gold")}, "student": {"joules": student, "stages": 1}}
+    energy = {"boundary": ["cpu"], "class": "modelled"}
+    stages = {"student_train": {"provenance": {"cpu": "x"}}}
+    return {"experiment_name": name, "roles": roles, "energy": energy, "stages": stages, "quality": {"split_sha256": split}}
+
+
+def test_break_even_names_never_and_unknown() -> None:
+    rows = break_even(
+        [summary("gold", None, 50), summary("kd", 100, 30), summary("sft", 100, 60), summary("dpo", None, 1)], "gold"
+    )
+    assert [(r["experiment"], r["reuses"]) for r in rows] == [("kd", 5.0), ("sft", None), ("dpo", None)]
+    assert rows[0]["verdict"] == "after 5.0 reuses"
+    assert rows[1]["verdict"].startswith("never")
+    assert rows[2]["verdict"].startswith("unknown")
+
+
+def test_differing_evaluation_splits_are_named() -> None:
+    assert differences([summary("a", 1, 1), summary("b", 1, 1)]) == []
+    assert differences([summary("a", 1, 1), summary("b", 1, 1, split="t")]) == ["evaluation split differs: a: s; b: t"]

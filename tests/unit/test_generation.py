@@ -1,0 +1,83 @@
+"""Generation: independence of the batch, exact distribution, honest counts."""
+
+import pytest
+import torch
+
+from workflow_scripts.distill.generation import Prompt, SeededSampling, _cut, generate, prompt_seed
+from workflow_scripts.settings.schema import Generation
+
+PROMPTS = [Prompt(i, [3 + (i * 7 + j) % 90 for j in range(2 + i)], prompt_seed(0, i)) for i in range(5)]
+
+
+def answers(model, prompts, strategy: str, batch_size: int):
+    options = Generation(decoding_strategy=strategy, max_new_tokens=7, batch_size=batch_size, temperature=1.0, top_p=0.8)
+    found = [a for batch in generate(model, prompts, options, eos_ids=[2], pad_id=0) for a in batch]
+    return {a.key: a for a in found}
+
+
+@pytest.mark.parametrize("strategy", ["greedy", "sampling"])
+def test_an_answer_does_not_depend_on_its_batch(toy_model, strategy: str) -> None:
+    together = answers(toy_model, PROMPTS, strategy, 5)
+    assert together == answers(toy_model, PROMPTS, strategy, 1)
+    assert together == answers(toy_model, PROMPTS[::-1], strategy, 2)
+    assert len({tuple(a.token_ids) for a in together.values()}) > 1
+
+
+def test_greedy_equals_a_plain_loop(toy_model) -> None:
+    for key, answer in answers(toy_model, PROMPTS, "greedy", 5).items():
+        tokens = list(PROMPTS[key].input_ids)
+        for _ in range(7):
+            with torch.no_grad():
+                tokens.append(int(toy_model(torch.tensor([tokens])).logits[0, -1].argmax()))
+        expected = tokens[len(PROMPTS[key].input_ids) :]
+        assert answer.token_ids == (expected[: expected.index(2)] if 2 in expected else expected)
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.75])
+def test_samples_follow_the_nucleus_distribution(top_p: float) -> None:
+    """Frequencies of 20,000 samples against probabilities from a plain sort, each within five standard errors."""
+    logits = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])
+    temperature, count = 0.9, 20000
+    p = torch.softmax(logits / temperature, -1)
+    keep = [i for i in range(6) if p[:i].sum() < top_p]
+    expected = torch.zeros(6)
+    expected[keep] = p[keep] / p[keep].sum()
+    sampler = SeededSampling([prompt_seed(5, i) for i in range(count)], temperature, top_p)
+    scores = sampler(torch.zeros(count, 1), logits.expand(count, -1))
+    observed = torch.bincount(scores.argmax(-1), minlength=6) / count
+    assert (scores.isfinite().sum(-1) == 1).all()
+    for o, e in zip(observed.tolist(), expected.tolist(), strict=True):
+        assert abs(o - e) <= 5 * (e * (1 - e) / count) ** 0.5
+
+
+def test_a_nucleus_larger_than_the_candidates_is_sorted_whole(monkeypatch) -> None:
+    monkeypatch.setattr(SeededSampling, "_CANDIDATES", 2)
+    seeds = [prompt_seed(1, i) for i in range(400)]
+    flat = torch.zeros(400, 10)
+    assert set(SeededSampling(seeds, 1.0, 0.95)(flat, flat.clone()).argmax(-1).tolist()) == set(range(10))
+
+
+def test_padding_after_the_end_is_not_generated() -> None:
+    answer = _cut("k", [7, 8, 2, 0, 0, 0], eos_ids=[2])
+    assert (answer.token_ids, answer.generated, answer.truncated) == ([7, 8], 3, False)
+    assert _cut("k", [7, 8], eos_ids=[2]).truncated
+
+
+def test_out_of_memory_halves_the_batch_and_says_so(toy_model, monkeypatch) -> None:
+    from workflow_scripts.distill import generation
+
+    sizes, said = [], []
+    real = generation._generate_batch
+
+    def limited(model, batch, *rest):
+        sizes.append(len(batch))
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError("too big")
+        return real(model, batch, *rest)
+
+    monkeypatch.setattr(generation, "_generate_batch", limited)
+    options = Generation(decoding_strategy="greedy", max_new_tokens=3, batch_size=5)
+    found = [a for batch in generate(toy_model, PROMPTS, options, [2], 0, said.append) for a in batch]
+    assert {a.key for a in found} == {0, 1, 2, 3, 4}
+    assert sizes == [5, 2, 3, 1, 2]
+    assert said[0] == "out of memory with 5 prompts per batch: going on with 2"

@@ -1,0 +1,84 @@
+"""The cache against a live forward, and what it refuses."""
+
+import pytest
+import torch
+
+from workflow_scripts.artefact import ArtefactError, open_artefact, publish
+from workflow_scripts.distill import logit_cache
+from workflow_scripts.distill.logit_cache import CacheError, LogitCache
+
+ROWS = [
+    {"example_id": 10 * i, "input_ids": [3 + (i * 5 + j) % 90 for j in range(4 + i)], "loss_mask": [0, 0] + [1] * (2 + i)}
+    for i in range(5)
+]
+
+
+def make(tmp_path, model, k: int = 8, temperatures=(1.0, 2.0), vocab_size: int = 97):
+    build = tmp_path / "build"
+    build.mkdir()
+    for number, part in enumerate((ROWS[:3], ROWS[3:])):
+        shard = logit_cache.teacher_rows(model, part, k, list(temperatures), pad_id=0, chunk=4)
+        logit_cache.write_shard(build / f"shard-{number:05d}.safetensors", shard, vocab_size)
+    entries = [logit_cache.shard_entry(p) for p in sorted(build.glob("*.safetensors"))]
+    facts = {"corpus_sha256": "c", "tokenizer_sha256": "t", "temperatures": list(temperatures), "shards": entries}
+    manifest = tmp_path / "cache" / "manifest.json"
+    publish(build, manifest, "logit_cache", facts)
+    return manifest
+
+
+def test_cached_logits_equal_a_live_forward_to_bf16(tmp_path, toy_model) -> None:
+    cache = LogitCache(*open_artefact(make(tmp_path, toy_model), "logit_cache"))
+    for row in reversed(ROWS):
+        with torch.no_grad():
+            live = toy_model(torch.tensor([row["input_ids"]])).logits[0, 1:-1]
+        for temperature in (1.0, 2.0):
+            found = cache.teacher(row["example_id"], temperature, len(live))
+            top = torch.topk(live, 8, dim=-1)
+            assert found.ids.tolist() == top.indices.tolist()
+            torch.testing.assert_close(found.logits, top.values.bfloat16().float())
+            torch.testing.assert_close(found.lse, torch.logsumexp(live / temperature, -1), rtol=1e-5, atol=1e-5)
+
+
+def test_ids_above_65535_survive_packing(tmp_path) -> None:
+    ids = torch.tensor([[0, 65535, 65536], [100351, 7, 70000], [131071, 65537, 1]])
+    shard = logit_cache.Shard([1, 2], [1, 2], ids, torch.zeros(3, 3), torch.zeros(3, 1))
+    build = tmp_path / "build"
+    build.mkdir()
+    path = build / "shard-00000.safetensors"
+    logit_cache.write_shard(path, shard, 100352)
+    facts = {"temperatures": [1.0], "shards": [logit_cache.shard_entry(path)]}
+    publish(build, tmp_path / "cache" / "manifest.json", "logit_cache", facts)
+    cache = LogitCache(*open_artefact(tmp_path / "cache" / "manifest.json", "logit_cache"))
+    assert cache.teacher(1, 1.0, 1).ids.tolist() == ids[:1].tolist()
+    assert cache.teacher(2, 1.0, 2).ids.tolist() == ids[1:].tolist()
+    with pytest.raises(CacheError, match="131073 tokens"):
+        logit_cache.write_shard(path, shard, 131073)
+
+
+def test_a_question_that_the_cache_cannot_answer_is_refused(tmp_path, toy_model) -> None:
+    manifest = make(tmp_path, toy_model)
+    cache = LogitCache(*open_artefact(manifest, "logit_cache"))
+    cache.check("c", "t", 1.0)
+    with pytest.raises(CacheError, match=r"temperature = 4.0, but the cache at .* was made for \[1.0, 2.0\]"):
+        cache.check("c", "t", 4.0)
+    with pytest.raises(CacheError, match="made for corpus"):
+        cache.check("other", "t", 1.0)
+    with pytest.raises(CacheError, match="made for tokenizer"):
+        cache.check("c", "other", 1.0)
+    with pytest.raises(CacheError, match="example 0 has 2 cached positions, but 3 loss tokens"):
+        cache.teacher(0, 1.0, 3)
+    with pytest.raises(CacheError, match="example 7 is not in the cache"):
+        cache.teacher(7, 1.0, 2)
+
+
+def test_a_damaged_shard_is_named(tmp_path, toy_model) -> None:
+    manifest = make(tmp_path, toy_model)
+    shard = manifest.parent / "shard-00001.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(CacheError, match="shard-00001.safetensors has a wrong checksum"):
+        LogitCache(*open_artefact(manifest, "logit_cache"))
+    shard.write_bytes(content[:-3])
+    with pytest.raises(ArtefactError, match="shard-00001.safetensors is missing or damaged"):
+        open_artefact(manifest, "logit_cache")

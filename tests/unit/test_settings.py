@@ -1,0 +1,137 @@
+"""One error line with key, value, bound and nearest known name, before anything runs."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import itertools
+from pathlib import Path
+
+import pytest
+import yaml
+
+from workflow_scripts.plan import Plan
+from workflow_scripts.settings import SettingsError, load_experiments, reference
+from workflow_scripts.settings.load import deep_merge, read_yaml
+from workflow_scripts.settings.schema import Settings
+from workflow_scripts.settings.slices import StudentTrainSlice, canonical
+
+REPOSITORY = Path(__file__).parents[2]
+BASE = yaml.safe_load((REPOSITORY / "config" / "base.yaml").read_text())
+
+
+def load(tmp_path: Path, overlays: dict[str, dict], overrides: dict | None = None):
+    folder = tmp_path / "experiments"
+    folder.mkdir(exist_ok=True)
+    for name, overlay in overlays.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(overlay))
+    base = copy.deepcopy(BASE) | {"comparison": {"experiments": [next(iter(overlays))]}}
+    return load_experiments(tmp_path, base, overrides or {})
+
+
+@pytest.mark.parametrize(
+    ("overlay", "expected"),
+    [
+        ({"trainng": {}}, "unknown key trainng = {}; did you mean 'training'?"),
+        ({"training": {"learning_rat": 0.1}}, "unknown key training.learning_rat = 0.1; did you mean 'learning_rate'?"),
+        ({"dpo": {"judge_labeling": {"margin": 1}}}, "dpo.judge_labeling.margin = 1; did you mean 'min_margin'?"),
+        ({"training": {"learning_rate": "2e-5"}}, "training.learning_rate = '2e-5': .*write 2.0e-5, without quotes"),
+        ({"training": {"learning_rate": 2.0}}, "training.learning_rate = 2.0: Input should be less than 1"),
+        ({"training": {"batch_size": 0}}, "training.batch_size = 0: .*greater than or equal to 1"),
+        ({"pipeline": "kdd"}, "pipeline = 'kdd': Input should be 'kd', 'sft', 'dpo' or 'baseline'"),
+        ({"distillation": {"temperature": 4.0}}, r"temperature = 4.0, but cache_temperatures = \[1.0\]: add it there"),
+        ({"data": {"dataset_choice": "tulu"}}, r"dataset_choice = 'tulu' is not one of \['alpaca_en_demo'\]"),
+        ({"model": {"policy": "x"}}, "model.policy is read by pipeline dpo only"),
+        ({"synthetic_data": {"use_existing": True}}, "use_existing = true needs synthetic_dataset_path"),
+        ({"energy": {"pue": 1.1}}, "`energy` holds for the whole campaign"),
+    ],
+)
+def test_a_fault_is_one_line_that_names_it(tmp_path, overlay, expected) -> None:
+    with pytest.raises(SettingsError, match=expected) as caught:
+        load(tmp_path, {"one": {"pipeline": "kd"} | overlay})
+    assert str(caught.value).count("\n") == 0
+    assert "one.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a b", "a;b", "-x", "ünder"])
+def test_an_experiment_name_that_a_shell_could_misread_is_refused(tmp_path, name) -> None:
+    with pytest.raises(SettingsError, match="letters, digits, '_' and '-' only: rename the file"):
+        load(tmp_path, {name: {"pipeline": "kd"}})
+
+
+def test_a_name_with_a_slash_or_of_a_results_folder_is_refused(tmp_path) -> None:
+    with pytest.raises(SettingsError, match="'teacher' is the name of a results folder"):
+        load(tmp_path, {"teacher": {"pipeline": "kd"}})
+    with pytest.raises(SettingsError, match=r"comparison.experiments.0 = 'a/b': String should match pattern"):
+        load(tmp_path, {"one": {"pipeline": "kd"}}, {"comparison": {"experiments": ["a/b"]}})
+
+
+def test_references_between_experiments_are_checked(tmp_path) -> None:
+    with pytest.raises(SettingsError, match="model.policy = 'two' is no experiment"):
+        load(tmp_path, {"one": {"pipeline": "dpo", "model": {"policy": "two"}}})
+    circle = {n: {"pipeline": "dpo", "model": {"policy": p}} for n, p in (("one", "two"), ("two", "one"))}
+    with pytest.raises(SettingsError, match="goes in a circle: one -> two -> one"):
+        load(tmp_path, circle)
+
+
+def test_unknown_model_is_refused_at_plan_time(tmp_path) -> None:
+    with pytest.raises(SettingsError, match="model 'smollm' is neither in `models`"):
+        Plan(load(tmp_path, {"one": {"pipeline": "kd", "model": {"teacher": "smollm"}}}))
+
+
+def test_two_experiments_with_one_folder_for_two_caches_are_refused(tmp_path) -> None:
+    overlays = {f"k{k}": {"pipeline": "kd", "distillation": {"top_k_logits": k, "logprob_cache_path": "/x"}} for k in (4, 8)}
+    with pytest.raises(SettingsError, match="the folder of logit_caching: /x is claimed by two experiments"):
+        Plan(load(tmp_path, overlays))
+
+
+def test_command_line_beats_experiment_beats_base(tmp_path) -> None:
+    overlay = {"one": {"pipeline": "kd", "training": {"learning_rate": 0.1, "batch_size": 3}}}
+    settings = load(tmp_path, overlay, {"training": {"batch_size": 5}})["one"]
+    assert (settings.training.learning_rate, settings.training.batch_size) == (0.1, 5)
+    assert settings.training.token_budget == BASE["training"]["token_budget"]
+
+
+def test_deep_merge_keeps_siblings_and_replaces_lists() -> None:
+    assert deep_merge({"a": {"b": 1, "c": [1, 2]}}, {"a": {"c": [3]}}) == {"a": {"b": 1, "c": [3]}}
+
+
+def test_missing_and_broken_files_are_named(tmp_path) -> None:
+    with pytest.raises(SettingsError, match="nowhere.yaml does not exist"):
+        read_yaml(tmp_path / "nowhere.yaml")
+    (tmp_path / "x.yaml").write_text("a: [1,")
+    with pytest.raises(SettingsError, match="x.yaml is not valid YAML"):
+        read_yaml(tmp_path / "x.yaml")
+    with pytest.raises(SettingsError, match="no experiment found"):
+        load_experiments(tmp_path, BASE, {})
+
+
+def test_a_slice_does_not_depend_on_key_order(tmp_path) -> None:
+    a = load(tmp_path, {"one": {"pipeline": "kd", "training": {"batch_size": 2, "learning_rate": 0.1}}})["one"]
+    b = load(tmp_path, {"one": {"training": {"learning_rate": 0.1, "batch_size": 2}, "pipeline": "kd"}})["one"]
+    assert canonical(StudentTrainSlice.of(a)) == canonical(StudentTrainSlice.of(b))
+
+
+def test_reference_and_schemas_are_in_step_with_the_models() -> None:
+    stale = [str(p) for p, text in reference.render().items() if p.read_text() != text]
+    assert not stale, "run `make reference`"
+
+
+def test_every_key_is_read_by_the_code() -> None:
+    """Each leaf key appears as an attribute or subscript somewhere outside its definition."""
+    read: set[str] = set()
+    package = REPOSITORY / "workflow_scripts"
+    for path in package.rglob("*.py"):
+        if path.name in ("schema.py", "reference.py"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute):
+                read.add(node.attr)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                read.add(node.value)
+    schema = ast.parse((package / "settings" / "schema.py").read_text())
+    methods = [n for n in ast.walk(schema) if isinstance(n, ast.FunctionDef) and not n.name.startswith("_")]
+    read |= {n.attr for m in methods for n in ast.walk(m) if isinstance(n, ast.Attribute)}
+    sections = reference.sections("", Settings)
+    keys = set(itertools.chain.from_iterable(m.model_fields for _, _, m in sections))
+    assert keys - read == set()

@@ -1,0 +1,228 @@
+"""What makes which job stale: real `snakemake -n` runs on a real finished run, asserted by job and reason."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import Workflow
+
+PLAN = re.compile(
+    r"^(?:local)?rule (?P<rule>\w+):$(?P<body>.*?)(?=^\[|^(?:local)?rule |^Job stats|\Z)", re.MULTILINE | re.DOTALL
+)
+TEACHER_TARGETS = ("logit_caching", "synthetic_generation", "preference_dataset")
+TARGETS = ("all", *TEACHER_TARGETS, "demo_kd", "demo_sft", "demo_dpo", "demo_baseline")
+TRAINING_KD = {"student_train demo_kd", "evaluation demo_kd", "experiment_summary demo_kd", "comparison"}
+
+
+def plan(workflow: Workflow, *arguments: str) -> dict[str, str]:
+    """Jobs that would run, as `rule experiment`, with the first word of their reason."""
+    output = workflow.snakemake("-n", *arguments).stdout
+    jobs = {}
+    for found in PLAN.finditer(output):
+        if found["rule"] in TARGETS:
+            continue
+        reason = re.search(r"reason: (.*)", found["body"])
+        experiment = re.search(r"wildcards:.*experiment=(\w+)", found["body"])
+        name = found["rule"] + (f" {experiment[1]}" if experiment else "")
+        jobs[name] = reason[1] if reason else ""
+    assert jobs or "Nothing to be done" in output, output[-3000:]
+    return jobs
+
+
+def edit(workflow: Workflow, relative: str, change) -> None:
+    """Change a YAML file of the copy."""
+    path = workflow.folder / relative
+    content = yaml.safe_load(path.read_text())
+    change(content)
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+def set_key(dotted: str, value):
+    def change(content: dict) -> None:
+        *parents, last = dotted.split(".")
+        for part in parents:
+            content = content.setdefault(part, {})
+        content[last] = value
+
+    return change
+
+
+def test_nothing_changed_nothing_to_do(tiny_run: Workflow) -> None:
+    assert plan(tiny_run) == {}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("wandb.run_name", "another name"),
+        ("wandb.log_interval", 1),
+        ("energy.nvml_poll_interval_ms", 250),
+        ("energy.pue", 1.2),
+    ],
+)
+def test_options_that_change_no_result(finished: Workflow, key: str, value) -> None:
+    edit(finished, "config/base.yaml", set_key(key, value))
+    assert plan(finished) == {}
+
+
+def test_key_order_comments_and_touched_sources_change_nothing(finished: Workflow) -> None:
+    base = finished.folder / "config" / "base.yaml"
+    content = yaml.safe_load(base.read_text())
+    content["training"] = dict(reversed(content["training"].items()))
+    base.write_text("# a comment\n" + yaml.safe_dump(dict(reversed(content.items())), sort_keys=False))
+    for source in (finished.folder / "workflow_scripts").rglob("*.py"):
+        os.utime(source)
+    for source in (finished.folder / "rules").iterdir():
+        os.utime(source)
+    assert plan(finished) == {}
+
+
+def test_learning_rate_reruns_that_training_and_what_follows(finished: Workflow) -> None:
+    edit(finished, "config/experiments/demo_kd.yaml", set_key("training.learning_rate", 1.0e-4))
+    jobs = plan(finished)
+    assert set(jobs) == TRAINING_KD
+    assert jobs["student_train demo_kd"].startswith("Params have changed since last execution")
+    assert jobs["evaluation demo_kd"].startswith("Input files updated by another job")
+
+
+def test_swapped_values_are_seen(finished: Workflow) -> None:
+    def swap(content: dict) -> None:
+        content["training"] = {"num_warmup_steps": 3, "gradient_accumulation_steps": 2}
+
+    edit(finished, "config/experiments/demo_kd.yaml", swap)
+    assert set(plan(finished)) == TRAINING_KD
+    finished.snakemake("--touch", "--cores", "1")
+
+
+def test_top_k_reruns_the_cache_and_kd(finished: Workflow) -> None:
+    edit(finished, "config/base.yaml", set_key("distillation.shard_examples", 4))
+    finished.overlay.write_text(finished.overlay.read_text().replace("top_k_logits: 16", "top_k_logits: 8"))
+    jobs = plan(finished)
+    assert set(jobs) == TRAINING_KD | {"cache_logits"}
+    assert jobs["cache_logits"].startswith("Missing output files: results/teacher/logit_cache-")
+
+
+def test_kd_temperature_within_the_cache_retrains_only(finished: Workflow) -> None:
+    edit(finished, "config/base.yaml", set_key("distillation.temperature", 2.0))
+    assert set(plan(finished)) == TRAINING_KD
+
+
+def test_generation_temperature_reruns_generation_and_sft(finished: Workflow) -> None:
+    edit(finished, "config/base.yaml", set_key("synthetic_data.generation.temperature", 0.9))
+    jobs = plan(finished)
+    assert set(jobs) == {
+        "generate_answers",
+        "student_train demo_sft",
+        "evaluation demo_sft",
+        "experiment_summary demo_sft",
+        "comparison",
+    }
+    assert jobs["generate_answers"].startswith("Missing output files: results/teacher/synthetic_dataset-")
+
+
+def test_beta_reruns_dpo_only(finished: Workflow) -> None:
+    edit(finished, "config/base.yaml", set_key("dpo.beta", 0.2))
+    jobs = plan(finished)
+    expected = {"dpo_training demo_dpo", "evaluation demo_dpo", "experiment_summary demo_dpo", "comparison"}
+    assert set(jobs) == expected
+    assert jobs["dpo_training demo_dpo"].startswith("Params have changed")
+
+
+def test_an_edited_stage_module_reruns_its_stage(finished: Workflow) -> None:
+    source = finished.folder / "workflow_scripts" / "stages" / "dpo_training.py"
+    source.write_text(source.read_text().replace("settings.beta,", "settings.beta * 1,"))
+    jobs = plan(finished)
+    assert set(jobs) == {"dpo_training demo_dpo", "evaluation demo_dpo", "experiment_summary demo_dpo", "comparison"}
+    assert "Updated input files: workflow_scripts/stages/dpo_training.py" in jobs["dpo_training demo_dpo"]
+
+
+def test_an_edited_loss_reruns_the_trainings_but_no_teacher(finished: Workflow) -> None:
+    source = finished.folder / "workflow_scripts" / "distill" / "order.py"
+    source.write_text(source.read_text() + "\nCHANGED = True\n")
+    rules = {job.split()[0] for job in plan(finished)}
+    assert rules == {"student_train", "dpo_training", "evaluation", "experiment_summary", "comparison"}
+
+
+def test_a_deleted_model_is_made_again_with_what_needs_it(finished: Workflow) -> None:
+    finished.path("results/demo_kd/final_model/manifest.json").unlink()
+    assert set(plan(finished)) == TRAINING_KD
+
+
+def test_a_deleted_summary_and_its_comparison_are_made_again(finished: Workflow) -> None:
+    finished.path("results/demo_kd/experiment_summary.json").unlink()
+    assert set(plan(finished, "demo_kd")) == {"experiment_summary demo_kd"}
+
+
+def test_a_deleted_cache_comes_back_when_something_needs_it(finished: Workflow) -> None:
+    """A cache whose students are trained may be deleted to free the disk; nothing is made until it is needed."""
+    finished.path("results/teacher/logit_cache-*/logit_cache/manifest.json").unlink()
+    assert plan(finished) == {}
+    assert set(plan(finished, "logit_caching")) == {"cache_logits"}
+    finished.path("results/demo_kd/final_model/manifest.json").unlink()
+    assert set(plan(finished)) == TRAINING_KD | {"cache_logits"}
+
+
+def test_a_new_experiment_with_the_same_teacher_settings_shares_the_teacher(finished: Workflow) -> None:
+    new = finished.folder / "config" / "experiments" / "kd_again.yaml"
+    new.write_text("pipeline: kd\ntraining:\n  learning_rate: 1.0e-4\n")
+    assert set(plan(finished, "kd_again")) == {
+        "student_train kd_again",
+        "evaluation kd_again",
+        "experiment_summary kd_again",
+        "kd_again",
+    }
+    assert plan(finished) == {}
+
+
+def test_targets_of_the_guide(finished: Workflow) -> None:
+    for target in (*TEACHER_TARGETS, "demo_sft"):
+        assert plan(finished, target) == {}
+    finished.path("results/teacher/preference_dataset-*/preference_dataset/manifest.json").unlink()
+    assert set(plan(finished, "preference_dataset")) == {"rank_pairs"}
+
+
+@pytest.mark.parametrize(
+    ("overlay", "message"),
+    [
+        ("training:\n  learning_rate: 2e-5\n", "training.learning_rate = '2e-5'"),
+        ("pipeline: kdd\n", "pipeline = 'kdd'"),
+        ("modle: {}\n", "did you mean 'model'?"),
+    ],
+)
+def test_a_bad_configuration_stops_before_anything_runs(finished: Workflow, overlay: str, message: str) -> None:
+    (finished.folder / "config" / "experiments" / "demo_kd.yaml").write_text(
+        "pipeline: kd\n" * ("pipeline" not in overlay) + overlay
+    )
+    result = finished.snakemake("-n", check=False)
+    assert result.returncode == 1
+    lines = [line for line in (result.stdout + result.stderr).splitlines() if message in line]
+    assert len(lines) == 1 and "demo_kd.yaml" in lines[0]
+    assert "Traceback" not in result.stderr
+
+
+def test_planning_needs_no_torch(tiny_run: Workflow) -> None:
+    """A module named torch that fails on import stands before the real one while the plan is made."""
+    trap = Path(tiny_run.folder, "trap")
+    trap.mkdir(exist_ok=True)
+    (trap / "torch.py").write_text("raise RuntimeError('torch was imported')")
+    assert "Nothing to be done" in tiny_run.snakemake("-n", PYTHONPATH=str(trap)).stdout
+
+
+def test_shell_commands_are_visible_and_quoted(finished: Workflow) -> None:
+    edit(
+        finished,
+        "config/base.yaml",
+        set_key("synthetic_data.filtering.refusal_pattern", "I can't; $(touch owned) `touch owned`"),
+    )
+    output = finished.snakemake("-n", "-p").stdout
+    assert (
+        "python -m workflow_scripts.energy.meter" in output
+        and "-- python -m workflow_scripts.stages.synthetic_generation" in output
+    )
+    finished.snakemake("--cores", "2", "results/demo_sft/final_model/manifest.json")
+    assert not (finished.folder / "owned").exists()

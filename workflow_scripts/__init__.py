@@ -1,0 +1,1 @@
+"""Stages, energy meter and accounting of the Distillation Energy Benchmark."""

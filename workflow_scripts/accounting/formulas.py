@@ -1,0 +1,44 @@
+"""The formulas of the comparison. Energies in joules unless a name says otherwise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+
+def amortised(teacher_j: float, student_j: float, reuse: int) -> float:
+    """Energy per student when the teacher's output is reused `reuse` times: E_teacher / N + E_student."""
+    if reuse < 1:
+        raise ValueError(f"reuse = {reuse} must be at least 1")
+    return teacher_j / reuse + student_j
+
+
+def break_even_reuse(teacher_j: float, distilled_student_j: float, baseline_student_j: float) -> float | None:
+    """N*: reuses of the teacher's output after which distilling costs less than training on gold data.
+
+    N* = E_teacher / (E_baseline_student - E_distilled_student); None means never (the denominator is not positive).
+    """
+    saved = baseline_student_j - distilled_student_j
+    return teacher_j / saved if saved > 0 else None
+
+
+def break_even_tokens(extra_training_kwh: float, reference_j_per_token: float, student_j_per_token: float) -> float | None:
+    """T*: tokens served until extra training is repaid by cheaper inference; None means never."""
+    saved = reference_j_per_token - student_j_per_token
+    return extra_training_kwh * 3.6e6 / saved if saved > 0 else None
+
+
+def pareto_front(points: Mapping[str, tuple[float, float]]) -> set[str]:
+    """Names of the points (energy, quality; more quality is better) that no other point dominates.
+
+    A point is dominated when another has at most its energy and at least its quality, one of them strictly.
+    """
+    front = set()
+    for name, (energy, quality) in points.items():
+        if math.isnan(energy) or math.isnan(quality):
+            continue
+        if not any(
+            e <= energy and q >= quality and (e < energy or q > quality) for other, (e, q) in points.items() if other != name
+        ):
+            front.add(name)
+    return front

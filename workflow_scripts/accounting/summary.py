@@ -1,0 +1,172 @@
+"""experiment_summary: all stage records of one experiment, added up by role.
+
+    python -m workflow_scripts.accounting.summary --plan JSON --config JSON --out experiment_summary.json
+
+`--plan` names the records, the evaluation, the reference evaluations and the lineage; `--config` is the resolved
+configuration for the snapshot. Beside the summary it writes run_config.yaml, environment.json, copies of the shared records
+under stages/ and of the prerun's result under prerun_validation/. Built from the same records it is byte-equal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from workflow_scripts.artefact import ArtefactError, read_json, write_json
+
+SCHEMA = "experiment-summary/1"
+RECORD_SCHEMA = "energy-stage/1"
+ROLES = ("prerun", "data", "teacher", "student", "evaluation")
+CLASSES = ("measured", "integrated", "modelled", "unavailable")
+TOKEN_TYPES = ("loss", "input", "generated", "padded", "discarded")
+
+
+class SummaryError(ValueError):
+    """Records that cannot be summed."""
+
+
+def main() -> int:
+    """Read the records, write summary and snapshots."""
+    parser = argparse.ArgumentParser(prog="workflow_scripts.accounting.summary", allow_abbrev=False)
+    for name in ("plan", "config", "out"):
+        parser.add_argument(f"--{name}", required=True)
+    arguments = parser.parse_args()
+    plan, config, out = json.loads(arguments.plan), json.loads(arguments.config), Path(arguments.out)
+    try:
+        records = read_records(plan)
+        summary = summarise(plan, config, records)
+    except (SummaryError, ArtefactError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    stages = out.parent / "stages"
+    for stage in plan["shared"]:
+        write_json(stages / f"{stage}.json", summary["stages"][stage])
+    write_json(Path(plan["output_dir"]) / "prerun_validation" / "validation.json", read_json(Path(plan["prerun"])))
+    (out.parent / "run_config.yaml").write_text(yaml.safe_dump(config, sort_keys=True), encoding="utf-8")
+    training = summary["stages"][plan["training_stage"]]
+    environment = {stage: record["provenance"] for stage, record in summary["stages"].items()}
+    write_json(out.parent / "environment.json", {**training["provenance"], "stages": environment})
+    write_json(out, summary)
+    return 0
+
+
+def read_records(plan: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Stage records by their name in the summary. Raises SummaryError for an unknown schema."""
+    records = {}
+    for stage, path in {**plan["shared"], **plan["own"]}.items():
+        record = read_json(Path(path))
+        if record.get("schema") != RECORD_SCHEMA:
+            raise SummaryError(f"{path}: schema {record.get('schema')!r}, this program reads {RECORD_SCHEMA}")
+        records[stage] = record | {"stage_id": stage, "stage_name": stage, "shared_by": plan["sharing"].get(stage, [])}
+    adopted = plan.get("teacher_manifest") and read_json(Path(plan["teacher_manifest"])).get("adopted")
+    if adopted:
+        stage = "teacher_generation"
+        records[stage] = adopted_record(Path(plan["teacher_manifest"]), records[stage])
+    return records
+
+
+def adopted_record(manifest: Path, adoption: dict[str, Any]) -> dict[str, Any]:
+    """The record found beside an adopted data set, or one that says that its energy is unavailable."""
+    folder = Path(read_json(manifest)["path"])
+    for candidate in (folder / "stages" / "synthetic_generation.json", folder.parent / "stages" / "synthetic_generation.json"):
+        if candidate.is_file():
+            found: dict[str, Any] = read_json(candidate)
+            return found | {k: adoption[k] for k in ("stage_id", "stage_name", "shared_by")}
+    reason = f"the data set at {folder} was made elsewhere and no record lies beside it"
+    nothing = dict.fromkeys(
+        ("total_energy_joules", "total_energy_kwh", "kwh_total", "joules_per_token", "useful_j", "wasted_j")
+    )
+    energy = {**adoption["energy"], "total": {"joules": None, "class": "unavailable", "boundary": [], "reason": reason}}
+    return adoption | nothing | {"energy": energy, "warnings": [*adoption["warnings"], reason]}
+
+
+def summarise(plan: dict[str, Any], config: dict[str, Any], records: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The summary of one experiment; energies of a role are null when one of its stages has none."""
+    training = records[plan["training_stage"]]
+    roles = {}
+    for role in ROLES:
+        members = [r for r in records.values() if r["role"] == role]
+        joules = _total([r["total_energy_joules"] for r in members])
+        roles[role] = {"joules": joules, "kwh": joules / 3.6e6 if joules is not None else None, "stages": len(members)}
+    known = [r for r in records.values() if r["total_energy_joules"] is not None]
+    total = sum(r["total_energy_joules"] for r in known)
+    unknown = sorted(stage for stage, r in records.items() if r["total_energy_joules"] is None)
+    evaluation = read_json(Path(plan["evaluation"]))
+    references = {name: read_json(Path(path)) for name, path in plan["references"].items()}
+    duration = sum(r["duration_seconds"] for r in records.values())
+    tokens = {t: _total([r["work"][t] for r in records.values() if r["work"][t] is not None]) for t in TOKEN_TYPES}
+    warnings = [f"{stage}: {text}" for stage, r in records.items() for text in r["warnings"]]
+    warnings += [f"{stage}: no energy figure; the total leaves it out" for stage in unknown]
+    boundaries = sorted({"+".join(r["energy"]["total"]["boundary"]) for r in known})
+    if len(boundaries) > 1:
+        warnings.append(f"stages have different boundaries: {', '.join(boundaries)}")
+    return {
+        "schema": SCHEMA,
+        "experiment_id": f"{plan['experiment']}-{_fingerprint(config)}",
+        "experiment_name": plan["experiment"],
+        "pipeline": plan["pipeline"],
+        "description": config["experiment"]["description"],
+        "start_time": min(r["start_time"] for r in records.values()),
+        "end_time": max(r["end_time"] for r in records.values()),
+        "total_duration_seconds": duration,
+        "total_tokens_processed": training["tokens_processed"],
+        "tokens_unit": training["tokens_unit"],
+        "tokens": tokens,
+        "throughput": {stage: r["tokens_per_second"] for stage, r in records.items()},
+        "total_gpu_energy_joules": _total([r["gpu_energy_joules"] for r in known]),
+        "total_cpu_energy_joules": _total([r["cpu_energy_joules"] for r in known]),
+        "total_energy_joules": total,
+        "total_energy_kwh": total / 3.6e6,
+        "joules_per_token": training["joules_per_token"],
+        "overall_joules_per_token": total / training["tokens_processed"] if training["tokens_processed"] else None,
+        "overall_tokens_per_second": training["tokens_processed"] / duration if training["tokens_processed"] else None,
+        "energy": {
+            "class": max((r["energy"]["total"]["class"] for r in known), key=CLASSES.index, default="unavailable"),
+            "boundary": boundaries,
+            "complete": not unknown,
+        },
+        "useful_j": _total([r["useful_j"] for r in known]),
+        "wasted_j": _total([r["wasted_j"] for r in known]),
+        "carbon_grams": _total([r["carbon"]["grams"] for r in known]),
+        "roles": roles,
+        "reuse": {stage: {"experiments": len(users), "names": users} for stage, users in plan["sharing"].items()},
+        "lineage": lineage(plan),
+        "quality": evaluation,
+        "references": references,
+        "config_fingerprint": _fingerprint(config),
+        "stages": records,
+        "warnings": warnings,
+    }
+
+
+def lineage(plan: dict[str, Any]) -> dict[str, Any] | None:
+    """What the starting policy of a dpo experiment has cost before, from that experiment's summary."""
+    if not plan["lineage"]:
+        return None
+    parent = read_json(Path(plan["lineage"]))
+    before = parent["lineage"]["total_energy_kwh"] if parent["lineage"] else 0.0
+    return {
+        "policy": parent["experiment_name"],
+        "student_kwh": parent["roles"]["student"]["kwh"],
+        "teacher_kwh": parent["roles"]["teacher"]["kwh"],
+        "total_energy_kwh": parent["total_energy_kwh"] + before,
+    }
+
+
+def _total(values: list[float | None]) -> float | None:
+    """Sum; None as soon as one member is unknown or there is none."""
+    return None if not values or any(v is None for v in values) else sum(v for v in values if v is not None)
+
+
+def _fingerprint(config: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

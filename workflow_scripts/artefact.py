@@ -1,0 +1,99 @@
+"""Artefacts: a folder of files and a manifest that is written last, so that a manifest means a whole artefact.
+
+A manifest holds facts about content only (no time stamps): the same content gives the same bytes, and what depends on it
+is not stale when a stage is repeated with the same result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+SCHEMA = "artefact/1"
+MANIFEST = "manifest.json"
+
+
+class ArtefactError(RuntimeError):
+    """An artefact that is missing, broken or not what its manifest says."""
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's content, hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON so that a reader sees the old file or the whole new one: temporary name, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as handle:
+        json.dump(content, handle, indent=1, allow_nan=False)
+        handle.write("\n")
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON. Raises ArtefactError naming the file when it is missing or cut."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtefactError(f"{path} does not exist") from None
+    except json.JSONDecodeError as error:
+        raise ArtefactError(f"{path} is not whole JSON ({error}): delete it and run again") from None
+
+
+def inventory(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size [bytes] and SHA-256 of every file under `folder`, by relative path."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    return {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
+
+
+def publish(build: Path, manifest: Path, kind: str, facts: dict[str, Any], bulk: Path | None = None) -> None:
+    """Make the folder `build` the artefact of `manifest`, in one rename.
+
+    With `bulk` the files go to that folder and the manifest points there. The old artefact, if any, is removed after the
+    new one stands. `build` must be on the file system of its destination.
+    """
+    facts = {"schema": SCHEMA, "kind": kind, **facts, "files": inventory(build)}
+    destination = bulk or manifest.parent
+    if bulk is None:
+        write_json(build / MANIFEST, facts | {"path": "."})
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    old = destination.with_name(f".{destination.name}.old.{os.getpid()}")
+    if destination.exists():
+        destination.rename(old)
+    build.rename(destination)
+    if bulk is not None:
+        write_json(manifest, facts | {"path": str(bulk.absolute())})
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def point_to(folder: Path, manifest: Path, kind: str, facts: dict[str, Any]) -> None:
+    """Write a manifest for content that stays where it is and is not ours (a hub snapshot, a user's folder)."""
+    write_json(manifest, {"schema": SCHEMA, "kind": kind, **facts, "path": str(folder.absolute())})
+
+
+def open_artefact(manifest: Path, kind: str) -> tuple[Path, dict[str, Any]]:
+    """Folder and facts of an artefact. Raises ArtefactError when a file is missing or of another size."""
+    facts = read_json(manifest)
+    if facts.get("schema") != SCHEMA or facts.get("kind") != kind:
+        raise ArtefactError(
+            f"{manifest}: expected {SCHEMA} of kind {kind!r}, found {facts.get('schema')} of kind {facts.get('kind')!r}"
+        )
+    folder = (manifest.parent / facts["path"]).resolve()
+    for name, entry in facts.get("files", {}).items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != entry["bytes"]:
+            raise ArtefactError(f"{path} is missing or damaged: delete {manifest} and run again")
+    return folder, facts

@@ -1,0 +1,1 @@
+"""Distillation: corpus, teacher artefacts, losses, trainers, evaluation. Knows nothing of energy or Snakemake."""

@@ -1,0 +1,57 @@
+"""Rows of tokens into padded batches, with little padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`input_ids`, `attention_mask` [B, L] int64 and `predicts` [B, L] bool: positions whose next token carries loss."""
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    predicts: torch.Tensor
+
+    def targets(self) -> torch.Tensor:
+        """Next tokens of the predicting positions [N], in row order."""
+        return self.input_ids.roll(-1, dims=1)[self.predicts]
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on another device."""
+        return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.predicts.to(device))
+
+    def padded_tokens(self) -> int:
+        """Positions that hold padding."""
+        return int(self.attention_mask.numel() - self.attention_mask.sum())
+
+
+def pad_rows(rows: Sequence[dict[str, Any]], pad_id: int) -> Batch:
+    """Right-pad rows of `input_ids` and `loss_mask` (equal lengths per row) to the longest of them."""
+    longest = max(len(row["input_ids"]) for row in rows)
+    input_ids = torch.full((len(rows), longest), pad_id)
+    attention = torch.zeros((len(rows), longest), dtype=torch.long)
+    predicts = torch.zeros((len(rows), longest), dtype=torch.bool)
+    for index, row in enumerate(rows):
+        length = len(row["input_ids"])
+        input_ids[index, :length] = torch.tensor(row["input_ids"])
+        attention[index, :length] = 1
+        predicts[index, : length - 1] = torch.tensor(row["loss_mask"][1:], dtype=torch.bool)
+    return Batch(input_ids, attention, predicts)
+
+
+def loss_tokens(row: dict[str, Any]) -> int:
+    """Tokens of a row that carry loss; the first token of a row is never predicted."""
+    return int(sum(row["loss_mask"][1:]))
+
+
+def by_length(rows: Sequence[Row], size: int, length: Any) -> list[list[Row]]:
+    """Batches of up to `size` rows of similar `length(row)`, longest first (so that memory fails early)."""
+    ordered = sorted(rows, key=length, reverse=True)
+    return [ordered[begin : begin + size] for begin in range(0, len(ordered), size)]

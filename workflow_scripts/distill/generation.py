@@ -1,0 +1,150 @@
+"""Batched text generation in which a prompt's answer does not depend on its batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from workflow_scripts.distill.batching import by_length
+from workflow_scripts.settings.schema import Generation
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt to answer: any hashable key, its tokens, and the seed of its random numbers."""
+
+    key: Any
+    input_ids: list[int]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Generated tokens without the end token; `generated` counts them with it; `truncated`: no end token came."""
+
+    key: Any
+    token_ids: list[int]
+    generated: int
+    truncated: bool
+
+
+class SeededSampling(LogitsProcessor):
+    """Temperature and nucleus sampling (Holtzman et al. 2020) with one uniform number per row and step.
+
+    The token is found by inverting the cumulative distribution at the row's own random number, so a row's sample depends on
+    its seed, not on its neighbours. The chosen token is left as the only finite score.
+    """
+
+    _CANDIDATES = 1024
+
+    def __init__(self, seeds: Sequence[int], temperature: float, top_p: float) -> None:
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._temperature, self._top_p = temperature, top_p
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores [B, V] in, the sampled token of each row as the only finite score out."""
+        uniform = torch.stack([torch.rand((), generator=g) for g in self._generators]).to(scores.device)[:, None]
+        probabilities = torch.softmax(scores.float() / self._temperature, dim=-1)
+        if self._top_p >= 1:
+            token = _invert(probabilities, uniform)
+        else:
+            values, tokens = self._nucleus(probabilities)
+            token = tokens.gather(1, _invert(values, uniform))
+        return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
+
+    def _nucleus(self, probabilities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Descending probabilities, zero outside the nucleus, and their tokens.
+
+        The most likely candidates are enough unless some row's nucleus is larger; then all are sorted.
+        """
+        count = min(self._CANDIDATES, probabilities.shape[-1])
+        values, tokens = torch.topk(probabilities, count, dim=-1)
+        if count < probabilities.shape[-1] and bool((values.sum(-1) < self._top_p).any()):
+            values, tokens = torch.sort(probabilities, dim=-1, descending=True)
+        before = values.cumsum(-1) - values
+        return values.masked_fill(before >= self._top_p, 0.0), tokens
+
+
+def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Index [B, 1] at which the cumulative weights [B, n] first exceed `uniform` [B, 1] of their total."""
+    cumulative = weights.double().cumsum(-1)
+    index = torch.searchsorted(cumulative, uniform.double() * cumulative[:, -1:], right=True)
+    return index.clamp(max=weights.shape[-1] - 1)
+
+
+def prompt_tokens(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
+    """Tokens of a conversation that the assistant is to answer."""
+    encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
+    ids: list[int] = encoded["input_ids"]
+    return ids
+
+
+def prompt_seed(base: int, key: int, sample: int = 0) -> int:
+    """Seed of one sample of one prompt, spread over 63 bits (SplitMix64's finaliser)."""
+    x = (base * 0x9E3779B97F4A7C15 + key * 0xBF58476D1CE4E5B9 + sample + 1) % (1 << 64)
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) % (1 << 64)
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) % (1 << 64)
+    return int((x ^ (x >> 31)) >> 1)
+
+
+def generate(
+    model: Any,
+    prompts: Sequence[Prompt],
+    options: Generation,
+    eos_ids: Sequence[int],
+    pad_id: int,
+    say: Callable[[str], None] = print,
+) -> Iterator[list[Answer]]:
+    """Answer prompts in batches of similar length, yielding each batch's answers.
+
+    When memory runs out the batch is halved, which is said; one prompt that does not fit alone raises.
+    """
+    todo = by_length(prompts, options.batch_size, lambda prompt: len(prompt.input_ids))
+    while todo:
+        batch = todo.pop(0)
+        try:
+            yield _generate_batch(model, batch, options, eos_ids, pad_id)
+        except (torch.OutOfMemoryError, MemoryError):
+            if len(batch) == 1:
+                raise
+            half = len(batch) // 2
+            say(f"out of memory with {len(batch)} prompts per batch: going on with {half}")
+            todo[:0] = [batch[:half], batch[half:]]
+
+
+@torch.no_grad()
+def _generate_batch(
+    model: Any, batch: Sequence[Prompt], options: Generation, eos_ids: Sequence[int], pad_id: int
+) -> list[Answer]:
+    device = next(model.parameters()).device
+    longest = max(len(prompt.input_ids) for prompt in batch)
+    input_ids = torch.full((len(batch), longest), pad_id)
+    attention = torch.zeros_like(input_ids)
+    for row, prompt in enumerate(batch):
+        input_ids[row, longest - len(prompt.input_ids) :] = torch.tensor(prompt.input_ids)
+        attention[row, longest - len(prompt.input_ids) :] = 1
+    processors = LogitsProcessorList()
+    if options.decoding_strategy == "sampling":
+        processors.append(SeededSampling([prompt.seed for prompt in batch], options.temperature, options.top_p))
+    config = GenerationConfig(
+        max_new_tokens=options.max_new_tokens, do_sample=False, eos_token_id=list(eos_ids), pad_token_id=pad_id
+    )
+    output = model.generate(
+        input_ids=input_ids.to(device),
+        attention_mask=attention.to(device),
+        generation_config=config,
+        logits_processor=processors,
+    )
+    return [_cut(prompt.key, row.tolist(), eos_ids) for prompt, row in zip(batch, output[:, longest:].cpu(), strict=True)]
+
+
+def _cut(key: Any, tokens: list[int], eos_ids: Sequence[int]) -> Answer:
+    """Cut a row of the batch at its first end token; what follows is padding and was not generated."""
+    end = next((index for index, token in enumerate(tokens) if token in eos_ids), None)
+    if end is None:
+        return Answer(key, tokens, len(tokens), truncated=True)
+    return Answer(key, tokens[:end], end + 1, truncated=False)

@@ -1,0 +1,166 @@
+"""Models and tokenizers: make, open, identify."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TQDM_DISABLE", "1")  # bars are no plain lines in a log file
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from workflow_scripts.artefact import open_artefact, sha256
+
+transformers.utils.logging.disable_progress_bar()
+
+_WHOLE_HASH_LIMIT = 64 << 20
+
+
+class ModelError(ValueError):
+    """A model that cannot be used as configured."""
+
+
+def device() -> torch.device:
+    """The accelerator of this process, or the CPU."""
+    return torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+
+
+def compute_dtype(choice: str) -> torch.dtype:
+    """Resolve `training.dtype`: auto is bfloat16 where the hardware multiplies it natively (CUDA, AMX), else float32."""
+    if choice != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[choice]
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
+
+
+def load_model(folder: Path, dtype: torch.dtype, attn_implementation: str = "sdpa") -> Any:
+    """Load a causal language model from a folder, on this process's device, in evaluation mode."""
+    with _named_errors(f"model folder {folder}"):
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation=attn_implementation, local_files_only=True
+        )
+    return model.to(device()).eval()
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Load the tokenizer of a model folder."""
+    with _named_errors(f"tokenizer in {folder}"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def open_model(manifest: Path) -> tuple[Path, dict[str, Any]]:
+    """Folder and facts of a prepared or trained model."""
+    return open_artefact(manifest, "model")
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """SHA-256 over the vocabulary (token, id) and the special tokens: equal means ids can be exchanged."""
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    content = json.dumps([vocabulary, sorted(tokenizer.all_special_ids)], ensure_ascii=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def weight_hash(folder: Path) -> str:
+    """Identify the weights of a folder: name, size and content of config and weight files.
+
+    Files over 64 MiB enter with size, first and last MiB, so that a 65 GB model is identified in milliseconds.
+    """
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), folder / "config.json"]):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        if size <= _WHOLE_HASH_LIMIT:
+            digest.update(sha256(path).encode())
+            continue
+        with path.open("rb") as handle:
+            digest.update(handle.read(1 << 20))
+            handle.seek(-(1 << 20), os.SEEK_END)
+            digest.update(handle.read(1 << 20))
+    return digest.hexdigest()
+
+
+def model_facts(folder: Path, parameters: int | None = None) -> dict[str, Any]:
+    """What a manifest says of a model folder: parameters, vocabulary, context, hashes of weights and tokenizer."""
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    tokenizer = load_tokenizer(folder)
+    if len(tokenizer) > config.vocab_size:
+        raise ModelError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model's embedding {config.vocab_size} rows")
+    if parameters is None:
+        with torch.device("meta"):
+            parameters = AutoModelForCausalLM.from_config(config).num_parameters()
+    return {
+        "parameters": parameters,
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.max_position_embeddings,
+        "tokenizer_sha256": tokenizer_hash(tokenizer),
+        "weights_sha256": weight_hash(folder),
+    }
+
+
+def convert_gguf(gguf: Path, destination: Path) -> None:
+    """Write a GGUF model as a Hugging Face folder in float32, with its tokenizer."""
+    options = {"gguf_file": gguf.name, "dtype": torch.float32, "local_files_only": True}
+    quantization = transformers.GgufConfig(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, quantization_config=quantization, **options)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
+    model.save_pretrained(destination)
+    tokenizer.save_pretrained(destination)
+
+
+def prune_layers(parent: Path, keep: list[int], destination: Path) -> None:
+    """Write a copy of a model with only the decoder layers `keep` (ascending); embeddings and head stay as they are.
+
+    Raises ModelError when a kept layer does not exist.
+    """
+    model = load_model(parent, torch.float32)
+    layers = model.model.layers
+    if keep[-1] >= len(layers):
+        raise ModelError(f"keep_layers has {keep[-1]}, but {parent} has layers 0 to {len(layers) - 1}")
+    model.model.layers = torch.nn.ModuleList(layers[index] for index in keep)
+    for index, layer in enumerate(model.model.layers):
+        layer.self_attn.layer_idx = index
+    model.config.num_hidden_layers = len(keep)
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = [model.config.layer_types[index] for index in keep]
+    model.save_pretrained(destination)
+    load_tokenizer(parent).save_pretrained(destination)
+
+
+def hub_snapshot(repo_id: str, revision: str) -> Path:
+    """Folder of a hub model: from the local cache when it is there, else downloaded (unless HF_HUB_OFFLINE=1)."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
+    except Exception as missing:
+        if os.environ.get("HF_HUB_OFFLINE") == "1":
+            raise ModelError(
+                f"{repo_id}@{revision} is not in the local Hugging Face cache and HF_HUB_OFFLINE=1: download it where there "
+                f"is network (`hf download {repo_id}`), or name a local folder"
+            ) from missing
+    with _named_errors(f"download of {repo_id}@{revision}"):
+        return Path(snapshot_download(repo_id, revision=revision))
+
+
+class _named_errors(contextlib.AbstractContextManager[None]):
+    """Turn a library's long error into one ModelError that says what was being opened."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, (OSError, ValueError)):
+            raise ModelError(f"{self._what}: {' '.join(str(error).split())[:400]}") from error

@@ -1,0 +1,50 @@
+"""Preference pairs: rank samples of one prompt by the judge's log-likelihood, keep the best and the worst."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sampled answer: text, tokens, whether it ended by itself, seed, and log-likelihood under the judge [nats]."""
+
+    text: str
+    token_ids: list[int]
+    truncated: bool
+    seed: int
+    log_likelihood: float
+
+
+def score(sample: Sample, method: Literal["likelihood_mean", "likelihood"]) -> float:
+    """Log-likelihood of the answer, per token (`likelihood_mean`) or summed (`likelihood`)."""
+    return sample.log_likelihood / len(sample.token_ids) if method == "likelihood_mean" else sample.log_likelihood
+
+
+def rank(
+    samples: list[Sample],
+    method: Literal["likelihood_mean", "likelihood"],
+    min_margin: float,
+    keep_truncated: bool,
+    rejected: Counter[str],
+) -> tuple[Sample, Sample] | None:
+    """Best and worst of the samples of one prompt, or None with the reason counted in `rejected`."""
+    written = [s for s in samples if s.text.strip()]
+    if len(written) < 2:
+        rejected["empty"] += 1
+        return None
+    usable = [s for s in written if keep_truncated or not s.truncated]
+    if len(usable) < 2:
+        rejected["truncated"] += 1
+        return None
+    ordered = sorted(usable, key=lambda s: score(s, method), reverse=True)
+    best, worst = ordered[0], ordered[-1]
+    if best.text == worst.text:
+        rejected["equal_texts"] += 1
+        return None
+    if score(best, method) - score(worst, method) < min_margin:
+        rejected["margin"] += 1
+        return None
+    return best, worst

@@ -1,0 +1,57 @@
+"""Log-likelihoods and agreement of models on given text, without ever holding all logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from workflow_scripts.distill.batching import pad_rows
+
+
+@torch.no_grad()
+def log_likelihoods(model: Any, rows: Sequence[dict[str, Any]], pad_id: int, chunk: int = 512) -> list[float]:
+    """Sum of log p(token) over the loss tokens of each row [nats], given everything before them."""
+    batch = pad_rows(rows, pad_id).to(next(model.parameters()).device)
+    hidden = model.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+    states, targets = hidden.last_hidden_state[batch.predicts], batch.targets()
+    parts = []
+    for begin in range(0, len(targets), chunk):
+        logits = model.lm_head(states[begin : begin + chunk]).float()
+        chosen = logits.gather(1, targets[begin : begin + chunk, None])[:, 0]
+        parts.append((chosen - torch.logsumexp(logits, -1)).cpu())
+    counts = batch.predicts.sum(1).tolist()
+    return [part.double().sum().item() for part in torch.cat(parts).split(counts)]
+
+
+@dataclass
+class Agreement:
+    """Sums over loss tokens: negative log-likelihood of the text, KL(teacher || model) [nats], equal argmax, tokens."""
+
+    negative_log_likelihood: float = 0.0
+    kl_to_teacher: float = 0.0
+    same_argmax: int = 0
+    tokens: int = 0
+
+
+@torch.no_grad()
+def add_agreement(
+    sums: Agreement, model: Any, teacher: Any, rows: Sequence[dict[str, Any]], pad_id: int, chunk: int = 256
+) -> None:
+    """Add a batch of rows to `sums`. Both models share the tokenizer; embeddings padded beyond it are cut off."""
+    batch = pad_rows(rows, pad_id).to(next(model.parameters()).device)
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
+    mine = model.model(**inputs).last_hidden_state[batch.predicts]
+    other = teacher.model(**inputs).last_hidden_state[batch.predicts]
+    targets = batch.targets()
+    vocabulary = min(model.config.vocab_size, teacher.config.vocab_size)
+    for begin in range(0, len(targets), chunk):
+        part = slice(begin, begin + chunk)
+        log_s = torch.log_softmax(model.lm_head(mine[part])[:, :vocabulary].float(), -1)
+        log_p = torch.log_softmax(teacher.lm_head(other[part])[:, :vocabulary].float(), -1)
+        sums.negative_log_likelihood -= log_s.gather(1, targets[part, None]).double().sum().item()
+        sums.kl_to_teacher += torch.nn.functional.kl_div(log_s, log_p, log_target=True, reduction="sum").item()
+        sums.same_argmax += int((log_s.argmax(-1) == log_p.argmax(-1)).sum())
+    sums.tokens += len(targets)

@@ -1,0 +1,1 @@
+"""The energy meter: sources, attempt ledger, stage record. Knows nothing of models, torch or Snakemake."""

@@ -1,0 +1,99 @@
+"""The attempt ledger: one append-only JSON-lines file per attempt, on disk every few seconds.
+
+Lines: `start` (who, where, which sources), `tick` (cumulative joules per component and work counts at one instant) and
+`end` (outcome). Joules in a tick are cumulative since the attempt began, so the last readable line is the whole truth of a
+killed attempt.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SCHEMA = "energy-ledger/1"
+
+
+class LedgerError(ValueError):
+    """A ledger that does not belong here or cannot be read."""
+
+
+class LedgerWriter:
+    """Appends to one attempt's ledger. A full disk is remembered in `lost_lines`, never raised into the stage."""
+
+    def __init__(self, path: Path, start: dict[str, Any]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._handle = path.open("a", encoding="utf-8")
+        self.lost_lines = 0
+        self.append({"event": "start", "schema": SCHEMA, **start})
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Write one line and wait until it is on disk."""
+        try:
+            self._handle.write(json.dumps(line, allow_nan=False) + "\n")
+            self._handle.flush()
+            os.fsync(self._handle.fileno())
+        except OSError:
+            self.lost_lines += 1
+
+    def close(self) -> None:
+        """Close the file."""
+        try:
+            self._handle.close()
+        except OSError:
+            self.lost_lines += 1
+
+
+@dataclass
+class Attempt:
+    """What the ledger says of one attempt; `end` is None when it was killed."""
+
+    path: Path
+    start: dict[str, Any]
+    ticks: list[dict[str, Any]] = field(default_factory=list)
+    end: dict[str, Any] | None = None
+    cut_lines: int = 0
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """The last known state: the end, else the last tick, else nothing but the start."""
+        if self.end is not None:
+            return self.end
+        return self.ticks[-1] if self.ticks else {"elapsed_s": 0.0, "joules": {}, "work": None}
+
+
+def read_attempt(path: Path, stage: str) -> Attempt:
+    """Read one ledger. A line cut by a kill is counted and left out; a foreign ledger raises LedgerError."""
+    attempt: Attempt | None = None
+    cut = 0
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            cut += 1
+            continue
+        if line.get("event") == "start":
+            if line.get("schema") != SCHEMA:
+                raise LedgerError(f"{path}: schema {line.get('schema')!r}, this program reads {SCHEMA}: nothing was changed")
+            if line.get("stage") != stage:
+                raise LedgerError(
+                    f"{path}: a ledger of stage {line.get('stage')!r} in the folder of {stage!r}: move it away; "
+                    "nothing was changed"
+                )
+            attempt = Attempt(path, line)
+        elif attempt is not None and line.get("event") == "tick":
+            attempt.ticks.append(line)
+        elif attempt is not None and line.get("event") == "end":
+            attempt.end = line
+    if attempt is None:
+        raise LedgerError(f"{path}: no readable start line ({cut} cut lines): move it away; nothing was changed")
+    attempt.cut_lines = cut
+    return attempt
+
+
+def read_attempts(folder: Path, stage: str) -> list[Attempt]:
+    """All attempts of a state folder, oldest first by their start time."""
+    attempts = [read_attempt(path, stage) for path in folder.glob("*.jsonl")]
+    return sorted(attempts, key=lambda a: (a.start["time"], a.path.name))

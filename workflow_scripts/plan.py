@@ -1,0 +1,323 @@
+"""From settings to the jobs of the DAG: which artefacts exist, where, from which slice and which inputs.
+
+Pure: reads no artefact, writes nothing, imports no torch. The rules look their wildcards up here.
+Artefacts that several experiments can share (models, corpus, teacher output, reference evaluations) are named by a
+hash of all that determines them, so equal settings meet in one job.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from workflow_scripts.settings import Settings, SettingsError, slices
+from workflow_scripts.settings.schema import FolderModel, HubModel, ModelSource, PrunedModel
+
+CODE_ROOMS = ("workflow_scripts.stages", "workflow_scripts.distill", "workflow_scripts.accounting")
+PACKAGE = Path(__file__).parent
+TEACHER_STAGE = {"kd": "logit_caching", "sft": "synthetic_generation", "dpo": "preference_dataset"}
+TEACHER_FOLDER = {
+    "logit_caching": "logit_cache",
+    "synthetic_generation": "synthetic_dataset",
+    "preference_dataset": "preference_dataset",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a stage: its settings (canonical JSON) and its input manifests by argument name."""
+
+    settings: str
+    inputs: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ExperimentPlan:
+    """Everything the rules need of one experiment."""
+
+    settings: Settings
+    training: Job
+    evaluation: Job
+    shared: dict[str, str]  # stage name in the summary -> record file outside the experiment
+    references: dict[str, str]  # student | teacher -> evaluation.json of the untrained model
+    final: str  # manifest of the trained model
+    training_stage: str
+
+
+class Plan:
+    """All jobs of a campaign. Raises SettingsError when two experiments claim one path for different things."""
+
+    def __init__(self, experiments: Mapping[str, Settings]) -> None:
+        self.output = next(iter(experiments.values())).output
+        self.models: dict[str, Job] = {}
+        self.corpora: dict[str, Job] = {}
+        self.teacher: dict[str, dict[str, Job]] = {stage: {} for stage in TEACHER_FOLDER}
+        self.references: dict[str, Job] = {}
+        self.experiments: dict[str, ExperimentPlan] = {}
+        self._settings = experiments
+        self._claims: dict[str, str] = {}
+        for name, settings in experiments.items():
+            self.experiments[name] = self._plan_experiment(name, settings)
+        some = next(iter(experiments.values()))
+        self.prerun = Job(slices.canonical(slices.PrerunSlice.of(some)))
+        self.host_kind = some.hardware.host_kind
+        self.energy = slices.canonical(some.energy)
+        self.comparison = some.comparison
+        self.sharing = self._count_sharing()
+
+    def _plan_experiment(self, name: str, settings: Settings) -> ExperimentPlan:
+        teacher = self._model(settings.model.teacher, settings)
+        student = self._model(settings.model.student, settings)
+        models = {"teacher": self.model_manifest(teacher), "student": self.model_manifest(student)}
+        corpus = self._corpus(settings, models, (teacher, student))
+        stage = TEACHER_STAGE.get(settings.pipeline)
+        artefact = self._teacher(stage, settings, corpus, teacher) if stage else None
+        shared = {
+            "prepare_model_teacher": self.model_record(teacher),
+            "prepare_model_student": self.model_record(student),
+            "prerun": f"{self.output.root}/prerun/{settings.hardware.host_kind}/stages/prerun.json",
+            "preprocess": f"{self.output.root}/corpus/{corpus}/stages/preprocess.json",
+        }
+        if stage and artefact:
+            in_summary = "logit_caching" if stage == "logit_caching" else "teacher_generation"
+            shared[in_summary] = f"{self.output.root}/teacher/{artefact}/stages/{stage}.json"
+        final = self.final_manifest(name)
+        evaluation = slices.canonical(slices.EvaluationSlice.of(settings))
+        inputs = {"corpus": self.corpus_manifest(corpus), "teacher": models["teacher"]}
+        if stage == "preference_dataset" and artefact:
+            inputs["preferences"] = self.teacher_manifest(stage, artefact)
+            inputs["reference"] = self._start(settings, models)
+        return ExperimentPlan(
+            settings=settings,
+            training=self._training(settings, models, corpus, stage, artefact),
+            evaluation=Job(evaluation, {"model": final, **inputs}),
+            shared=shared,
+            references={
+                "student": self._reference(settings, student, corpus, models["teacher"]),
+                "teacher": self._reference(settings, teacher, corpus, models["teacher"]),
+            },
+            final=final,
+            training_stage="dpo_training" if settings.pipeline == "dpo" else "student_train",
+        )
+
+    # ---- models, corpus, teacher artefacts, references
+
+    def _model(self, name: str, settings: Settings) -> str:
+        """Register the model called `name` in the settings; returns its key (safe as a path and in a shell)."""
+        source: ModelSource
+        if name in settings.models:
+            key, source = name, settings.models[name]
+        elif name.startswith((".", "/", "~")) or Path(name).is_dir():
+            key, source = f"{_safe(Path(name).name)}-{_digest(name)}", FolderModel(source="folder", path=name)
+        elif re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+            key, source = _safe(name), HubModel(source="hub", repo_id=name, revision="main")
+        else:
+            raise SettingsError(
+                f"model {name!r} is neither in `models` ({', '.join(sorted(settings.models))}), nor an existing folder, "
+                "nor a hub id (owner/name)"
+            )
+        inputs = {}
+        if isinstance(source, PrunedModel):
+            if source.of not in settings.models:
+                raise SettingsError(f"models.{name}.of = {source.of!r} is not in `models`")
+            inputs["parent"] = self.model_manifest(self._model(source.of, settings))
+        job = Job(slices.canonical(slices.PrepareModelSlice(name=key, source=source)), inputs)
+        self._claim(f"{self.output.root}/models/{key}", job.settings, f"models.{name}")
+        self.models[key] = job
+        return key
+
+    def _corpus(self, settings: Settings, models: dict[str, str], keys: tuple[str, str]) -> str:
+        text = slices.canonical(slices.PreprocessSlice.of(settings))
+        identity = "\n".join([text, *(self._identity(key) for key in keys)])
+        artefact = f"{settings.data.dataset_choice}-{_digest(identity)}"
+        self.corpora[artefact] = Job(text, models)
+        return artefact
+
+    def _teacher(self, stage: str, settings: Settings, corpus: str, teacher: str) -> str:
+        cut = {
+            "logit_caching": slices.LogitCachingSlice.of,
+            "synthetic_generation": slices.SyntheticGenerationSlice.of,
+            "preference_dataset": slices.PreferenceDatasetSlice.of,
+        }[stage](settings)
+        text = slices.canonical(cut)
+        artefact = f"{TEACHER_FOLDER[stage]}-{_digest(text, corpus, self._identity(teacher))}"
+        bulk = {
+            "logit_caching": settings.distillation.logprob_cache_path,
+            "synthetic_generation": settings.synthetic_data.synthetic_dataset_path,
+            "preference_dataset": settings.dpo_preference_dataset_path,
+        }[stage]
+        if bulk is not None:
+            self._claim(bulk, artefact, f"the folder of {stage}")
+        inputs = {"corpus": self.corpus_manifest(corpus), "teacher": self.model_manifest(teacher)}
+        self.teacher[stage][artefact] = Job(text, inputs)
+        return artefact
+
+    def _reference(self, settings: Settings, model: str, corpus: str, teacher: str) -> str:
+        cut = slices.EvaluationSlice.of(settings).model_copy(update={"dpo_beta": None})
+        text = slices.canonical(cut)
+        artefact = f"{model}-{_digest(text, corpus, teacher, self._identity(model))}"
+        inputs = {"model": self.model_manifest(model), "corpus": self.corpus_manifest(corpus), "teacher": teacher}
+        self.references[artefact] = Job(text, inputs)
+        return f"{self.output.root}/reference/{artefact}/evaluation.json"
+
+    def _training(
+        self, settings: Settings, models: dict[str, str], corpus: str, stage: str | None, artefact: str | None
+    ) -> Job:
+        start = self._start(settings, models)
+        data = self.teacher_manifest(stage, artefact) if stage and artefact else None
+        if settings.pipeline == "dpo" and data:
+            return Job(slices.canonical(slices.DpoTrainingSlice.of(settings)), {"policy": start, "preferences": data})
+        inputs = {"student": start, "corpus": self.corpus_manifest(corpus)}
+        if data:
+            inputs["teacher_output"] = data
+        return Job(slices.canonical(slices.StudentTrainSlice.of(settings)), inputs)
+
+    def _start(self, settings: Settings, models: dict[str, str]) -> str:
+        policy = settings.model.policy
+        return self.final_manifest(policy) if policy else models["student"]
+
+    def _identity(self, key: str) -> str:
+        job = self.models[key]
+        parents = [self._identity(Path(path).parts[-3]) for path in job.inputs.values()]
+        return "\n".join([job.settings, *parents])
+
+    def _claim(self, path: str, owner: str, what: str) -> None:
+        if self._claims.setdefault(path, owner) != owner:
+            raise SettingsError(f"{what}: {path} is claimed by two experiments with different settings: give each its own")
+
+    def _count_sharing(self) -> dict[str, list[str]]:
+        """Map each shared record file to the compared experiments that use it."""
+        users: dict[str, list[str]] = {}
+        compared = next(iter(self._settings.values())).comparison.experiments
+        for name in compared:
+            for record in set(self.experiments[name].shared.values()):
+                users.setdefault(record, []).append(name)
+        return users
+
+    # ---- what the rules pass on
+
+    def wandb(self, name: str) -> str:
+        """W&B settings of an experiment, JSON."""
+        return slices.canonical(slices.WandbSlice(wandb=self._settings[name].wandb, experiment=name))
+
+    def pipeline(self, name: str) -> str:
+        """Pipeline of an experiment."""
+        return self._settings[name].pipeline
+
+    def resolved(self, name: str) -> str:
+        """The whole validated configuration of an experiment, JSON."""
+        return slices.canonical(self._settings[name])
+
+    def comparison_options(self) -> list[str]:
+        """Arguments of the comparison."""
+        baseline = ["--baseline", self.comparison.baseline] if self.comparison.baseline else []
+        return ["--quality", self.comparison.quality, *baseline]
+
+    def summary_plan(self, name: str, prerun: str) -> str:
+        """What the summary of an experiment adds up, JSON."""
+        plan = self.experiments[name]
+        policy = plan.settings.model.policy
+        record_dir = self.output.record_dir().format(experiment=name)
+        teacher = [path for key, path in plan.training.inputs.items() if key in ("teacher_output", "preferences")]
+        content = {
+            "experiment": name,
+            "pipeline": plan.settings.pipeline,
+            "training_stage": plan.training_stage,
+            "shared": plan.shared,
+            "own": {stage: f"{record_dir}/stages/{stage}.json" for stage in (plan.training_stage, "evaluation")},
+            "evaluation": f"{self.output.experiment_dir().format(experiment=name)}/evaluation.json",
+            "references": plan.references,
+            "sharing": {stage: self.sharing.get(record, [name]) for stage, record in plan.shared.items()},
+            "lineage": f"{self.output.record_dir().format(experiment=policy)}/experiment_summary.json" if policy else None,
+            "teacher_manifest": teacher[0] if teacher else None,
+            "output_dir": self.output.experiment_dir().format(experiment=name),
+            "prerun": prerun,
+        }
+        return json.dumps(content, sort_keys=True)
+
+    def summary_inputs(self, name: str) -> list[str]:
+        """Files that the summary of an experiment reads."""
+        plan = json.loads(self.summary_plan(name, ""))
+        shared = {k: v for k, v in plan["shared"].items() if k != "prerun"}
+        files = [*shared.values(), *plan["own"].values(), plan["evaluation"], *plan["references"].values()]
+        return list(dict.fromkeys([*files, *([plan["lineage"]] if plan["lineage"] else [])]))
+
+    # ---- paths
+
+    def model_manifest(self, key: str) -> str:
+        """Manifest of a prepared model."""
+        return f"{self.output.root}/models/{key}/model/manifest.json"
+
+    def model_record(self, key: str) -> str:
+        """Stage record of a prepared model."""
+        return f"{self.output.root}/models/{key}/stages/prepare_model.json"
+
+    def corpus_manifest(self, artefact: str) -> str:
+        """Manifest of a tokenised corpus."""
+        return f"{self.output.root}/corpus/{artefact}/dataset/manifest.json"
+
+    def teacher_manifest(self, stage: str, artefact: str) -> str:
+        """Manifest of a teacher artefact."""
+        return f"{self.output.root}/teacher/{artefact}/{TEACHER_FOLDER[stage]}/manifest.json"
+
+    def final_manifest(self, name: str) -> str:
+        """Manifest of an experiment's trained model."""
+        folder = "final_policy" if self._settings[name].pipeline == "dpo" else "final_model"
+        return f"{self.output.experiment_dir().format(experiment=name)}/{folder}/manifest.json"
+
+    def teacher_targets(self, stage: str) -> list[str]:
+        """Manifests of a teacher stage for the compared experiments."""
+        compared = next(iter(self._settings.values())).comparison.experiments
+        job_inputs = [self.experiments[name].training.inputs.values() for name in compared]
+        known = {self.teacher_manifest(stage, artefact) for artefact in self.teacher[stage]}
+        return sorted(known.intersection(path for inputs in job_inputs for path in inputs))
+
+
+@cache
+def sources(module: str) -> tuple[str, ...]:
+    """Source files that decide a stage's result: the module and what it imports from stages/, distill/, accounting/.
+
+    Named as inputs of the rule, so that an edited file makes the stage stale while a touched one does not.
+    """
+    found: dict[Path, None] = {}
+    todo = [PACKAGE / Path(*module.split(".")[1:]).with_suffix(".py")]
+    while todo:
+        path = todo.pop()
+        if path in found or not path.is_file():
+            continue
+        found[path] = None
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                for name in [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]:
+                    if name.startswith(CODE_ROOMS):
+                        todo.append(PACKAGE / Path(*name.split(".")[1:]).with_suffix(".py"))
+    return tuple(sorted(str(path) for path in found))
+
+
+def stage_environment(basedir: str) -> dict[str, str]:
+    """PYTHONPATH and PATH for the rules' commands.
+
+    Stages run as `python -m workflow_scripts…` from any working directory, with the Python that runs Snakemake unless a conda
+    environment or a module puts its own before it.
+    """
+    known = [basedir, os.environ.get("PYTHONPATH", "")]
+    return {
+        "PYTHONPATH": os.pathsep.join(path for path in known if path),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+    }
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:10]
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "--", name) or "model"

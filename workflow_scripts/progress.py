@@ -1,0 +1,117 @@
+"""What a stage tells about its work while it runs, and where it keeps what must survive a kill.
+
+The meter starts a stage with two environment variables: STAGE_STATE_DIR, a folder that outlives failures and belongs to
+exactly this stage with these settings and inputs, and STAGE_PROGRESS, a file that the stage replaces as it works and the
+meter reads at every tick, so that tokens and joules in a record are of the same instant. Without a meter (a stage started
+by hand) a temporary state folder is used and progress goes to standard output only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+TOKEN_TYPES = ("loss", "input", "generated", "padded", "discarded")
+_WRITE_EVERY_S = 0.2
+_PRINT_EVERY_S = 5.0
+
+
+def state_dir() -> Path:
+    """Folder for checkpoints and finished shards; exists."""
+    configured = os.environ.get("STAGE_STATE_DIR")
+    path = Path(configured) if configured else Path(tempfile.mkdtemp(prefix="stage-state-"))
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+class Progress:
+    """Typed counts of a stage's work.
+
+    `unit` is the token type that `tokens_processed` counts: one of TOKEN_TYPES. Counts are cumulative over the whole
+    stage; work that a resumed attempt found done is set with `resume`, so that an attempt knows what it added itself.
+    """
+
+    def __init__(self, unit: str, total: int | None = None) -> None:
+        if unit not in TOKEN_TYPES:
+            raise ValueError(f"unit = {unit!r} is not one of {TOKEN_TYPES}")
+        self.unit, self.total = unit, total
+        self.tokens: dict[str, int] = {}
+        self.examples = 0
+        self.steps = 0
+        self.resumed: dict[str, Any] | None = None
+        self.durable: dict[str, int] | None = None
+        self.metrics: dict[str, Any] = {}
+        self._started = time.monotonic()
+        self._written = self._printed = self._started
+        self._resumed_tokens = 0
+        self._path = os.environ.get("STAGE_PROGRESS")
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.write()
+        self._print()
+
+    def resume(self, steps: int = 0, examples: int = 0, **tokens: int) -> None:
+        """State the work that earlier attempts left finished."""
+        self.steps, self.examples, self.tokens = steps, examples, dict(tokens)
+        self.resumed = self.durable = self._counts()
+        self._resumed_tokens = self.tokens.get(self.unit, 0)
+
+    def add(self, steps: int = 0, examples: int = 0, **tokens: int) -> None:
+        """Count work done since the last call."""
+        unknown = set(tokens) - set(TOKEN_TYPES)
+        if unknown:
+            raise ValueError(f"token types {sorted(unknown)} are not among {TOKEN_TYPES}")
+        self.steps += steps
+        self.examples += examples
+        for kind, count in tokens.items():
+            self.tokens[kind] = self.tokens.get(kind, 0) + int(count)
+        now = time.monotonic()
+        if now - self._written >= _WRITE_EVERY_S:
+            self.write()
+        if now - self._printed >= _PRINT_EVERY_S:
+            self._print()
+
+    def saved(self) -> None:
+        """Declare all work so far durable: a killed stage resumes from here."""
+        self.durable = self._counts()
+        self.write()
+
+    def write(self) -> None:
+        """Replace the progress file."""
+        self._written = time.monotonic()
+        if not self._path:
+            return
+        content = {
+            "unit": self.unit,
+            "total": self.total,
+            "work": self._counts(),
+            "durable": self.durable,
+            "resumed": self.resumed,
+            "metrics": self.metrics,
+        }
+        temporary = f"{self._path}.{os.getpid()}"
+        try:
+            Path(temporary).write_text(json.dumps(content), encoding="utf-8")
+            Path(temporary).replace(self._path)
+        except OSError as error:  # a full disk must not stop the stage; the meter reports counts it did not get
+            print(f"warning: progress not written to {self._path}: {error}", file=sys.stderr)
+
+    def _counts(self) -> dict[str, int]:
+        return {"steps": self.steps, "examples": self.examples, **self.tokens}
+
+    def _print(self) -> None:
+        self._printed = time.monotonic()
+        done = self.tokens.get(self.unit, 0)
+        rate = (done - self._resumed_tokens) / max(1e-9, self._printed - self._started)
+        of = f"/{self.total}" if self.total else ""
+        metrics = "".join(f"  {k} {v:.4g}" for k, v in self.metrics.items() if isinstance(v, float))
+        print(f"{done}{of} {self.unit} tokens  {rate:.0f} tokens/s{metrics}", flush=True)

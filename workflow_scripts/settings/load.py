@@ -1,0 +1,137 @@
+"""Read, merge and validate configuration: base.yaml < experiments/<name>.yaml < command line."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from workflow_scripts.settings.schema import CAMPAIGN_SECTIONS, Settings
+
+EXPERIMENT_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+RESERVED_NAMES = ("models", "corpus", "teacher", "reference", "prerun", "state", "comparison", "downloads", "all")
+_SHAPELESS_NUMBER = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
+
+
+class SettingsError(ValueError):
+    """A configuration that cannot be used; the message has one line per fault."""
+
+
+def deep_merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge mappings key by key; any other value of `overlay` replaces that of `base`."""
+    merged = dict(base)
+    for key, value in overlay.items():
+        old = merged.get(key)
+        merged[key] = deep_merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping. Raises SettingsError when the file is missing, unreadable or no mapping."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(f"configuration file {path} does not exist") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise SettingsError(f"{path} must hold a mapping of keys, not {type(content).__name__}")
+    return content
+
+
+def validate(raw: Mapping[str, Any], where: str) -> Settings:
+    """Validate a merged configuration. Raises SettingsError with one line per fault."""
+    try:
+        return Settings.model_validate(raw)
+    except ValidationError as error:
+        lines = [_explain(cast(dict[str, Any], fault), where) for fault in error.errors()]
+        raise SettingsError("\n".join(lines)) from None
+
+
+def load_experiments(config_dir: Path, base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Settings]:
+    """Load every `config_dir/experiments/*.yaml` over `base`, `overrides` (command line) on top of both.
+
+    Returns the settings by experiment name (the file's stem), sorted. Raises SettingsError naming file, key and remedy.
+    """
+    experiments: dict[str, Settings] = {}
+    for path in sorted((config_dir / "experiments").glob("*.yaml")):
+        if not EXPERIMENT_NAME.match(path.stem):
+            raise SettingsError(
+                f"{path}: the experiment name {path.stem!r} may have letters, digits, '_' and '-' only: rename the file"
+            )
+        if path.stem in RESERVED_NAMES:
+            raise SettingsError(f"{path}: {path.stem!r} is the name of a results folder or target: rename the file")
+        overlay = read_yaml(path)
+        for section in CAMPAIGN_SECTIONS:
+            if section in overlay:
+                raise SettingsError(
+                    f"{path}: `{section}` holds for the whole campaign, so that experiments stay comparable: "
+                    "set it in config/base.yaml or with --configfile"
+                )
+        merged = deep_merge(deep_merge(base, overlay), overrides)
+        experiments[path.stem] = validate(merged, str(path))
+    if not experiments:
+        raise SettingsError(f"no experiment found: {config_dir / 'experiments'} holds no .yaml file")
+    _check_references(experiments)
+    return experiments
+
+
+def _check_references(experiments: Mapping[str, Settings]) -> None:
+    for name, settings in experiments.items():
+        policy = settings.model.policy
+        if policy is not None and policy not in experiments:
+            raise SettingsError(f"{name}: model.policy = {policy!r} is no experiment{_nearest(policy, experiments)}")
+        seen = [name]
+        while policy is not None:
+            if policy in seen:
+                raise SettingsError(f"{name}: model.policy goes in a circle: {' -> '.join([*seen, policy])}")
+            seen.append(policy)
+            policy = experiments[policy].model.policy
+    comparison = next(iter(experiments.values())).comparison
+    for name in [*comparison.experiments, *([comparison.baseline] if comparison.baseline else [])]:
+        if name not in experiments:
+            raise SettingsError(f"comparison: {name!r} is no experiment{_nearest(name, experiments)}")
+
+
+def _nearest(word: str, known: Any) -> str:
+    match = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {match[0]!r}?" if match else f" (known: {', '.join(sorted(known))})"
+
+
+def _explain(fault: dict[str, Any], where: str) -> str:
+    location = [str(part) for part in fault["loc"]]
+    key = ".".join(location) or "configuration"
+    value = fault["input"]
+    if fault["type"] == "extra_forbidden":
+        return f"{where}: unknown key {key} = {value!r}{_nearest(location[-1], _fields_at(location[:-1]))}"
+    if fault["type"] == "missing":
+        return f"{where}: key {key} is missing: add it to config/base.yaml or to the experiment"
+    message = fault["msg"].removeprefix("Value error, ")
+    if isinstance(value, dict):
+        return f"{where}: {key}: {message}"
+    hint = ""
+    if isinstance(value, str) and fault["type"] in ("float_type", "int_type") and _SHAPELESS_NUMBER.match(value):
+        hint = " (YAML reads a number like 2e-5 as text: write 2.0e-5, without quotes)"
+    return f"{where}: {key} = {value!r}: {message}{hint}"
+
+
+def _fields_at(location: list[str]) -> list[str]:
+    """Names of the keys that are known at `location`, following nested sections."""
+    models: list[type[BaseModel]] = [Settings]
+    for part in location:
+        annotations = [m.model_fields[part].annotation for m in models if part in m.model_fields]
+        models = [found for a in annotations for found in _sections_in(a)] or models
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [found for argument in typing.get_args(annotation) for found in _sections_in(argument)]

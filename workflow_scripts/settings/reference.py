@@ -1,0 +1,134 @@
+"""The configuration reference and the JSON schema, generated from the models.
+
+python -m workflow_scripts.settings.reference --write      rewrite config/README.md and the schemas
+python -m workflow_scripts.settings.reference              exit 1 when they are not in step
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from workflow_scripts.energy.record import StageRecord
+from workflow_scripts.settings.schema import CAMPAIGN_SECTIONS, Settings
+
+ROOT = Path(__file__).parents[2]
+RECORD_SCHEMA = ROOT / "workflow_scripts" / "energy" / "record_schema.json"
+INTRODUCTION = """# Configuration reference
+
+Generated from `workflow_scripts/settings/schema.py` by `make reference`; do not edit. `config/schema.json` is the same as a
+JSON schema for editors.
+
+An experiment is a file `config/experiments/<name>.yaml`, deep-merged over `config/base.yaml`; the command line beats both:
+`snakemake --configfile overlay.yaml` (keeps types) or `snakemake --config training='{learning_rate: 1.0e-4}'`. Adding a file
+adds the target `<name>`. The sections %s hold for the whole campaign
+and are refused in an experiment's file. Unknown keys, wrong types and values out of bounds are refused with one line that names
+key, value and bound. Write numbers as YAML reads them: `2.0e-5`, not `2e-5` (which is text).
+"""
+
+
+def render() -> dict[Path, str]:
+    """Contents of the generated files by path."""
+    campaign = ", ".join(f"`{name}`" for name in CAMPAIGN_SECTIONS)
+    parts = [INTRODUCTION % campaign]
+    for key, title, model in sections("", Settings):
+        document = " ".join((model.__doc__ or "").split())
+        rows = [row(f"{key}.{name}" if key else name, field) for name, field in model.model_fields.items() if is_leaf(field)]
+        if rows:
+            table = "| key | type | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows)
+            parts.append(f"\n## {title}\n\n{document}\n\n{table}\n")
+    return {
+        ROOT / "config" / "README.md": "".join(parts),
+        ROOT / "config" / "schema.json": json.dumps(Settings.model_json_schema(), indent=1) + "\n",
+        RECORD_SCHEMA: json.dumps(StageRecord.model_json_schema(), indent=1) + "\n",
+    }
+
+
+def sections(key: str, model: type[BaseModel]) -> list[tuple[str, str, type[BaseModel]]]:
+    """All sections below `model` as (dotted key, title, model), depth first."""
+    found = [(key, f"`{key}`" if key else "Top level", model)]
+    for name, field in model.model_fields.items():
+        path = f"{key}.{name}" if key else name
+        inner = models_in(field.annotation)
+        if is_mapping(field.annotation):
+            path += ".<name>"
+        for section in inner:
+            found += sections(path, section) if len(inner) == 1 else [(path, f"`{path}` as {section.__name__}", section)]
+    return found
+
+
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """Section models inside an annotation."""
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [found for argument in typing.get_args(annotation) for found in models_in(argument)]
+
+
+def is_mapping(annotation: Any) -> bool:
+    """Whether an annotation is a dictionary."""
+    return typing.get_origin(annotation) is dict
+
+
+def is_leaf(field: FieldInfo) -> bool:
+    """Whether a field is a value rather than a section."""
+    return not models_in(field.annotation)
+
+
+def row(key: str, field: FieldInfo) -> str:
+    """One line of a table."""
+    default = "required" if field.default is PydanticUndefined else f"`{json.dumps(field.default)}`"
+    bounds = [text for item in field.metadata if (text := bound(item))]
+    kind = type_name(field.annotation) + (f", {', '.join(bounds)}" if bounds else "")
+    meaning = (field.description or "").replace("|", "\\|")
+    return f"| `{key}` | {kind} | {default} | {meaning} |"
+
+
+def bound(item: Any) -> str:
+    """A bound of a field in words."""
+    for name, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<")):
+        if getattr(item, name, None) is not None:
+            return f"{sign} {getattr(item, name):g}"
+    return ""
+
+
+def type_name(annotation: Any) -> str:
+    """A type in words."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return type_name(arguments[0])
+    if origin is typing.Literal:
+        return " \\| ".join(f"`{value}`" for value in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join("null" if a is type(None) else type_name(a) for a in arguments)
+    if origin is list:
+        return f"list of {type_name(arguments[0])}"
+    if origin is dict:
+        return "mapping"
+    names = {"str": "text", "int": "integer", "float": "number", "bool": "true/false"}
+    return names.get(getattr(annotation, "__name__", ""), re.sub(r"^typing\.", "", str(annotation)))
+
+
+def main() -> int:
+    """Write the files, or tell which are out of step."""
+    files = render()
+    if "--write" in sys.argv[1:]:
+        for path, text in files.items():
+            path.write_text(text, encoding="utf-8")
+        return 0
+    stale = [str(p.relative_to(ROOT)) for p, text in files.items() if not p.is_file() or p.read_text(encoding="utf-8") != text]
+    if stale:
+        print(f"out of step with the models: {', '.join(stale)}: run `make reference`", file=sys.stderr)
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

