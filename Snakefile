@@ -26,6 +26,7 @@ wildcard_constraints:
     experiment="[A-Za-z0-9_-]+",
     artefact="[A-Za-z0-9._-]+",
     model="[A-Za-z0-9._-]+",
+    teacher="[A-Za-z0-9._-]+",
 
 
 localrules:

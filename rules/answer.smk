@@ -24,7 +24,7 @@ rule experiment_summary:
         plan=lambda wildcards: PLAN.summary_plan(wildcards.experiment, PRERUN),
         config=untracked(lambda wildcards: PLAN.resolved(wildcards.experiment)),
     shell:
-        "{params.meter:q} --record {output.record:q} --log {log:q}"
+        "{params.meter:q} --idle {input.prerun:q} --record {output.record:q} --log {log:q}"
         " --input {input.upstream:q} {input.code:q} --"
         " python -m workflow_scripts.accounting.summary --plan {params.plan:q}"
         " --config {params.config:q} --out {output.summary:q}"

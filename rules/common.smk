@@ -66,6 +66,11 @@ def meter(stage, role, folder):
             *("python", "-m", "workflow_scripts.energy.meter"),
             *(f"--stage={stage}", f"--role={role}", *experiment),
             *(f"--options={PLAN.energy}", f"--state={ROOT}/state"),
+            *(
+                []
+                if stage == "prerun"
+                else [f"--prerun-settings={PLAN.prerun.settings}"]
+            ),
             f"--codecarbon={folder.format(**wildcards)}/codecarbon",
         ]
 

@@ -12,6 +12,7 @@ rule student_train:
             PLAN.experiments[wildcards.experiment].training.inputs.values()
         ),
         code=code("stages.student_train"),
+        check=lambda wildcards: PLAN.experiments[wildcards.experiment].check,
         prerun=ancient(PRERUN),
     output:
         manifest=f"{OUTPUT_DIR}/final_model/manifest.json",
@@ -30,9 +31,9 @@ rule student_train:
         ),
         wandb=untracked(lambda wildcards: PLAN.wandb(wildcards.experiment)),
     shell:
-        "{params.meter:q} --record {output.record:q} --log {log:q}"
+        "{params.meter:q} --idle {input.prerun:q} --record {output.record:q} --log {log:q}"
         " --input {input.upstream:q} {input.code:q} --"
-        " python -m workflow_scripts.stages.student_train {params.command:q} --wandb {params.wandb:q} --out {output.manifest:q}"
+        " python -m workflow_scripts.stages.student_train {params.command:q} --name {wildcards.experiment:q} --wandb {params.wandb:q} --out {output.manifest:q}"
 
 
 rule dpo_training:
@@ -41,6 +42,7 @@ rule dpo_training:
             PLAN.experiments[wildcards.experiment].training.inputs.values()
         ),
         code=code("stages.dpo_training"),
+        check=lambda wildcards: PLAN.experiments[wildcards.experiment].check,
         prerun=ancient(PRERUN),
     output:
         manifest=f"{OUTPUT_DIR}/final_policy/manifest.json",
@@ -59,9 +61,9 @@ rule dpo_training:
         ),
         wandb=untracked(lambda wildcards: PLAN.wandb(wildcards.experiment)),
     shell:
-        "{params.meter:q} --record {output.record:q} --log {log:q}"
+        "{params.meter:q} --idle {input.prerun:q} --record {output.record:q} --log {log:q}"
         " --input {input.upstream:q} {input.code:q} --"
-        " python -m workflow_scripts.stages.dpo_training {params.command:q} --wandb {params.wandb:q} --out {output.manifest:q}"
+        " python -m workflow_scripts.stages.dpo_training {params.command:q} --name {wildcards.experiment:q} --wandb {params.wandb:q} --out {output.manifest:q}"
 
 
 rule evaluation:
@@ -87,7 +89,7 @@ rule evaluation:
             PLAN.experiments[wildcards.experiment].evaluation
         ),
     shell:
-        "{params.meter:q} --record {output.record:q} --log {log:q}"
+        "{params.meter:q} --idle {input.prerun:q} --record {output.record:q} --log {log:q}"
         " --input {input.upstream:q} {input.code:q} --"
         " python -m workflow_scripts.stages.evaluation {params.command:q} --out {output.result:q}"
 
@@ -113,6 +115,6 @@ rule reference_evaluation:
         meter=meter("evaluation", "evaluation", f"{ROOT}/reference/{{artefact}}"),
         command=lambda wildcards: command(PLAN.references[wildcards.artefact]),
     shell:
-        "{params.meter:q} --record {output.record:q} --log {log:q}"
+        "{params.meter:q} --idle {input.prerun:q} --record {output.record:q} --log {log:q}"
         " --input {input.upstream:q} {input.code:q} --"
         " python -m workflow_scripts.stages.evaluation {params.command:q} --out {output.result:q}"

@@ -28,7 +28,7 @@ rule cache_logits:
             PLAN.teacher["logit_caching"][wildcards.artefact]
         ),
     shell:
-        "{params.meter:q} --record {output.record:q} --log {log:q}"
+        "{params.meter:q} --idle {input.prerun:q} --record {output.record:q} --log {log:q}"
         " --input {input.upstream:q} {input.code:q} --"
         " python -m workflow_scripts.stages.logit_caching {params.command:q} --out {output.manifest:q}"
 
@@ -56,7 +56,7 @@ rule generate_answers:
             PLAN.teacher["synthetic_generation"][wildcards.artefact]
         ),
     shell:
-        "{params.meter:q} --record {output.record:q} --log {log:q}"
+        "{params.meter:q} --idle {input.prerun:q} --record {output.record:q} --log {log:q}"
         " --input {input.upstream:q} {input.code:q} --"
         " python -m workflow_scripts.stages.synthetic_generation {params.command:q} --out {output.manifest:q}"
 
@@ -84,6 +84,6 @@ rule rank_pairs:
             PLAN.teacher["preference_dataset"][wildcards.artefact]
         ),
     shell:
-        "{params.meter:q} --record {output.record:q} --log {log:q}"
+        "{params.meter:q} --idle {input.prerun:q} --record {output.record:q} --log {log:q}"
         " --input {input.upstream:q} {input.code:q} --"
         " python -m workflow_scripts.stages.preference_dataset {params.command:q} --out {output.manifest:q}"

@@ -42,6 +42,13 @@ def write_json(path: Path, content: Any) -> None:
     temporary.replace(path)
 
 
+def replace_lines(path: Path, lines: list[str]) -> None:
+    """Write whole lines so that a kill leaves the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text("".join(lines), encoding="utf-8")
+    temporary.replace(path)
+
+
 def read_json(path: Path) -> Any:
     """Read JSON. Raises ArtefactError naming the file when it is missing or cut."""
     try:
@@ -58,21 +65,40 @@ def inventory(folder: Path) -> dict[str, dict[str, Any]]:
     return {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
 
 
+def check_destination(folder: Path, kind: str) -> None:
+    """Raise ArtefactError when `folder` holds something that is not an artefact of this kind: it would be replaced."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    marker = folder / MANIFEST
+    if not folder.is_dir() or not marker.is_file() or read_json(marker).get("kind") != kind:
+        raise ArtefactError(
+            f"{folder} exists and is no {kind} made here, so it is not replaced: move it away, name another folder, or, for a "
+            "synthetic data set, set use_existing: true"
+        )
+
+
 def publish(build: Path, manifest: Path, kind: str, facts: dict[str, Any], bulk: Path | None = None) -> None:
     """Make the folder `build` the artefact of `manifest`, in one rename.
 
-    With `bulk` the files go to that folder and the manifest points there. The old artefact, if any, is removed after the
-    new one stands. `build` must be on the file system of its destination.
+    With `bulk` the files go to that folder, with a manifest of their own, and `manifest` points there. An older artefact of
+    the same kind is removed after the new one stands; anything else at the destination raises ArtefactError. `build` must be
+    beside its destination.
     """
     facts = {"schema": SCHEMA, "kind": kind, **facts, "files": inventory(build)}
     destination = bulk or manifest.parent
-    if bulk is None:
-        write_json(build / MANIFEST, facts | {"path": "."})
+    if bulk is not None:
+        check_destination(bulk, kind)
+    write_json(build / MANIFEST, facts | {"path": ".", **({"published_by": str(manifest.absolute())} if bulk else {})})
     destination.parent.mkdir(parents=True, exist_ok=True)
     old = destination.with_name(f".{destination.name}.old.{os.getpid()}")
     if destination.exists():
         destination.rename(old)
-    build.rename(destination)
+    try:
+        build.rename(destination)
+    except OSError:
+        if old.exists():
+            old.rename(destination)
+        raise
     if bulk is not None:
         write_json(manifest, facts | {"path": str(bulk.absolute())})
     if old.exists():

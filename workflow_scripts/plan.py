@@ -37,6 +37,7 @@ class Job:
 
     settings: str
     inputs: dict[str, str] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)  # what the settings name on disk: its content decides, too
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class ExperimentPlan:
     shared: dict[str, str]  # stage name in the summary -> record file outside the experiment
     references: dict[str, str]  # student | teacher -> evaluation.json of the untrained model
     final: str  # manifest of the trained model
+    check: str  # proof that teacher and student share the vocabulary
     training_stage: str
 
 
@@ -77,7 +79,7 @@ class Plan:
         teacher = self._model(settings.model.teacher, settings)
         student = self._model(settings.model.student, settings)
         models = {"teacher": self.model_manifest(teacher), "student": self.model_manifest(student)}
-        corpus = self._corpus(settings, models, (teacher, student))
+        corpus = self._corpus(settings, teacher)
         stage = TEACHER_STAGE.get(settings.pipeline)
         artefact = self._teacher(stage, settings, corpus, teacher) if stage else None
         shared = {
@@ -105,6 +107,7 @@ class Plan:
                 "teacher": self._reference(settings, teacher, corpus, models["teacher"]),
             },
             final=final,
+            check=f"{self.output.root}/models/{student}/checks/{teacher}.json",
             training_stage="dpo_training" if settings.pipeline == "dpo" else "student_train",
         )
 
@@ -129,16 +132,19 @@ class Plan:
             if source.of not in settings.models:
                 raise SettingsError(f"models.{name}.of = {source.of!r} is not in `models`")
             inputs["parent"] = self.model_manifest(self._model(source.of, settings))
-        job = Job(slices.canonical(slices.PrepareModelSlice(name=key, source=source)), inputs)
+        files = _files(source.path) if isinstance(source, FolderModel) else []
+        job = Job(slices.canonical(slices.PrepareModelSlice(name=key, source=source)), inputs, files)
         self._claim(f"{self.output.root}/models/{key}", job.settings, f"models.{name}")
         self.models[key] = job
         return key
 
-    def _corpus(self, settings: Settings, models: dict[str, str], keys: tuple[str, str]) -> str:
+    def _corpus(self, settings: Settings, teacher: str) -> str:
+        """The corpus is tokenised with the teacher's vocabulary, so students of one family share it and all that follows."""
         text = slices.canonical(slices.PreprocessSlice.of(settings))
-        identity = "\n".join([text, *(self._identity(key) for key in keys)])
-        artefact = f"{settings.data.dataset_choice}-{_digest(identity)}"
-        self.corpora[artefact] = Job(text, models)
+        artefact = f"{settings.data.dataset_choice}-{_digest(text, self._identity(teacher))}"
+        source = settings.data.datasets[settings.data.dataset_choice]
+        files = _files(source.dataset_path) if source.dataset_path else []
+        self.corpora[artefact] = Job(text, {"teacher": self.model_manifest(teacher)}, files + _template(settings))
         return artefact
 
     def _teacher(self, stage: str, settings: Settings, corpus: str, teacher: str) -> str:
@@ -174,7 +180,8 @@ class Plan:
         start = self._start(settings, models)
         data = self.teacher_manifest(stage, artefact) if stage and artefact else None
         if settings.pipeline == "dpo" and data:
-            return Job(slices.canonical(slices.DpoTrainingSlice.of(settings)), {"policy": start, "preferences": data})
+            inputs = {"policy": start, "preferences": data, "corpus": self.corpus_manifest(corpus)}
+            return Job(slices.canonical(slices.DpoTrainingSlice.of(settings)), inputs)
         inputs = {"student": start, "corpus": self.corpus_manifest(corpus)}
         if data:
             inputs["teacher_output"] = data
@@ -236,6 +243,7 @@ class Plan:
             "evaluation": f"{self.output.experiment_dir().format(experiment=name)}/evaluation.json",
             "references": plan.references,
             "sharing": {stage: self.sharing.get(record, [name]) for stage, record in plan.shared.items()},
+            "comparable": comparable(plan.settings),
             "lineage": f"{self.output.record_dir().format(experiment=policy)}/experiment_summary.json" if policy else None,
             "teacher_manifest": teacher[0] if teacher else None,
             "output_dir": self.output.experiment_dir().format(experiment=name),
@@ -302,6 +310,20 @@ def sources(module: str) -> tuple[str, ...]:
     return tuple(sorted(str(path) for path in found))
 
 
+def comparable(settings: Settings) -> dict[str, object]:
+    """What experiments that are compared should agree on."""
+    training = settings.training
+    return {
+        "seed": settings.experiment.seed,
+        "optimizer": training.optimizer,
+        "learning rate": training.learning_rate,
+        "schedule": training.schedule_type,
+        "token budget": training.token_budget,
+        "effective batch": training.batch_size * training.gradient_accumulation_steps,
+        "dtype": training.dtype,
+    }
+
+
 def stage_environment(basedir: str) -> dict[str, str]:
     """PYTHONPATH and PATH for the rules' commands.
 
@@ -313,6 +335,23 @@ def stage_environment(basedir: str) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(path for path in known if path),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
     }
+
+
+def _files(named: str) -> list[str]:
+    """Files at a path that the configuration names; a missing one is left to the stage, which says so."""
+    path = Path(named).expanduser()
+    found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else []
+    return [str(p) for p in found]
+
+
+def _template(settings: Settings) -> list[str]:
+    """The chat template's file, shipped or the user's."""
+    choice = settings.model.chat_template
+    if choice == "tokenizer":
+        return []
+    if choice.endswith(".jinja"):
+        return _files(choice)
+    return [os.path.relpath(path) for path in _files(str(PACKAGE / "distill" / "chat_templates" / f"{choice}.jinja"))]
 
 
 def _digest(*texts: str) -> str:

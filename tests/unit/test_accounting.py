@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from workflow_scripts.accounting.comparison import break_even, differences
+from workflow_scripts.accounting.comparison import break_even, differences, with_lineage
 from workflow_scripts.accounting.formulas import amortised, break_even_reuse, break_even_tokens, pareto_front
 from workflow_scripts.accounting.summary import _total
 
@@ -34,17 +34,34 @@ def test_a_sum_with_an_unknown_member_is_unknown() -> None:
 
 
 def summary(name: str, teacher, student: float, split: str = "s") -> dict:
-    roles = {"teacher": {"joules": teacher, "stages": int(name != "gold")}, "student": {"joules": student, "stages": 1}}
-    energy = {"boundary": ["cpu"], "class": "modelled"}
-    stages = {"student_train": {"provenance": {"cpu": "x"}}}
-    return {"experiment_name": name, "roles": roles, "energy": energy, "stages": stages, "quality": {"split_sha256": split}}
+    return {
+        "experiment_name": name,
+        "roles": {
+            "teacher": {"joules": teacher, "stages": int(name != "gold")},
+            "student": {"kwh": student / 3.6e6, "joules": student, "stages": 1},
+        },
+        "energy": {"boundary": ["cpu"], "class": "modelled", "complete": True},
+        "stages": {"student_train": {"provenance": {"cpu": "x"}, "devices": []}},
+        "quality": {"split_sha256": split},
+        "comparable": {"seed": 1},
+        "lineage": None,
+    }
+
+
+def test_a_policy_costs_what_its_ancestor_cost() -> None:
+    """DPO on a baseline policy can never be cheaper than that baseline."""
+    dpo = summary("dpo", 700, 500) | {"lineage": {"total_energy_kwh": 870 / 3.6e6}}
+    rows = break_even([summary("gold", None, 870), dpo], "gold")
+    assert rows[0]["reuses"] is None
+    assert with_lineage(dpo, 1.0) == 1.0 + 870 / 3.6e6
+    assert with_lineage(dpo, None) is None
 
 
 def test_break_even_names_never_and_unknown() -> None:
     rows = break_even(
         [summary("gold", None, 50), summary("kd", 100, 30), summary("sft", 100, 60), summary("dpo", None, 1)], "gold"
     )
-    assert [(r["experiment"], r["reuses"]) for r in rows] == [("kd", 5.0), ("sft", None), ("dpo", None)]
+    assert [(r["experiment"], r["reuses"]) for r in rows] == [("kd", pytest.approx(5.0)), ("sft", None), ("dpo", None)]
     assert rows[0]["verdict"] == "after 5.0 reuses"
     assert rows[1]["verdict"].startswith("never")
     assert rows[2]["verdict"].startswith("unknown")
@@ -53,3 +70,11 @@ def test_break_even_names_never_and_unknown() -> None:
 def test_differing_evaluation_splits_are_named() -> None:
     assert differences([summary("a", 1, 1), summary("b", 1, 1)]) == []
     assert differences([summary("a", 1, 1), summary("b", 1, 1, split="t")]) == ["evaluation split differs: a: s; b: t"]
+
+
+def test_what_should_agree_and_does_not_is_named() -> None:
+    other = summary("b", 1, 1) | {"comparable": {"seed": 2}}
+    assert differences([summary("a", 1, 1), other]) == ["seed differs: a: 1; b: 2"]
+    unknown = summary("b", 1, 1)
+    unknown["energy"] = unknown["energy"] | {"complete": False}
+    assert differences([summary("a", 1, 1), unknown]) == ["b: a stage has no energy figure, so it has no total"]

@@ -15,7 +15,6 @@ import pytest
 
 from workflow_scripts.energy.ledger import LedgerError, read_attempts
 from workflow_scripts.energy.meter import main
-from workflow_scripts.energy.sources import RaplSource
 from workflow_scripts.energy.state import Lock, LockedError, fingerprint
 from workflow_scripts.settings.schema import Energy
 
@@ -48,7 +47,7 @@ class Bench:
     def __init__(self, folder: Path, **energy) -> None:
         self.folder = folder
         self.rapl = rapl_tree(folder / "rapl", package_0=10.0, dram=1.0, psys=99.0)
-        options = Energy(nvml_poll_interval_ms=50, flush_seconds=0.1, rapl_root=str(self.rapl), **energy)
+        options = Energy(**{"nvml_poll_interval_ms": 50, "flush_seconds": 0.1, "rapl_root": str(self.rapl)} | energy)
         self.options = options.model_dump_json()
 
     def command(self, *child: str) -> list[str]:
@@ -138,6 +137,33 @@ def test_sigterm_reaches_the_stage_which_ends_by_itself(tmp_path) -> None:
     assert (attempt.end["outcome"], attempt.end["signal"]) == ("signal", 15)
 
 
+def test_work_saved_on_sigterm_is_useful_when_the_next_attempt_resumes(tmp_path) -> None:
+    bench = Bench(tmp_path)
+    code = """
+import signal, sys, time
+from workflow_scripts.progress import Progress
+progress = Progress("loss", total=100)
+def stop(*_):
+    progress.saved()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, stop)
+while True:
+    progress.add(loss=1)
+    time.sleep(0.02)
+"""
+    process = bench.start(*python(code))
+    bench.wait_for_tick(process)
+    rapl_tree(bench.rapl, package_0=60.0)
+    time.sleep(0.3)
+    process.terminate()
+    assert process.wait(20) == 143
+    resumed = "from workflow_scripts.progress import Progress\nwith Progress('loss') as p: p.resume(loss=9); p.add(loss=1)"
+    assert bench.run(*python(resumed)).returncode == 0
+    record = bench.record()
+    assert record["attempts"][0]["useful_j"] == pytest.approx(50.0)
+    assert record["wasted_j"] == pytest.approx(0.0)
+
+
 def test_killed_attempts_stay_on_the_bill_and_the_stage_dies_with_its_meter(tmp_path) -> None:
     bench = Bench(tmp_path)
     code = WORKER.format(steps=1000, sleep=0.05)
@@ -221,6 +247,10 @@ def test_locks_of_the_dead_are_taken_over(tmp_path) -> None:
     lock = Lock(tmp_path)
     lock.acquire()
     lock.release()
+    (tmp_path / "lock.json").write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+    os.utime(tmp_path / "lock.json", (0, 0))
+    with pytest.raises(LockedError, match=f"process {os.getpid()} on"):
+        Lock(tmp_path).acquire()  # on this host a living owner is trusted, however long it has been silent
     (tmp_path / "lock.json").write_text(json.dumps({"host": "elsewhere", "pid": 1}))
     with pytest.raises(LockedError, match="process 1 on elsewhere"):
         Lock(tmp_path).acquire()
@@ -236,6 +266,7 @@ def test_fingerprint_covers_module_settings_and_content_only(tmp_path) -> None:
     os.utime(source, (0, 0))
     assert fingerprint("s", [*command[:-1], "elsewhere", "--wandb", "name"], [source]) == mark
     assert fingerprint("s", ["python", "-m", "stage", "--settings", '{"a":1}'], [source]) != mark
+    assert fingerprint("s", command, [source], "experiment") != mark
     source.write_text("2")
     assert fingerprint("s", command, [source]) != mark
 
@@ -255,21 +286,150 @@ def test_a_foreign_or_newer_ledger_stops_the_meter_and_stays(tmp_path) -> None:
     assert attempt.cut_lines == 1 and attempt.end is None
 
 
-@pytest.mark.parametrize("limit", [262143328850, 65532610987])
-def test_rapl_wraps_of_two_packages(tmp_path, limit) -> None:
-    root = rapl_tree(tmp_path / "rapl", package_0=0.0, package_1=0.0)
-    for zone in root.iterdir():
-        (zone / "max_energy_range_uj").write_text(str(limit))
-    source = RaplSource(root)
-    counters = dict.fromkeys(root.iterdir(), 0)
-    step, ticks = limit // 3, 20
-    for _ in range(ticks):
-        for zone in counters:
-            counters[zone] = (counters[zone] + step) % limit
-            (zone / "energy_uj").write_text(str(counters[zone]))
-        figure = source.read()["cpu"]
-    assert figure.joules == pytest.approx(2 * ticks * step * 1e-6, rel=1e-9)
-    assert figure.wraps >= 2
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A file system of 256 KiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], check=False, capture_output=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"needs the right to mount: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+FILL_THE_DISK = """
+import os, time
+handle = open({path!r}, "wb", buffering=0)
+try:
+    while True:
+        handle.write(bytes(512))
+except OSError:
+    time.sleep(3.5)
+os.unlink(handle.name)
+time.sleep(0.6)
+"""
+
+
+def test_a_full_disk_under_the_ledger_does_not_harm_the_stage(tmp_path, small_disk) -> None:
+    bench = Bench(tmp_path, nvml_poll_interval_ms=10)
+    command = bench.command(*python(FILL_THE_DISK.format(path=str(small_disk / "fill"))))
+    command = [part.replace(str(tmp_path / "state"), str(small_disk / "state")) for part in command]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    record = bench.record()
+    missing = [w for w in record["warnings"] if "ledger line(s) could not be written: the disk was full" in w]
+    assert len(missing) == 1
+    assert any("row(s) of the power trace could not be written" in w for w in record["warnings"])
+    assert record["total_energy_joules"] is not None
+    (attempt,) = [a for f in (small_disk / "state" / "work").glob("*/attempts") for a in read_attempts(f, "work")]
+    assert attempt.end is not None, "once there is room again the ledger goes on with whole lines"
+
+
+def test_a_clock_that_is_stepped_by_an_hour_leaves_durations_alone(tmp_path, monkeypatch) -> None:
+    bench = Bench(tmp_path)
+    real, calls = time.time, []
+
+    def stepped() -> float:
+        calls.append(1)
+        return real() + 3600 * (len(calls) > 1)
+
+    monkeypatch.setattr("workflow_scripts.energy.meter.time.time", stepped)
+    monkeypatch.setattr(signal, "signal", lambda *arguments: None)
+    assert main(bench.command(*python("import time; time.sleep(1)"))[3:]) == 0
+    record = bench.record()
+    assert 1.0 <= record["duration_seconds"] < 10
+    assert record["end_time"] - record["start_time"] == pytest.approx(record["duration_seconds"])
+
+
+def test_a_detached_child_is_found_and_ended(tmp_path) -> None:
+    bench = Bench(tmp_path)
+    code = "import subprocess, time; p = subprocess.Popen(['sleep', '60'], start_new_session=True); print(p.pid, flush=True)"
+    assert bench.run(*python(code)).returncode == 0
+    pid = int((tmp_path / "log").read_text())
+    assert not Path(f"/proc/{pid}").exists()
+    assert "the stage left processes behind; they were ended" in bench.record()["warnings"]
+
+
+PRINT_A_GIGABYTE = """
+import os
+block = b"x" * 1048575 + b"\\n"
+for _ in range(1024):
+    os.write(1, block)
+print("the end")
+raise SystemExit(3)
+"""
+
+
+def test_a_gigabyte_of_output_goes_to_the_log_and_not_through_memory(tmp_path) -> None:
+    bench = Bench(tmp_path)
+    result = bench.run(*python(PRINT_A_GIGABYTE))
+    assert result.returncode == 3
+    assert (tmp_path / "log").stat().st_size > 1 << 30
+    assert "the end" in result.stderr and len(result.stderr) < 40_000
+    record = json.loads(next((tmp_path / "state").glob("work/*/record.json")).read_text())
+    assert record["overhead"]["max_rss_mb"] < 400
+    (tmp_path / "log").unlink()
+
+
+def test_two_meters_on_one_host_flag_each_other(tmp_path) -> None:
+    benches = [Bench(tmp_path / name) for name in ("a", "b")]
+    processes = [bench.start(*python("import time; time.sleep(2)")) for bench in benches]
+    assert [p.wait(30) for p in processes] == [0, 0]
+    for bench, other in zip(benches, reversed(processes), strict=True):
+        expected = f"another meter ran on this host at the same time (process {other.pid}, stage work)"
+        assert any(w.startswith(expected) for w in bench.record()["warnings"])
+
+
+def test_recover_makes_a_record_of_a_killed_stage(tmp_path) -> None:
+    bench = Bench(tmp_path)
+    process = bench.start(*python(WORKER.format(steps=1000, sleep=0.05)))
+    bench.wait_for_tick(process)
+    state = tmp_path / "state"
+    command = [sys.executable, "-m", "workflow_scripts.energy.recover", str(state)]
+    busy = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert f"is being worked on by process {process.pid}" in busy.stdout
+    process.kill()
+    process.wait()
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert result.returncode == 0 and "partial, 0 J, attempts: lost" in result.stdout
+    record = json.loads(next(state.glob("work/*/record.json")).read_text())
+    jsonschema.validate(record, SCHEMA)
+    assert record["tokens_processed"] > 0 and record["attempts"][0]["end_source"] == "ledger"
+
+
+def test_the_time_limit_of_a_job_is_a_timeout(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 20))
+    bench = Bench(tmp_path)
+    process = bench.start(*python(WORKER.format(steps=1000, sleep=0.05)))
+    bench.wait_for_tick(process)
+    process.terminate()
+    assert process.wait(20) == 143
+    assert bench.ledgers()[0].end["outcome"] == "timeout"
+
+
+@pytest.mark.parametrize(
+    ("energy", "joules", "reason"),
+    [({"track_cpu": False}, None, "energy.track_cpu = false"), ({"total_energy_policy": "gpu_only"}, 0.0, None)],
+)
+def test_energy_options_set_the_boundary(tmp_path, energy, joules, reason) -> None:
+    bench = Bench(tmp_path, **energy)
+    assert bench.run(*python("pass")).returncode == 0
+    record = bench.record()
+    assert record["energy"]["cpu"]["joules"] == joules and record["energy"]["cpu"]["reason"] == reason
+    assert record["total_energy_joules"] is None and record["energy"]["total"]["boundary"] == []
+
+
+def test_codecarbon_policy_leaves_measured_counters_out(tmp_path) -> None:
+    bench = Bench(tmp_path, total_energy_policy="codecarbon")
+    assert bench.run(*python("import time; time.sleep(4)")).returncode == 0
+    record = bench.record()
+    assert record["energy"]["cpu"]["method"].startswith("CodeCarbon")
+    assert record["energy"]["total"]["class"] == "modelled"
+    assert record["total_energy_joules"] > 0
+    assert next((tmp_path / "state").glob("work/*/codecarbon/work.csv")).read_text().count("\n") == 2
 
 
 def test_command_line_faults() -> None:

@@ -179,6 +179,45 @@ def test_a_new_experiment_with_the_same_teacher_settings_shares_the_teacher(fini
     assert plan(finished) == {}
 
 
+@pytest.mark.parametrize("prerun_is", ["changed", "edited"])
+def test_a_changed_prerun_hides_nothing(finished: Workflow, prerun_is: str) -> None:
+    """Snakemake looks at nothing below a stale job whose link is `ancient`: prerun must never be stale by itself."""
+    if prerun_is == "changed":
+        edit(finished, "config/base.yaml", set_key("hardware.min_free_memory_gb", 0.5))
+    else:
+        source = finished.folder / "workflow_scripts" / "energy" / "prerun.py"
+        source.write_text(source.read_text() + "\nCHANGED = True\n")
+    assert plan(finished) == {}
+    edit(finished, "config/experiments/demo_kd.yaml", set_key("training.learning_rate", 1.0e-4))
+    assert set(plan(finished)) == TRAINING_KD
+    (finished.folder / "config" / "experiments" / "kd_new.yaml").write_text("pipeline: kd\ntraining:\n  token_budget: 50\n")
+    assert "student_train kd_new" in plan(finished, "kd_new")
+    if prerun_is == "changed":
+        result = finished.snakemake("--cores", "2", "kd_new", check=False)
+        expected = "settings have changed since results/prerun/local/validation.json was made: delete it and run again"
+        assert result.returncode == 1 and expected in result.stdout + result.stderr
+
+
+def test_an_edited_template_or_corpus_file_reruns_what_reads_it(finished: Workflow) -> None:
+    template = finished.folder / "workflow_scripts/distill/chat_templates/smollm2.jinja"
+    template.write_text(template.read_text() + "{# edited #}")
+    assert "preprocess" in plan(finished)
+
+
+def test_another_student_shares_the_corpus_and_the_teachers_output(finished: Workflow) -> None:
+    new = {"pipeline": "kd", "model": {"student": "other"}}
+    new["models"] = {"other": {"source": "pruned", "of": "smollm2-135m-instruct", "keep_layers": [0, 29]}}
+    (finished.folder / "config" / "experiments" / "kd_small.yaml").write_text(yaml.safe_dump(new))
+    assert set(plan(finished, "kd_small")) - {"kd_small"} == {
+        "prepare_model",
+        "check_tokenizers",
+        "reference_evaluation",
+        "student_train kd_small",
+        "evaluation kd_small",
+        "experiment_summary kd_small",
+    }
+
+
 def test_targets_of_the_guide(finished: Workflow) -> None:
     for target in (*TEACHER_TARGETS, "demo_sft"):
         assert plan(finished, target) == {}

@@ -60,7 +60,9 @@ def tabulate(summaries: list[dict[str, Any]]) -> pd.DataFrame:
                 "pipeline": s["pipeline"],
                 **{f"{role}_kwh": entry["kwh"] for role, entry in s["roles"].items()},
                 "total_kwh": s["total_energy_kwh"],
+                "total_uncertainty_kwh": None if s["energy"]["uncertainty_j"] is None else s["energy"]["uncertainty_j"] / 3.6e6,
                 "lineage_kwh": s["lineage"]["total_energy_kwh"] if s["lineage"] else None,
+                "total_with_lineage_kwh": with_lineage(s, s["total_energy_kwh"]),
                 "wasted_kwh": s["wasted_j"] / 3.6e6 if s["wasted_j"] is not None else None,
                 "carbon_g": s["carbon_grams"],
                 "training_tokens": training["tokens_processed"],
@@ -80,10 +82,19 @@ def tabulate(summaries: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def with_lineage(summary: dict[str, Any], kwh: float | None) -> float | None:
+    """Energy [kWh] with what training the starting policy has cost; None when either is not known."""
+    if summary["lineage"] is None:
+        return kwh
+    before = summary["lineage"]["total_energy_kwh"]
+    return kwh + before if kwh is not None and before is not None else None
+
+
 def compare(summaries: list[dict[str, Any]], table: pd.DataFrame, quality: str, baseline: str | None) -> dict[str, Any]:
     """Break-even against `baseline`, Pareto front, campaign total (shared stages once), and what is not comparable."""
     sign = -1.0 if LOWER_IS_BETTER[quality] else 1.0
-    points = {r["experiment"]: (r["total_kwh"], sign * r[quality]) for r in table.to_dict("records")}
+    points = {r["experiment"]: (r["total_with_lineage_kwh"], sign * r[quality]) for r in table.to_dict("records")}
+    points = {name: point for name, point in points.items() if pd.notna(point[0])}
     unique = {
         (stage["provenance"]["fingerprint"], stage["start_time"]): stage["total_energy_joules"]
         for s in summaries
@@ -104,7 +115,8 @@ def compare(summaries: list[dict[str, Any]], table: pd.DataFrame, quality: str, 
 def break_even(summaries: list[dict[str, Any]], baseline: str) -> list[dict[str, Any]]:
     """N* of each distilled experiment: reuses of its teacher output until it beats the baseline's training energy.
 
-    Counts student-training energies only; `never` when the distilled training alone costs at least as much.
+    Counts student-training energies only, those that led to a starting policy included; `never` when they alone cost at least
+    as much as the baseline's.
     """
     by_name = {s["experiment_name"]: s for s in summaries}
     if baseline not in by_name:
@@ -112,10 +124,12 @@ def break_even(summaries: list[dict[str, Any]], baseline: str) -> list[dict[str,
     gold = by_name[baseline]["roles"]["student"]["joules"]
     rows = []
     for name, s in by_name.items():
-        teacher, student = s["roles"]["teacher"]["joules"], s["roles"]["student"]["joules"]
+        teacher, own = s["roles"]["teacher"]["joules"], s["roles"]["student"]["kwh"]
+        kwh = with_lineage(s, own)
+        student = kwh * 3.6e6 if kwh is not None else None
         if name == baseline or s["roles"]["teacher"]["stages"] == 0:
             continue
-        if None in (teacher, student, gold):
+        if teacher is None or student is None or gold is None:
             rows.append({"experiment": name, "reuses": None, "verdict": "unknown: an energy is missing"})
             continue
         reuses = break_even_reuse(teacher, student, gold)
@@ -127,17 +141,29 @@ def break_even(summaries: list[dict[str, Any]], baseline: str) -> list[dict[str,
 def differences(summaries: list[dict[str, Any]]) -> list[str]:
     """What must agree for a fair comparison and does not, one line per property."""
     properties = {
-        "hardware": lambda s: ", ".join(sorted({r["provenance"]["cpu"] or "unknown" for r in s["stages"].values()})),
-        "boundary": lambda s: "; ".join(s["energy"]["boundary"]),
-        "energy class": lambda s: s["energy"]["class"],
-        "evaluation split": lambda s: s["quality"]["split_sha256"][:12],
+        s["experiment_name"]: {
+            "hardware": hardware(s),
+            "boundary": "; ".join(s["energy"]["boundary"]),
+            "energy class": s["energy"]["class"],
+            "evaluation split": s["quality"]["split_sha256"][:12],
+            **s["comparable"],
+        }
+        for s in summaries
     }
-    lines = []
-    for what, get in properties.items():
-        values = {s["experiment_name"]: get(s) for s in summaries}
+    incomplete = [s["experiment_name"] for s in summaries if not s["energy"]["complete"]]
+    lines = [f"{name}: a stage has no energy figure, so it has no total" for name in incomplete]
+    for what in next(iter(properties.values())):
+        values = {name: own[what] for name, own in properties.items()}
         if len(set(values.values())) > 1:
             lines.append(f"{what} differs: " + "; ".join(f"{name}: {value}" for name, value in values.items()))
     return lines
+
+
+def hardware(summary: dict[str, Any]) -> str:
+    """CPUs and GPUs that the experiment's stages ran on."""
+    records = summary["stages"].values()
+    names = {r["provenance"]["cpu"] or "unknown CPU" for r in records}
+    return ", ".join(sorted(names | {d.get("name") or "unknown GPU" for r in records for d in r["devices"]}))
 
 
 if __name__ == "__main__":

@@ -44,11 +44,16 @@ def energy_by_stage(summaries: list[dict[str, Any]], path: Path) -> None:
                 continue
             axes.barh(row, entry["kwh"] * 1000, left=left, color=colour, hatch=hatch, edgecolor="white")
             left += entry["kwh"] * 1000
-        axes.text(left, row, f" {left:.3g} Wh", va="center", fontsize=9)
-        names.append(summary["experiment_name"] + (f"\nno figure: {', '.join(unknown)}" if unknown else ""))
+        if summary["energy"]["uncertainty_j"] is None:
+            names.append(f"{summary['experiment_name']}\nno figure: {', '.join(unknown)}")
+            continue
+        spread = summary["energy"]["uncertainty_j"] / 3600
+        axes.errorbar(left, row, xerr=spread, color="black", capsize=4, linewidth=1)
+        axes.text(left + spread, row, f"  {left:.3g} ± {spread:.2g} Wh", va="center", fontsize=9)
+        names.append(summary["experiment_name"])
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.margins(x=0.12)
+    axes.margins(x=0.16)
     classes = sorted({s["energy"]["class"] for s in summaries})
     axes.set_xlabel(f"energy at the IT boundary [Wh], {'/'.join(classes)}")
     keys = [Patch(facecolor=c, hatch=h, edgecolor="white", label=role) for role, (c, h) in _STYLE.items()]
@@ -61,13 +66,16 @@ def energy_quality(table: pd.DataFrame, quality: str, front: set[str], path: Pat
     """Energy against quality; the points of the Pareto front are filled."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for row in table.to_dict("records"):
-        on_front = row["experiment"] in front
-        axes.scatter(
-            row["total_kwh"] * 1000, row[quality], s=60, edgecolor="#0072B2", color="#0072B2" if on_front else "white", zorder=3
-        )
-        axes.annotate(row["experiment"], (row["total_kwh"] * 1000, row[quality]), xytext=(7, 5), textcoords="offset points")
+        name, wh = row["experiment"], row["total_with_lineage_kwh"] * 1000
+        if pd.isna(wh):
+            continue
+        fill = "#0072B2" if name in front else "white"
+        spread = row["total_uncertainty_kwh"] * 1000
+        axes.errorbar(wh, row[quality], xerr=spread, color="#0072B2", alpha=0.4, capsize=4, zorder=2)
+        axes.scatter(wh, row[quality], s=60, edgecolor="#0072B2", color=fill, zorder=3)
+        axes.annotate(name, (wh, row[quality]), xytext=(7, 5), textcoords="offset points")
     axes.margins(x=0.2, y=0.15)
-    axes.set_xlabel("total energy of the experiment [Wh]")
+    axes.set_xlabel("total energy of the experiment, its starting policy's included [Wh]")
     axes.set_ylabel(_QUALITY[quality])
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

@@ -18,9 +18,10 @@ from typing import Any
 
 import yaml
 
+from workflow_scripts.accounting.model import ExperimentSummary, RoleEnergy
 from workflow_scripts.artefact import ArtefactError, read_json, write_json
+from workflow_scripts.uncertainty import instrument, propagate
 
-SCHEMA = "experiment-summary/1"
 RECORD_SCHEMA = "energy-stage/1"
 ROLES = ("prerun", "data", "teacher", "student", "evaluation")
 CLASSES = ("measured", "integrated", "modelled", "unavailable")
@@ -40,7 +41,7 @@ def main() -> int:
     plan, config, out = json.loads(arguments.plan), json.loads(arguments.config), Path(arguments.out)
     try:
         records = read_records(plan)
-        summary = summarise(plan, config, records)
+        summary = summarise(plan, config, records).model_dump(mode="json", by_alias=True)
     except (SummaryError, ArtefactError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -73,8 +74,12 @@ def read_records(plan: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def adopted_record(manifest: Path, adoption: dict[str, Any]) -> dict[str, Any]:
     """The record found beside an adopted data set, or one that says that its energy is unavailable."""
-    folder = Path(read_json(manifest)["path"])
-    for candidate in (folder / "stages" / "synthetic_generation.json", folder.parent / "stages" / "synthetic_generation.json"):
+    facts = read_json(manifest)
+    folder = Path(facts["path"])
+    candidates = [folder / "stages" / "synthetic_generation.json", folder.parent / "stages" / "synthetic_generation.json"]
+    if facts.get("published_by"):
+        candidates.insert(0, Path(facts["published_by"]).parents[1] / "stages" / "synthetic_generation.json")
+    for candidate in candidates:
         if candidate.is_file():
             found: dict[str, Any] = read_json(candidate)
             return found | {k: adoption[k] for k in ("stage_id", "stage_name", "shared_by")}
@@ -86,76 +91,102 @@ def adopted_record(manifest: Path, adoption: dict[str, Any]) -> dict[str, Any]:
     return adoption | nothing | {"energy": energy, "warnings": [*adoption["warnings"], reason]}
 
 
-def summarise(plan: dict[str, Any], config: dict[str, Any], records: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def summarise(plan: dict[str, Any], config: dict[str, Any], records: dict[str, dict[str, Any]]) -> ExperimentSummary:
     """The summary of one experiment; energies of a role are null when one of its stages has none."""
     training = records[plan["training_stage"]]
     roles = {}
     for role in ROLES:
         members = [r for r in records.values() if r["role"] == role]
         joules = _total([r["total_energy_joules"] for r in members])
-        roles[role] = {"joules": joules, "kwh": joules / 3.6e6 if joules is not None else None, "stages": len(members)}
+        roles[role] = RoleEnergy(
+            joules=joules,
+            kwh=joules / 3.6e6 if joules is not None else None,
+            uncertainty_kwh=uncertainty(members) / 3.6e6 if joules is not None else None,
+            stages=len(members),
+        )
     known = [r for r in records.values() if r["total_energy_joules"] is not None]
-    total = sum(r["total_energy_joules"] for r in known)
+    total = _total([r["total_energy_joules"] for r in records.values()])
     unknown = sorted(stage for stage, r in records.items() if r["total_energy_joules"] is None)
     evaluation = read_json(Path(plan["evaluation"]))
     references = {name: read_json(Path(path)) for name, path in plan["references"].items()}
     duration = sum(r["duration_seconds"] for r in records.values())
     tokens = {t: _total([r["work"][t] for r in records.values() if r["work"][t] is not None]) for t in TOKEN_TYPES}
     warnings = [f"{stage}: {text}" for stage, r in records.items() for text in r["warnings"]]
-    warnings += [f"{stage}: no energy figure; the total leaves it out" for stage in unknown]
+    warnings += [f"{stage}: no energy figure, so there is no total" for stage in unknown]
     boundaries = sorted({"+".join(r["energy"]["total"]["boundary"]) for r in known})
     if len(boundaries) > 1:
         warnings.append(f"stages have different boundaries: {', '.join(boundaries)}")
-    return {
-        "schema": SCHEMA,
-        "experiment_id": f"{plan['experiment']}-{_fingerprint(config)}",
-        "experiment_name": plan["experiment"],
-        "pipeline": plan["pipeline"],
-        "description": config["experiment"]["description"],
-        "start_time": min(r["start_time"] for r in records.values()),
-        "end_time": max(r["end_time"] for r in records.values()),
-        "total_duration_seconds": duration,
-        "total_tokens_processed": training["tokens_processed"],
-        "tokens_unit": training["tokens_unit"],
-        "tokens": tokens,
-        "throughput": {stage: r["tokens_per_second"] for stage, r in records.items()},
-        "total_gpu_energy_joules": _total([r["gpu_energy_joules"] for r in known]),
-        "total_cpu_energy_joules": _total([r["cpu_energy_joules"] for r in known]),
-        "total_energy_joules": total,
-        "total_energy_kwh": total / 3.6e6,
-        "joules_per_token": training["joules_per_token"],
-        "overall_joules_per_token": total / training["tokens_processed"] if training["tokens_processed"] else None,
-        "overall_tokens_per_second": training["tokens_processed"] / duration if training["tokens_processed"] else None,
-        "energy": {
-            "class": max((r["energy"]["total"]["class"] for r in known), key=CLASSES.index, default="unavailable"),
-            "boundary": boundaries,
-            "complete": not unknown,
-        },
-        "useful_j": _total([r["useful_j"] for r in known]),
-        "wasted_j": _total([r["wasted_j"] for r in known]),
-        "carbon_grams": _total([r["carbon"]["grams"] for r in known]),
-        "roles": roles,
-        "reuse": {stage: {"experiments": len(users), "names": users} for stage, users in plan["sharing"].items()},
-        "lineage": lineage(plan),
-        "quality": evaluation,
-        "references": references,
-        "config_fingerprint": _fingerprint(config),
-        "stages": records,
-        "warnings": warnings,
-    }
+    spread = uncertainty(known)
+    tokens_trained = training["tokens_processed"]
+    return ExperimentSummary.model_validate(
+        {
+            "experiment_id": f"{plan['experiment']}-{_fingerprint(config)}",
+            "experiment_name": plan["experiment"],
+            "pipeline": plan["pipeline"],
+            "description": config["experiment"]["description"],
+            "start_time": min(r["start_time"] for r in records.values()),
+            "end_time": max(r["end_time"] for r in records.values()),
+            "total_duration_seconds": duration,
+            "total_tokens_processed": tokens_trained,
+            "tokens_unit": training["tokens_unit"],
+            "tokens": tokens,
+            "throughput": {stage: r["tokens_per_second"] for stage, r in records.items()},
+            "total_gpu_energy_joules": _total([r["gpu_energy_joules"] for r in known]),
+            "total_cpu_energy_joules": _total([r["cpu_energy_joules"] for r in known]),
+            "total_energy_joules": total,
+            "total_energy_kwh": total / 3.6e6 if total is not None else None,
+            "joules_per_token": training["joules_per_token"],
+            "overall_joules_per_token": total / tokens_trained if total is not None and tokens_trained else None,
+            "overall_tokens_per_second": tokens_trained / duration if tokens_trained else None,
+            "energy": {
+                "class": max((r["energy"]["total"]["class"] for r in known), key=CLASSES.index, default="unavailable"),
+                "boundary": boundaries,
+                "complete": not unknown,
+                "uncertainty_j": spread if total is not None else None,
+                "uncertainty_pct": 100 * spread / total if total else None,
+            },
+            "useful_j": _total([r["useful_j"] for r in known]),
+            "wasted_j": _total([r["wasted_j"] for r in known]),
+            "carbon_grams": _total([r["carbon"]["grams"] for r in known]),
+            "roles": roles,
+            "reuse": {stage: {"experiments": len(users), "names": users} for stage, users in plan["sharing"].items()},
+            "lineage": lineage(plan),
+            "quality": evaluation,
+            "references": references,
+            "comparable": plan["comparable"],
+            "config_fingerprint": _fingerprint(config),
+            "stages": records,
+            "warnings": warnings,
+        }
+    )
+
+
+def uncertainty(records: list[dict[str, Any]]) -> float:
+    """Uncertainty [J] of the sum of the records' totals."""
+    parts = []
+    for record in records:
+        for name in record["energy"]["total"]["boundary"]:
+            component = record["energy"][name]
+            if component["uncertainty_pct"] is not None:
+                parts.append((instrument(component["method"]), component["joules"], component["uncertainty_pct"]))
+    return propagate(parts)
 
 
 def lineage(plan: dict[str, Any]) -> dict[str, Any] | None:
-    """What the starting policy of a dpo experiment has cost before, from that experiment's summary."""
+    """What training the starting policy of a dpo experiment has cost: teacher and student stages of its ancestors.
+
+    Their prerun, data and evaluation stages are left out: they are shared with this experiment or not needed for the policy.
+    """
     if not plan["lineage"]:
         return None
     parent = read_json(Path(plan["lineage"]))
-    before = parent["lineage"]["total_energy_kwh"] if parent["lineage"] else 0.0
+    roles = [parent["roles"][role] for role in ("teacher", "student")]
+    before = [parent["lineage"]["total_energy_kwh"]] if parent["lineage"] else []
     return {
         "policy": parent["experiment_name"],
-        "student_kwh": parent["roles"]["student"]["kwh"],
-        "teacher_kwh": parent["roles"]["teacher"]["kwh"],
-        "total_energy_kwh": parent["total_energy_kwh"] + before,
+        "student_kwh": roles[1]["kwh"],
+        "teacher_kwh": roles[0]["kwh"],
+        "total_energy_kwh": _total([*(role["kwh"] for role in roles if role["stages"]), *before]),
     }
 
 

@@ -17,6 +17,7 @@ COLUMNS = (
     ("student_kwh", "student kWh", "{:.6f}"),
     ("evaluation_kwh", "eval kWh", "{:.6f}"),
     ("total_kwh", "total kWh", "{:.6f}"),
+    ("total_uncertainty_kwh", "+/- kWh", "{:.6f}"),
     ("joules_per_token", "J/token", "{:.3f}"),
     ("cross_entropy", "CE", "{:.3f}"),
     ("untrained_cross_entropy", "CE before", "{:.3f}"),
@@ -57,13 +58,14 @@ def render(comparison: dict[str, Any]) -> list[str]:
         f"Energy: {'/'.join(classes)}, boundary {' | '.join(boundaries)}. J/token: training energy per loss token. CE, KL: "
         "nats per token on held-out text."
     )
-    lines.append(f"Whole campaign, shared stages once: {comparison['campaign_kwh']:.6f} kWh")
+    lines.append(f"Stages of the compared experiments, shared ones once: {comparison['campaign_kwh']:.6f} kWh")
     for row in comparison["break_even"]:
         lines.append(f"Teacher output of {row['experiment']} pays against {comparison['baseline']}: {row['verdict']}")
     for entry in comparison["experiments"]:
         if entry["lineage_kwh"] is not None:
             lines.append(
-                f"{entry['experiment']} starts from a policy that cost {entry['lineage_kwh']:.6f} kWh before (not in its total)"
+                f"{entry['experiment']} starts from a policy whose training cost {entry['lineage_kwh']:.6f} kWh, "
+                "which its total leaves out"
             )
     lines += [f"warning: {text}" for text in comparison["warnings"]]
     return lines

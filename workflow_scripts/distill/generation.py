@@ -133,6 +133,7 @@ def _generate_batch(
     config = GenerationConfig(
         max_new_tokens=options.max_new_tokens, do_sample=False, eos_token_id=list(eos_ids), pad_token_id=pad_id
     )
+    model.generation_config = GenerationConfig()  # unset fields are filled from it: no penalty of the model's own may leak in
     output = model.generate(
         input_ids=input_ids.to(device),
         attention_mask=attention.to(device),

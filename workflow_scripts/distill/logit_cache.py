@@ -1,12 +1,14 @@
 """The teacher's logits on disk: top k per completion position, in shards of examples.
 
 A position of the cache is a token that carries loss: row i of an example predicts the i-th loss token, from the hidden
-state one token before it. Per position: ids (uint16, plus one packed bit when the vocabulary exceeds 65,536), raw logits
-(bfloat16) and logsumexp(z / T) (float32) for each temperature of the cache. Examples are found by id, never by order.
+state one token before it. Per position: ids (uint16, plus one packed bit when the vocabulary exceeds 65,536), raw logits in
+the teacher's type (bfloat16 or float32, so nothing is lost) and logsumexp(z / T) (float32) for each temperature of the
+cache. Examples are found by id, never by order.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from workflow_scripts.distill.batching import pad_rows
 from workflow_scripts.distill.losses import SparseTeacher
 
 _LOW_BITS = 1 << 16
+MAX_VOCABULARY = 2 * _LOW_BITS
 
 
 class CacheError(ValueError):
@@ -38,22 +41,22 @@ class Shard:
     lse: torch.Tensor
 
 
-def write_shard(path: Path, shard: Shard, vocab_size: int) -> None:
-    """Write a shard under a temporary name, then rename it."""
+def write_shard(path: Path, shard: Shard, vocab_size: int, mass: dict[str, float]) -> None:
+    """Write a shard with its retained mass under a temporary name, then rename it."""
     tensors = {
         "ids": (shard.ids % _LOW_BITS).to(torch.uint16),
-        "logits": shard.logits.to(torch.bfloat16).contiguous(),
+        "logits": shard.logits.contiguous(),
         "lse": shard.lse.float().contiguous(),
         "example_ids": torch.tensor(shard.example_ids, dtype=torch.int64),
         "positions": torch.tensor(shard.positions, dtype=torch.int64),
     }
-    if vocab_size > 2 * _LOW_BITS:
-        raise CacheError(f"vocabulary of {vocab_size} tokens: the cache stores ids below {2 * _LOW_BITS}")
+    if vocab_size > MAX_VOCABULARY:
+        raise CacheError(f"vocabulary of {vocab_size} tokens: the cache stores ids below {MAX_VOCABULARY}")
     if vocab_size > _LOW_BITS:
         high = (shard.ids >= _LOW_BITS).numpy().astype(np.uint8)
         tensors["ids_high"] = torch.from_numpy(np.packbits(high.reshape(-1)))
     temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary)
+    save_file(tensors, temporary, metadata={"retained_mass": json.dumps(mass)})
     temporary.replace(path)
 
 
@@ -123,21 +126,28 @@ class LogitCache:
 
 @torch.no_grad()
 def teacher_rows(
-    model: Any, rows: list[dict[str, Any]], k: int, temperatures: list[float], pad_id: int, chunk: int = 512
+    model: Any,
+    rows: list[dict[str, Any]],
+    k: int,
+    temperatures: list[float],
+    pad_id: int,
+    vocabulary: int,
+    chunk: int = 512,
 ) -> Shard:
     """Forward the teacher over tokenised rows (`example_id`, `input_ids`, `loss_mask`) and keep the top k.
 
-    Only loss positions pass the output embedding, in chunks of `chunk` positions.
+    Only loss positions pass the output embedding, in chunks of `chunk` positions. Rows of the embedding beyond the
+    tokenizer's `vocabulary` are padding and left out. Logits keep the teacher's type.
     """
     batch = pad_rows(rows, pad_id).to(next(model.parameters()).device)
     body = model.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
     hidden = body.last_hidden_state[batch.predicts]
     ids, logits, lse = [], [], []
     for part in hidden.split(chunk):
-        z = model.lm_head(part).float()
+        z = model.lm_head(part)[:, :vocabulary].float()
         top = torch.topk(z, k, dim=-1)
         ids.append(top.indices.cpu())
-        logits.append(top.values.to(torch.bfloat16).cpu())
+        logits.append(top.values.to(hidden.dtype).cpu())
         lse.append(torch.stack([torch.logsumexp(z / t, -1) for t in temperatures], dim=1).cpu())
     return Shard(
         example_ids=[row["example_id"] for row in rows],
@@ -172,4 +182,10 @@ def shard_entry(path: Path) -> dict[str, Any]:
     """Manifest entry of a shard on disk. Raises when the file is damaged."""
     with safe_open(path, framework="pt") as handle:
         positions = handle.get_tensor("positions").tolist()
-        return {"file": path.name, "examples": len(positions), "positions": int(sum(positions))}
+        mass = json.loads(handle.metadata()["retained_mass"])
+        return {
+            "file": path.name,
+            "examples": len(positions),
+            "positions": int(sum(positions)),
+            "retained_mass": mass,
+        }

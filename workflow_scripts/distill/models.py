@@ -92,18 +92,30 @@ def weight_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def model_facts(folder: Path, parameters: int | None = None) -> dict[str, Any]:
+def check_architecture(model: Any, folder: Path) -> None:
+    """Raise ModelError unless the logits are the plain product of body and output embedding, as the fused loss takes them."""
+    head = getattr(model, "lm_head", None)
+    if not hasattr(model, "model") or head is None or getattr(head, "bias", None) is not None:
+        raise ModelError(f"{folder}: {type(model).__name__} has no plain `model` + `lm_head` without bias: not supported")
+    transforms = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
+    found = [f"{name} = {value}" for name in transforms if (value := getattr(model.config, name, None)) not in (None, 1, 1.0)]
+    if found:
+        raise ModelError(f"{folder}: {type(model).__name__} transforms its logits ({', '.join(found)}): not supported")
+
+
+def model_facts(folder: Path) -> dict[str, Any]:
     """What a manifest says of a model folder: parameters, vocabulary, context, hashes of weights and tokenizer."""
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     tokenizer = load_tokenizer(folder)
     if len(tokenizer) > config.vocab_size:
         raise ModelError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model's embedding {config.vocab_size} rows")
-    if parameters is None:
-        with torch.device("meta"):
-            parameters = AutoModelForCausalLM.from_config(config).num_parameters()
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(config)
+    check_architecture(empty, folder)
     return {
-        "parameters": parameters,
+        "parameters": empty.num_parameters(),
         "vocab_size": config.vocab_size,
+        "tokens": len(tokenizer),
         "max_position_embeddings": config.max_position_embeddings,
         "tokenizer_sha256": tokenizer_hash(tokenizer),
         "weights_sha256": weight_hash(folder),

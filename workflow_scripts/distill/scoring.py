@@ -38,15 +38,20 @@ class Agreement:
 
 @torch.no_grad()
 def add_agreement(
-    sums: Agreement, model: Any, teacher: Any, rows: Sequence[dict[str, Any]], pad_id: int, chunk: int = 256
+    sums: Agreement,
+    model: Any,
+    teacher: Any,
+    rows: Sequence[dict[str, Any]],
+    pad_id: int,
+    vocabulary: int,
+    chunk: int = 256,
 ) -> None:
-    """Add a batch of rows to `sums`. Both models share the tokenizer; embeddings padded beyond it are cut off."""
+    """Add a batch of rows to `sums`. Embeddings padded beyond the tokenizer's `vocabulary` are cut off."""
     batch = pad_rows(rows, pad_id).to(next(model.parameters()).device)
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
     mine = model.model(**inputs).last_hidden_state[batch.predicts]
     other = teacher.model(**inputs).last_hidden_state[batch.predicts]
     targets = batch.targets()
-    vocabulary = min(model.config.vocab_size, teacher.config.vocab_size)
     for begin in range(0, len(targets), chunk):
         part = slice(begin, begin + chunk)
         log_s = torch.log_softmax(model.lm_head(mine[part])[:, :vocabulary].float(), -1)

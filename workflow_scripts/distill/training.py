@@ -147,11 +147,17 @@ class Collator:
 
 
 class PreferenceTrainer(_OrderedSampling, DPOTrainer):
-    """TRL's DPO with a fixed data order."""
+    """TRL's DPO with a fixed data order, on pairs that are tokens already (`prompt_ids`, `chosen_ids`, `rejected_ids`).
+
+    TRL would tokenise the texts anew and append an end token to answers that were cut, and so teach to stop in mid-sentence.
+    """
 
     def __init__(self, *args: Any, order: Sequence[int], **kwargs: Any) -> None:
         self.order = order
         super().__init__(*args, **kwargs)
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
 
 
 @dataclass(frozen=True)
@@ -243,7 +249,7 @@ def arguments(
         "weight_decay": training.weight_decay,
         "max_grad_norm": training.max_grad_norm,
         "warmup_steps": training.num_warmup_steps,
-        "lr_scheduler_type": training.schedule_type,
+        "lr_scheduler_type": "constant_with_warmup" if training.schedule_type == "constant" else training.schedule_type,
         "bf16": bf16,
         "use_cpu": not torch.cuda.is_available(),
         "activation_checkpointing": training.gradient_checkpointing,
@@ -266,12 +272,19 @@ def arguments(
 
 def sft_config(shared: dict[str, Any]) -> SFTConfig:
     """TRL configuration of kd, sft and baseline; rows are prepared already."""
-    return SFTConfig(**shared, dataset_kwargs={"skip_prepare_dataset": True}, packing=False)
+    return _one_device(SFTConfig(**shared, dataset_kwargs={"skip_prepare_dataset": True}, packing=False))
 
 
 def dpo_config(shared: dict[str, Any], beta: float, loss_type: str) -> DPOConfig:
     """TRL configuration of dpo, with the reference policy's log-probabilities computed once."""
-    return DPOConfig(**shared, beta=beta, loss_type=loss_type, precompute_ref_log_probs=True)
+    return _one_device(DPOConfig(**shared, beta=beta, loss_type=loss_type, precompute_ref_log_probs=True))
+
+
+def _one_device(config: Any) -> Any:
+    """One device per process: the Trainer would else wrap the model in DataParallel where it sees several GPUs."""
+    if config.n_gpu > 1:  # reading it sets the devices up
+        config._n_gpu = 1
+    return config
 
 
 def row_numbers(begin: int, end: int) -> Dataset:

@@ -25,25 +25,29 @@ class LedgerWriter:
 
     def __init__(self, path: Path, start: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._handle = path.open("a", encoding="utf-8")
+        self._descriptor = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o644)
+        self._mid_line = False
         self.lost_lines = 0
         self.append({"event": "start", "schema": SCHEMA, **start})
 
     def append(self, line: dict[str, Any]) -> None:
-        """Write one line and wait until it is on disk."""
+        """Write one line and wait until it is on disk; after a line that was cut, start a new one."""
+        text = (json.dumps(line, allow_nan=False) + "\n").encode()
         try:
-            self._handle.write(json.dumps(line, allow_nan=False) + "\n")
-            self._handle.flush()
-            os.fsync(self._handle.fileno())
+            if self._mid_line:
+                os.write(self._descriptor, b"\n")
+                self._mid_line = False
+            written = os.write(self._descriptor, text)
+            if written != len(text):
+                self._mid_line = True
+                self.lost_lines += 1
+            os.fsync(self._descriptor)
         except OSError:
             self.lost_lines += 1
 
     def close(self) -> None:
         """Close the file."""
-        try:
-            self._handle.close()
-        except OSError:
-            self.lost_lines += 1
+        os.close(self._descriptor)
 
 
 @dataclass
@@ -95,5 +99,10 @@ def read_attempt(path: Path, stage: str) -> Attempt:
 
 def read_attempts(folder: Path, stage: str) -> list[Attempt]:
     """All attempts of a state folder, oldest first by their start time."""
-    attempts = [read_attempt(path, stage) for path in folder.glob("*.jsonl")]
+    attempts = [read_attempt(path, stage) for path in folder.glob("*.jsonl") if _has_start(path)]
     return sorted(attempts, key=lambda a: (a.start["time"], a.path.name))
+
+
+def _has_start(path: Path) -> bool:
+    """Whether anything was written whole; a meter killed or out of disk at its first line knew nothing yet."""
+    return b"\n" in path.read_bytes()

@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import psutil
 
 from workflow_scripts.artefact import read_json, write_json
-from workflow_scripts.energy.meter import provenance
-from workflow_scripts.energy.sources import NvmlSource
+from workflow_scripts.energy.provenance import cpu_brand
+from workflow_scripts.energy.sources.nvml import open_nvml
 from workflow_scripts.settings.slices import PrerunSlice
 
 SAMPLING_TRIALS = 3
@@ -38,9 +39,10 @@ def main() -> int:
     settings = PrerunSlice.model_validate_json(arguments.settings)
     options = json.loads(arguments.options)
     result: dict[str, Any] = {
-        "host": provenance("")["host"],
+        "host": socket.gethostname(),
+        "settings": json.loads(arguments.settings),
         "hardware": check_hardware(settings),
-        "idle": idle_baseline(settings),
+        "idle": idle_baseline(settings, options),
         "sampling": check_sampling(settings, options),
     }
     failed = [check["failure"] for check in (result["hardware"], result["sampling"]) if check["failure"]]
@@ -52,30 +54,46 @@ def main() -> int:
     return 0
 
 
-def idle_baseline(settings: PrerunSlice) -> dict[str, Any]:
-    """CPU load [%] and, where there is one, GPU power [W] of the host at rest; `stable` or why not."""
-    try:
-        gpu: NvmlSource | None = NvmlSource()
-        gpu_reason = None
-    except OSError as error:
-        gpu, gpu_reason = None, str(error)
-    load, power = [], []
-    end = time.monotonic() + settings.prerun.idle_seconds
-    while time.monotonic() < end:
-        load.append(psutil.cpu_percent(interval=0.25))
-        if gpu is not None and (watts := gpu.read()["gpu"].watts) is not None:
-            power.append(watts)
-    bound = settings.prerun.max_idle_cpu_percent
-    mean = statistics.mean(load)
-    reason = None if mean <= bound else f"CPU load {mean:.0f} %, bound {bound:.0f} %: other work runs on this host"
+def idle_baseline(settings: PrerunSlice, options: dict[str, Any]) -> dict[str, Any]:
+    """Mean power [W] of each component at rest, through the whole meter, and the CPU load meanwhile.
+
+    `with_context` is the same with an open CUDA context, which alone adds tens of watts on data-centre cards. Not stable, with
+    the reason, when other work loads the CPUs or a GPU's power spreads by more than a tenth of its mean.
+    """
+    seconds, bound = settings.prerun.idle_seconds, settings.prerun.max_idle_cpu_percent
+    rest = _metered([sys.executable, "-c", f"import time; time.sleep({seconds})"], options, CpuLoad())
+    context = None
+    if rest["watts"]["gpu"] is not None:
+        hold = f"import torch, time; torch.zeros(1, device='cuda'); time.sleep({seconds})"
+        context = _metered([sys.executable, "-c", hold], options, CpuLoad())["watts"]["gpu"]
+    load, gpu = rest["cpu_load_percent"], rest["gpu_watts"]
+    reason = None
+    if load["mean"] > bound:
+        reason = f"CPU load {load['mean']:.0f} %, prerun.max_idle_cpu_percent = {bound:.0f}: other work runs on this host"
+    elif gpu is not None and gpu["std"] > 0.1 * gpu["mean"]:
+        reason = f"GPU power {gpu['mean']:.0f} W spreads by {gpu['std']:.0f} W, bound a tenth of the mean"
     return {
-        "seconds": settings.prerun.idle_seconds,
-        "cpu_load_percent": _spread(load),
-        "gpu_watts": _spread(power) if power else None,
-        "gpu_reason": gpu_reason,
+        "seconds": seconds,
+        "watts": rest["watts"],
+        "with_context_gpu_watts": context,
+        "cpu_load_percent": load,
+        "gpu_watts": gpu,
+        "gpu_reason": rest["gpu_reason"],
         "stable": reason is None,
         "reason": reason,
     }
+
+
+class CpuLoad:
+    """Samples of the host's CPU load [%] while a command runs."""
+
+    def __init__(self) -> None:
+        self.samples: list[float] = []
+
+    def watch(self, process: subprocess.Popen[bytes]) -> None:
+        """Sample every quarter of a second until the process ends."""
+        while process.poll() is None:
+            self.samples.append(psutil.cpu_percent(interval=0.25))
 
 
 def check_sampling(settings: PrerunSlice, options: dict[str, Any]) -> dict[str, Any]:
@@ -111,22 +129,38 @@ def _sampling_trial(settings: PrerunSlice, options: dict[str, Any]) -> dict[str,
 
 
 def _metered_burn(seconds: float, options: dict[str, Any]) -> dict[str, Any]:
+    result = _metered([sys.executable, "-c", BURN.format(seconds=seconds)], options)
+    return {k: v for k, v in result.items() if k not in ("gpu_watts", "gpu_reason", "cpu_load_percent")}
+
+
+def _metered(child: list[str], options: dict[str, Any], load: CpuLoad | None = None) -> dict[str, Any]:
+    """Run a command under the whole meter: its energy, mean power by component, and the spread of GPU power."""
     with tempfile.TemporaryDirectory() as folder:
-        base = [sys.executable, "-m", "workflow_scripts.energy.meter", "--stage", "burn_in", "--role", "prerun"]
+        base = [sys.executable, "-m", "workflow_scripts.energy.meter", "--stage", "load", "--role", "prerun"]
         paths = ["--record", f"{folder}/record.json", "--log", f"{folder}/log", "--state", f"{folder}/state"]
-        child = [sys.executable, "-c", BURN.format(seconds=seconds)]
-        command = [*base, *paths, "--options", json.dumps(options), "--", *child]
-        subprocess.run(command, check=True, capture_output=True)
+        process = subprocess.Popen([*base, *paths, "--options", json.dumps(options), "--", *child], stderr=subprocess.PIPE)
+        if load is not None:
+            load.watch(process)
+        _, said = process.communicate()
+        if process.returncode != 0:
+            sys.exit(f"error: prerun: a load under the meter ended with code {process.returncode}: {said.decode()}")
         record = read_json(Path(folder) / "record.json")
-    total = record["energy"]["total"]
+        trace = pd.read_csv(record["attempts"][-1]["trace"])
+    total, seconds = record["energy"]["total"], record["duration_seconds"]
+    parts = {name: record["energy"][name]["joules"] for name in ("gpu", "cpu", "dram")}
+    gpu = trace["gpu_w"].dropna().tolist()
     return {
         "period_ms": options["nvml_poll_interval_ms"],
-        "seconds": record["duration_seconds"],
+        "seconds": seconds,
         "joules": total["joules"],
+        "watts": {name: joules / seconds if joules is not None else None for name, joules in parts.items()},
         "class": total["class"],
         "boundary": total["boundary"],
         "reason": total["reason"],
         "samples": record["attempts"][-1]["sampling"],
+        "gpu_watts": _spread(gpu) if gpu else None,
+        "gpu_reason": record["energy"]["gpu"]["reason"],
+        "cpu_load_percent": _spread(load.samples) if load else None,
     }
 
 
@@ -134,10 +168,11 @@ def check_hardware(settings: PrerunSlice) -> dict[str, Any]:
     """Compare the host with `hardware.*`."""
     wanted = settings.hardware
     try:
-        gpus: list[str] = [device["name"] for device in NvmlSource().describe()]
+        source, _ = open_nvml(0.0, 1.0)
+        gpus: list[str] = [str(device.get("name")) for device in source.describe(set())]
     except OSError:
         gpus = []
-    cpu = provenance("")["cpu"] or "unknown"
+    cpu = cpu_brand() or "unknown"
     free = psutil.virtual_memory().available / 1e9
     failures = []
     if wanted.assert_gpu_count is not None and len(gpus) != wanted.assert_gpu_count:

@@ -5,16 +5,28 @@ The record's JSON schema is generated from these models (`record_schema.json`, k
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from workflow_scripts.energy.carbon import intensity
 from workflow_scripts.energy.ledger import Attempt
+from workflow_scripts.progress import TOKEN_TYPES
+from workflow_scripts.uncertainty import instrument, propagate
 
 CLASSES = ("measured", "integrated", "modelled", "unavailable")
 EnergyClass = Literal["measured", "integrated", "modelled", "unavailable"]
 Role = Literal["prerun", "data", "teacher", "student", "evaluation", "accounting"]
+_UNCERTAINTY_KEYS = (
+    ("NVML total", "nvml_counter"),
+    ("NVML power", "nvml_power"),
+    ("RAPL", "rapl"),
+    ("CodeCarbon RAM", "codecarbon_ram"),
+    ("CodeCarbon", "codecarbon_cpu"),
+    ("Slurm", "slurm"),
+)
 POLICIES = {
     "measured": ("gpu", "cpu", "dram"),
     "codecarbon": ("cpu", "dram"),
@@ -27,24 +39,30 @@ class _Closed(BaseModel):
 
 
 class Component(_Closed):
-    """Energy of one component; `joules` is null with a `reason` when it is not known, and 0 only from a counter."""
+    """Energy of one component; `joules` is null with a `reason` when it is not known, and 0 only from a counter.
+
+    Where `scope` is `job`, `joules` is the job's `share` (of CPU time) of `host_joules`; elsewhere `share` is for information.
+    """
 
     joules: float | None
     energy_class: EnergyClass = Field(alias="class")
     method: str | None
-    scope: Literal["device", "host", "cgroup", "process_tree"]
+    scope: Literal["device", "host", "job"]
     share: float | None = None
+    host_joules: float | None = None
     uncertainty_pct: float | None = None
     crosscheck: float | None = None
     reason: str | None = None
 
 
 class Total(_Closed):
-    """Sum over the boundary's components, with the worst of their classes."""
+    """Sum over the boundary's components, with the worst of their classes and their propagated uncertainty."""
 
     joules: float | None
     energy_class: EnergyClass = Field(alias="class")
     boundary: list[str]
+    uncertainty_j: float | None = None
+    uncertainty_pct: float | None = None
     reason: str | None = None
 
 
@@ -83,6 +101,7 @@ class AttemptRecord(_Closed):
     host: str
     slurm: dict[str, str]
     joules: dict[str, float | None]
+    total_j: float | None
     devices: dict[str, dict[str, float]]
     useful_j: float | None
     wasted_j: float | None
@@ -110,8 +129,10 @@ class Carbon(_Closed):
     grams: float | None
     intensity_g_per_kwh: float | None
     source: str | None
+    year: int | None
     region: str | None
     pue: float
+    reason: str | None
 
 
 class StageRecord(_Closed):
@@ -146,6 +167,7 @@ class StageRecord(_Closed):
     useful_j: float | None
     wasted_j: float | None
     above_idle_j: float | None
+    joules_per_token_by_type: dict[str, float | None]
     attempts: list[AttemptRecord]
     devices: list[dict[str, Any]]
     work: Work
@@ -157,28 +179,30 @@ class StageRecord(_Closed):
     warnings: list[str]
 
 
-def build_record(attempts: Sequence[Attempt], labels: dict[str, Any], overhead: dict[str, float]) -> StageRecord:
-    """The record of all attempts of one state folder.
+def build_record(attempts: Sequence[Attempt], overhead: dict[str, float]) -> StageRecord:
+    """The record of all attempts of one state folder, oldest first.
 
-    `labels` has stage, role, experiment, pipeline, energy (the meter's options) and provenance. The energy of every attempt
-    is on the bill; an attempt that was killed before anything was written counts as unknown and is named in `warnings`.
+    What the stage was comes from the newest attempt's start line. The energy of every attempt is on the bill; an attempt that
+    was killed before anything was written counts as unknown and is named in `warnings`.
     """
+    newest = attempts[-1]
+    labels, last = newest.start, newest.last
     options = labels["energy"]
     warnings: list[str] = []
     parts = [_attempt_record(attempts, index, warnings, options) for index in range(len(attempts))]
     figures = _figures(attempts, options)
-    last = attempts[-1]
-    work = last.last.get("work") or {}
+    work: dict[str, Any] = next((w for a in reversed(attempts) if (w := a.last.get("work"))), {})
     counts = work.get("work") or {}
     unit = work.get("unit")
-    tokens = counts.get(unit) if unit else None
+    tokens = (counts.get(unit) if unit else None) or None
     duration = sum(part.duration_seconds for part in parts)
     total = figures.total.joules
     wasted = _sum(part.wasted_j for part in parts)
     emissions = _codecarbon(attempts)
     gpu = figures.gpu.joules
     peak = [a.last["gpu_peak_watts"] for a in attempts if a.last.get("gpu_peak_watts") is not None]
-    status = "complete" if parts[-1].outcome == "completed" else "failed"
+    idle, above_idle = _above_idle(figures.total, duration, labels)
+    statuses = {"completed": "complete", "lost": "partial"}
     return StageRecord.model_validate(
         {
             "stage_id": labels["stage"],
@@ -186,7 +210,7 @@ def build_record(attempts: Sequence[Attempt], labels: dict[str, Any], overhead: 
             "start_time": parts[0].start_time,
             "end_time": parts[-1].end_time,
             "duration_seconds": duration,
-            "tokens_processed": tokens or None,
+            "tokens_processed": tokens,
             "tokens_unit": unit,
             "gpu_energy_joules": gpu,
             "gpu_avg_power_watts": gpu / duration if gpu is not None and duration > 0 else None,
@@ -203,27 +227,30 @@ def build_record(attempts: Sequence[Attempt], labels: dict[str, Any], overhead: 
             "experiment": labels["experiment"],
             "pipeline": labels["pipeline"],
             "role": labels["role"],
-            "status": status,
+            "status": statuses.get(parts[-1].outcome, "failed"),
             "energy": figures,
             "useful_j": total - wasted if total is not None and wasted is not None else None,
             "wasted_j": wasted,
-            "above_idle_j": None,
+            "above_idle_j": above_idle,
+            "joules_per_token_by_type": {
+                kind: total / counts[kind] if total is not None and counts.get(kind) else None for kind in TOKEN_TYPES
+            },
             "attempts": parts,
-            "devices": last.start.get("devices", []),
+            "devices": _devices(labels.get("devices", []), last.get("devices", [])),
             "work": {key: counts.get(key) for key in Work.model_fields},
             "metrics": work.get("metrics", {}),
-            "carbon": _carbon(total, emissions, options),
-            "idle": None,
+            "carbon": _carbon(total, options),
+            "idle": idle,
             "overhead": overhead,
             "provenance": labels["provenance"],
-            "warnings": [*warnings, *last.start.get("warnings", []), *last.last.get("warnings", [])],
+            "warnings": list(dict.fromkeys([*warnings, *last.get("warnings", [])])),
         }
     )
 
 
 def total_joules(joules: dict[str, float | None], policy: str) -> float | None:
     """Sum of the known components inside the policy's boundary; None when none is known."""
-    return _sum(joules.get(component) for component in POLICIES[policy] if joules.get(component) is not None)
+    return _sum(joules.get(component) for component in POLICIES[policy])
 
 
 def _attempt_record(attempts: Sequence[Attempt], index: int, warnings: list[str], options: dict[str, Any]) -> AttemptRecord:
@@ -236,8 +263,8 @@ def _attempt_record(attempts: Sequence[Attempt], index: int, warnings: list[str]
     if total is None:
         warnings.append(f"attempt {start['attempt']}: its energy is not known, it ended before a source had a figure")
     if attempt.cut_lines:
-        warnings.append(f"attempt {start['attempt']}: {attempt.cut_lines} ledger line(s) cut by a kill were left out")
-    useful = total if outcome == "completed" else _useful(attempts, index, options)
+        warnings.append(f"attempt {start['attempt']}: {attempt.cut_lines} ledger line(s) were cut and left out")
+    useful = total if _survived(attempts, index) else _useful(attempts, index, options)
     return AttemptRecord.model_validate(
         {
             "id": start["attempt"],
@@ -251,15 +278,29 @@ def _attempt_record(attempts: Sequence[Attempt], index: int, warnings: list[str]
             "host": start["host"],
             "slurm": start["slurm"],
             "joules": joules,
-            "devices": {name: entry["devices"] for name, entry in last["joules"].items() if entry.get("devices")},
+            "total_j": total,
+            "devices": {name: entry["devices"] for name, entry in last["joules"].items() if entry["devices"]},
             "useful_j": useful,
             "wasted_j": total - (useful or 0.0) if total is not None else None,
             "sampling": last.get("sampling"),
-            "trace": start.get("trace"),
+            "trace": last.get("trace") or start.get("trace"),
             "work": work.get("work"),
             "resumed_from": work.get("resumed"),
         }
     )
+
+
+def _survived(attempts: Sequence[Attempt], index: int) -> bool:
+    """Whether all the work of an attempt is in the result.
+
+    It is when the attempt completed and is the last or was resumed, and when the next attempt that completed did no work of
+    its own: that one restored what this one had published, even if this one was killed before it could end.
+    """
+    attempt, later = attempts[index], attempts[index + 1 :]
+    if later and later[0].last.get("work") is None and later[0].last.get("outcome") == "completed":
+        return True
+    resumed = any((a.last.get("work") or {}).get("resumed") for a in later)
+    return attempt.last.get("outcome") == "completed" and (not later or resumed)
 
 
 def _useful(attempts: Sequence[Attempt], index: int, options: dict[str, Any]) -> float | None:
@@ -273,59 +314,108 @@ def _useful(attempts: Sequence[Attempt], index: int, options: dict[str, Any]) ->
 
 
 def _figures(attempts: Sequence[Attempt], options: dict[str, Any]) -> EnergyFigures:
-    scopes = {"gpu": "device", "cpu": "host", "dram": "host", "node": "host"}
-    components = {name: _component(attempts, name, scope) for name, scope in scopes.items()}
+    components = {name: _component(attempts, name, options) for name in ("gpu", "cpu", "dram", "node")}
     inside = [name for name in POLICIES[options["total_energy_policy"]] if components[name].joules is not None]
     joules = _sum(components[name].joules for name in inside)
     worst = max((components[name].energy_class for name in inside), key=CLASSES.index, default="unavailable")
-    reason = None if inside else "no source inside the boundary gave a figure"
-    total = Total.model_validate({"joules": joules, "class": worst, "boundary": inside, "reason": reason})
+    parts = [
+        (instrument(c.method), c.joules, c.uncertainty_pct)
+        for c in (components[name] for name in inside)
+        if c.joules is not None and c.uncertainty_pct is not None
+    ]
+    uncertainty = propagate(parts) if inside else None
+    total = Total.model_validate(
+        {
+            "joules": joules,
+            "class": worst,
+            "boundary": inside,
+            "uncertainty_j": uncertainty,
+            "uncertainty_pct": 100 * uncertainty / joules if uncertainty is not None and joules else None,
+            "reason": None if inside else "no source inside the boundary gave a figure",
+        }
+    )
     return EnergyFigures(**components, total=total)
 
 
-def _component(attempts: Sequence[Attempt], name: str, scope: str) -> Component:
-    entries = [a.last["joules"].get(name) for a in attempts]
-    known = [entry for entry in entries if entry and entry["joules"] is not None]
+def _component(attempts: Sequence[Attempt], name: str, options: dict[str, Any]) -> Component:
+    scope = "device" if name == "gpu" else "host" if name == "node" else attempts[-1].start["scope"]
+    entries = [entry for a in attempts if (entry := a.last["joules"].get(name))]
+    known = [entry for entry in entries if entry["joules"] is not None]
+    share = entries[-1].get("share") if entries else None
     if not known:
-        reasons = [entry["reason"] for entry in entries if entry and entry.get("reason")]
+        reasons = [entry["reason"] for entry in entries if entry["reason"]]
         reason = reasons[-1] if reasons else "not asked for" if name == "node" else "no attempt lived until the first flush"
-        return Component.model_validate(
-            {"joules": None, "class": "unavailable", "method": None, "scope": scope, "reason": reason}
-        )
+        nothing = {"joules": None, "class": "unavailable", "method": None, "scope": scope, "share": share, "reason": reason}
+        return Component.model_validate(nothing)
+    joules = sum(entry["joules"] for entry in known)
+    percent = sum(e["joules"] * _uncertainty(e["method"], scope, options) for e in known) / joules if joules else None
     return Component.model_validate(
         {
-            "joules": sum(entry["joules"] for entry in known),
+            "joules": joules,
             "class": max((entry["class"] for entry in known), key=CLASSES.index),
             "method": known[-1]["method"],
             "scope": scope,
-            "crosscheck": _sum(entry.get("crosscheck") for entry in known),
+            "share": share,
+            "host_joules": _sum(entry.get("host_joules") for entry in known),
+            "uncertainty_pct": percent,
+            "crosscheck": _sum(entry["crosscheck"] for entry in known),
         }
     )
+
+
+def _uncertainty(method: str, scope: str, options: dict[str, Any]) -> float:
+    """Relative uncertainty [%] of a figure by its method, the sharing-out by CPU time added in quadrature."""
+    percent = options["uncertainty_pct"]
+    basis = next(key for prefix, key in _UNCERTAINTY_KEYS if method.startswith(prefix))
+    return math.hypot(percent[basis], percent["cpu_share"] if scope == "job" else 0.0)
+
+
+def _above_idle(total: Total, duration: float, labels: dict[str, Any]) -> tuple[dict[str, Any] | None, float | None]:
+    """The idle baseline and the joules above it over the same boundary, or the reason why there is none."""
+    idle = labels["idle"]
+    if idle is None:
+        return None, None
+    watts = [idle["watts"].get(name) for name in total.boundary]
+    reason = None
+    if total.joules is None:
+        reason = total.reason
+    elif labels["scope"] == "job":
+        reason = "the baseline is the whole host's, the figure the job's share"
+    elif not idle["stable"]:
+        reason = f"the idle baseline is not stable: {idle['reason']}"
+    elif not watts or any(value is None for value in watts):
+        reason = "the idle baseline lacks a component of the boundary"
+    if reason is not None or total.joules is None:
+        return {**idle, "above_idle_reason": reason}, None
+    return {**idle, "above_idle_reason": None}, total.joules - sum(watts) * duration
+
+
+def _devices(at_start: list[dict[str, Any]], at_end: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """GPUs with the temperature at start and end, and foreign processes at either time."""
+    later = {device["uuid"]: device for device in at_end}
+    merged = []
+    for device in at_start:
+        other = later.get(device["uuid"], {})
+        entry = {key: value for key, value in device.items() if key not in ("temperature_c", "other_processes")}
+        entry["temperature_c_start"], entry["temperature_c_end"] = device.get("temperature_c"), other.get("temperature_c")
+        entry["other_processes"] = sorted({*device.get("other_processes", []), *other.get("other_processes", [])})
+        merged.append(entry)
+    return merged
 
 
 def _codecarbon(attempts: Sequence[Attempt]) -> dict[str, Any] | None:
     known = [a.last["codecarbon"] for a in attempts if a.last.get("codecarbon")]
     if not known:
         return None
-    return {
-        "energy_kwh": sum(entry["energy_kwh"] for entry in known),
-        "emissions_kg": sum(entry["emissions_kg"] for entry in known),
-        "country": known[-1]["country"],
-        "region": known[-1]["region"],
-    }
+    return {key: sum(entry[key] for entry in known) for key in ("energy_kwh", "emissions_kg")}
 
 
-def _carbon(joules: float | None, emissions: dict[str, Any] | None, options: dict[str, Any]) -> dict[str, Any]:
-    intensity, region = options["carbon_intensity_g_per_kwh"], options["region"]
-    source: str | None = "configuration"
-    if intensity is None:
-        source = None
-        if emissions and emissions["energy_kwh"] > 0:
-            intensity = emissions["emissions_kg"] * 1000 / emissions["energy_kwh"]
-            source = "CodeCarbon's table"
-            region = emissions["region"] or emissions["country"]
-    grams = joules / 3.6e6 * options["pue"] * intensity if joules is not None and intensity is not None else None
-    return {"grams": grams, "intensity_g_per_kwh": intensity, "source": source, "region": region, "pue": options["pue"]}
+def _carbon(joules: float | None, options: dict[str, Any]) -> dict[str, Any]:
+    found = intensity(options)
+    value = found["intensity_g_per_kwh"]
+    grams = joules / 3.6e6 * options["pue"] * value if joules is not None and value is not None else None
+    reason = found["reason"] or ("no energy figure" if joules is None else None)
+    return {**found, "grams": grams, "pue": options["pue"], "reason": reason}
 
 
 def _sum(values: Any) -> float | None:

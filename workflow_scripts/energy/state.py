@@ -18,15 +18,16 @@ from pathlib import Path
 from typing import Any
 
 STALE_AFTER_S = 120.0
+BEAT_EVERY_S = 20.0
 
 
 class LockedError(RuntimeError):
     """Another process works on this very stage."""
 
 
-def fingerprint(stage: str, command: Sequence[str], inputs: Sequence[Path]) -> str:
-    """Hex digest of the stage's module and `--settings` in `command` and of the content of `inputs`."""
-    digest = hashlib.sha256(stage.encode())
+def fingerprint(stage: str, command: Sequence[str], inputs: Sequence[Path], experiment: str | None = None) -> str:
+    """Hex digest of the experiment, of the stage's module and `--settings` in `command`, and of the content of `inputs`."""
+    digest = hashlib.sha256(f"{stage}\0{experiment or ''}".encode())
     for option in ("-m", "--settings"):
         if option in command:
             digest.update(b"\0" + command[command.index(option) + 1].encode())
@@ -38,7 +39,8 @@ def fingerprint(stage: str, command: Sequence[str], inputs: Sequence[Path]) -> s
 class Lock:
     """`lock.json` in a state folder: owner, and a heartbeat in its time stamp.
 
-    A lock whose owner is a dead process of this host, or that nobody has touched for two minutes, is taken over.
+    On this host the owner is trusted as long as its process lives; the lock of another host is taken over when nobody has
+    touched it for two minutes.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -82,13 +84,17 @@ class Lock:
         except FileNotFoundError:
             return
         here = owner.get("host") == self._mine["host"]
-        if (here and not _alive(owner.get("pid"))) or age > STALE_AFTER_S:
-            self._path.unlink(missing_ok=True)
-            return
-        raise LockedError(
-            f"{self._path.parent} is being worked on by process {owner.get('pid')} on {owner.get('host')} "
-            f"(Slurm job {owner.get('job')}), last seen {age:.0f} s ago: wait for it, or end it"
-        )
+        if not (not _alive(owner.get("pid")) if here else age > STALE_AFTER_S):
+            raise LockedError(
+                f"{self._path.parent} is being worked on by process {owner.get('pid')} on {owner.get('host')} "
+                f"(Slurm job {owner.get('job')}), last seen {age:.0f} s ago: wait for it, or end it"
+            )
+        aside = self._path.with_name(f"lock.stale.{self._mine['host']}.{os.getpid()}")
+        with contextlib.suppress(FileNotFoundError):
+            self._path.rename(aside)  # of several that saw it stale, one gets it
+            if json.loads(aside.read_text() or "{}") != owner:
+                aside.rename(self._path)  # it was a new owner's by then
+            aside.unlink(missing_ok=True)
 
 
 def _alive(pid: Any) -> bool:

@@ -16,7 +16,12 @@ from pydantic import BaseModel, ValidationError
 from workflow_scripts.settings.schema import CAMPAIGN_SECTIONS, Settings
 
 EXPERIMENT_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
-RESERVED_NAMES = ("models", "corpus", "teacher", "reference", "prerun", "state", "comparison", "downloads", "all")
+RESERVED_NAMES = (
+    *("models", "corpus", "teacher", "reference", "state", "downloads", "all"),
+    *("prerun", "prepare_model", "check_tokenizers", "preprocess", "cache_logits", "generate_answers", "rank_pairs"),
+    *("logit_caching", "synthetic_generation", "preference_dataset", "student_train", "dpo_training", "evaluation"),
+    *("reference_evaluation", "experiment_summary", "comparison"),
+)
 _SHAPELESS_NUMBER = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
 
 
@@ -61,7 +66,9 @@ def load_experiments(config_dir: Path, base: Mapping[str, Any], overrides: Mappi
     Returns the settings by experiment name (the file's stem), sorted. Raises SettingsError naming file, key and remedy.
     """
     experiments: dict[str, Settings] = {}
-    for path in sorted((config_dir / "experiments").glob("*.yaml")):
+    for path in sorted((config_dir / "experiments").glob("*.y*ml")):
+        if path.suffix != ".yaml":
+            raise SettingsError(f"{path}: experiments are .yaml files: rename it")
         if not EXPERIMENT_NAME.match(path.stem):
             raise SettingsError(
                 f"{path}: the experiment name {path.stem!r} may have letters, digits, '_' and '-' only: rename the file"
@@ -98,6 +105,8 @@ def _check_references(experiments: Mapping[str, Settings]) -> None:
     for name in [*comparison.experiments, *([comparison.baseline] if comparison.baseline else [])]:
         if name not in experiments:
             raise SettingsError(f"comparison: {name!r} is no experiment{_nearest(name, experiments)}")
+    if comparison.baseline is not None and comparison.baseline not in comparison.experiments:
+        raise SettingsError(f"comparison.baseline = {comparison.baseline!r} must be one of comparison.experiments")
 
 
 def _nearest(word: str, known: Any) -> str:
@@ -118,7 +127,7 @@ def _explain(fault: dict[str, Any], where: str) -> str:
         return f"{where}: {key}: {message}"
     hint = ""
     if isinstance(value, str) and fault["type"] in ("float_type", "int_type") and _SHAPELESS_NUMBER.match(value):
-        hint = " (YAML reads a number like 2e-5 as text: write 2.0e-5, without quotes)"
+        hint = " (YAML reads a number like 2e-5 as text: write 2.0e-5, without quotes, in a file)"
     return f"{where}: {key} = {value!r}: {message}{hint}"
 
 

@@ -18,19 +18,21 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from workflow_scripts.accounting.model import ExperimentSummary
 from workflow_scripts.energy.record import StageRecord
 from workflow_scripts.settings.schema import CAMPAIGN_SECTIONS, Settings
 
 ROOT = Path(__file__).parents[2]
 RECORD_SCHEMA = ROOT / "workflow_scripts" / "energy" / "record_schema.json"
+SUMMARY_SCHEMA = ROOT / "workflow_scripts" / "accounting" / "summary_schema.json"
 INTRODUCTION = """# Configuration reference
 
 Generated from `workflow_scripts/settings/schema.py` by `make reference`; do not edit. `config/schema.json` is the same as a
 JSON schema for editors.
 
 An experiment is a file `config/experiments/<name>.yaml`, deep-merged over `config/base.yaml`; the command line beats both:
-`snakemake --configfile overlay.yaml` (keeps types) or `snakemake --config training='{learning_rate: 1.0e-4}'`. Adding a file
-adds the target `<name>`. The sections %s hold for the whole campaign
+`snakemake --configfile overlay.yaml` (`--config` turns nested numbers into text, which is refused). Adding a file adds the
+target `<name>`. The sections %s hold for the whole campaign
 and are refused in an experiment's file. Unknown keys, wrong types and values out of bounds are refused with one line that names
 key, value and bound. Write numbers as YAML reads them: `2.0e-5`, not `2e-5` (which is text).
 """
@@ -50,6 +52,7 @@ def render() -> dict[Path, str]:
         ROOT / "config" / "README.md": "".join(parts),
         ROOT / "config" / "schema.json": json.dumps(Settings.model_json_schema(), indent=1) + "\n",
         RECORD_SCHEMA: json.dumps(StageRecord.model_json_schema(), indent=1) + "\n",
+        SUMMARY_SCHEMA: json.dumps(ExperimentSummary.model_json_schema(), indent=1) + "\n",
     }
 
 

@@ -251,6 +251,36 @@ class Evaluation(Section):
     max_new_tokens: int = Field(32, ge=1, description="Tokens generated per prompt.")
 
 
+class Uncertainty(Section):
+    """Relative uncertainty of each method, half-width [%]; the basis of each default is its meaning."""
+
+    nvml_counter: float = Field(
+        5.0, ge=0, description="NVML total energy counter: NVIDIA states +/- 5 % for the board power it integrates."
+    )
+    nvml_power: float = Field(
+        10.0, ge=0, description="NVML power over time: +/- 5 % of the sensor and as much for sampling a running average."
+    )
+    rapl: float = Field(
+        5.0, ge=0, description="RAPL: published comparisons with wall meters since Haswell agree within about 5 %."
+    )
+    codecarbon_cpu: float = Field(
+        50.0,
+        ge=0,
+        description="CPU load x TDP: no published bound; CodeCarbon's own modes differ by a factor of 2 on one load.",
+    )
+    codecarbon_ram: float = Field(
+        50.0, ge=0, description="RAM model: a constant per module or host; same basis as the CPU model."
+    )
+    slurm: float = Field(
+        10.0, ge=0, description="Slurm ConsumedEnergy: depends on the site's plugin; IPMI meters state 5 to 10 %."
+    )
+    cpu_share: float = Field(
+        20.0,
+        ge=0,
+        description="Added in quadrature when a host's CPU energy is shared out by CPU time (idle power follows it).",
+    )
+
+
 class Energy(Section):
     """The meter. One setting for the whole campaign, else totals could not be compared."""
 
@@ -260,6 +290,13 @@ class Energy(Section):
     total_energy_policy: Literal["measured", "codecarbon", "gpu_only"] = Field(
         "measured", description="What the total sums: best source per component, CodeCarbon only, or GPUs only."
     )
+    cpu_scope: Literal["auto", "host", "job"] = Field(
+        "auto",
+        description="CPU and DRAM on the bill: the whole host, or the job's share of CPU time; auto: the share when Slurm gave "
+        "the job fewer CPUs than the host has.",
+    )
+    slurm_energy: bool = Field(False, description="Ask Slurm for ConsumedEnergy (component `node`, never in the total).")
+    uncertainty_pct: Uncertainty = Uncertainty()
     offline_mode: bool = Field(True, description="CodeCarbon without network (false: it looks up the location).")
     country_iso_code: str = Field("CAN", pattern=r"^[A-Z]{3}$", description="Country of the grid, ISO 3166 alpha-3.")
     region: str | None = Field(None, description="Province or state, where CodeCarbon knows it (Canada, USA).")
@@ -293,7 +330,7 @@ class Prerun(Section):
     """Checks of the meter on this host."""
 
     idle_seconds: float = Field(5.0, ge=1, description="Length of the idle baseline [s].")
-    burn_in_seconds: float = Field(5.0, ge=1, description="Length of the load that the whole meter measures [s].")
+    burn_in_seconds: float = Field(5.0, ge=2.5, description="Length of the load that the whole meter measures [s].")
     sampling_tolerance: float = Field(0.1, gt=0, le=1, description="Joules at two periods must agree within this.")
     max_idle_cpu_percent: float = Field(
         50.0, gt=0, le=100, description="A busier host has no idle baseline: reported as not stable."

@@ -70,9 +70,15 @@ def run_stage(
         sys.exit(getattr(error, "exit_code", 1))
 
 
-def build_dir(out: Path) -> Path:
-    """A fresh folder to build an artefact in, on the file system where it will be published."""
-    build = out.parent.parent / f".{out.parent.name}.build"
+def build_dir(out: Path, bulk: Path | None = None, kind: str = "") -> Path:
+    """A fresh folder to build an artefact in, beside where it will be published.
+
+    With `bulk`, a folder that the user named: raises ArtefactError when it holds something that is not ours.
+    """
+    destination = bulk or out.parent
+    if bulk is not None:
+        artefact.check_destination(bulk, kind)
+    build = destination.parent / f".{destination.name}.build"
     if build.exists():
         shutil.rmtree(build)
     build.mkdir(parents=True)

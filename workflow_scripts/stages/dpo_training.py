@@ -1,7 +1,7 @@
 """dpo_training: direct preference optimisation of a policy on teacher-ranked pairs.
 
     python -m workflow_scripts.stages.dpo_training --settings JSON --policy MANIFEST --preferences MANIFEST
-        [--wandb JSON] --out MANIFEST
+        --corpus MANIFEST --name NAME [--wandb JSON] --out MANIFEST
 
 The reference is the initial policy; its log-probabilities are computed once, inside the stage, and kept in the state
 folder, so that a resumed attempt does not pay for them again.
@@ -24,6 +24,8 @@ from workflow_scripts.settings.slices import DpoTrainingSlice
 from workflow_scripts.stages.common import Arguments, build_dir, publish, restore, run_stage
 from workflow_scripts.stages.tracking import link_checkpoints, start_tracking, write_card
 
+COLUMNS = ["prompt_ids", "chosen_ids", "rejected_ids"]
+
 
 def dpo_training(args: Arguments[DpoTrainingSlice]) -> None:
     """Train to the token budget (chosen + rejected tokens) and publish the policy."""
@@ -34,7 +36,8 @@ def dpo_training(args: Arguments[DpoTrainingSlice]) -> None:
     pairs_folder, _ = open_artefact(args.inputs["preferences"], "preference_dataset")
     policy_folder, policy = open_model(args.inputs["policy"])
     pairs = Dataset.from_parquet(str(pairs_folder / "train.parquet"), cache_dir=str(state_dir() / "datasets"))
-    tokenizer = load_tokenizer(policy_folder)
+    corpus_folder, _ = open_artefact(args.inputs["corpus"], "corpus")
+    tokenizer = load_tokenizer(corpus_folder / "tokenizer")
     report_to, log_interval = start_tracking(args.extra["wandb"])
     completions = [c + r for c, r in zip(pairs["chosen_tokens"], pairs["rejected_tokens"], strict=True)]
     order = training_order(
@@ -43,11 +46,14 @@ def dpo_training(args: Arguments[DpoTrainingSlice]) -> None:
     step_count = math.ceil(len(order) / (options.batch_size * options.gradient_accumulation_steps))
     shared = training.arguments(options, settings.seed, step_count, checkpoints, log_interval, report_to)
     model = load_model(policy_folder, torch.float32, settings.attn_implementation)
-    columns = [c for c in pairs.column_names if c not in ("prompt", "chosen", "rejected")]
+    held_out = None
+    if options.eval_steps:
+        held_out = Dataset.from_parquet(str(pairs_folder / "evaluation.parquet"), cache_dir=str(state_dir() / "datasets"))
     trainer = training.PreferenceTrainer(
         model=model,
         args=training.dpo_config(shared, settings.beta, settings.loss_type),
-        train_dataset=pairs.remove_columns(columns),
+        train_dataset=pairs.select_columns(COLUMNS),
+        eval_dataset=held_out.select_columns(COLUMNS) if held_out else None,
         processing_class=tokenizer,
         order=order,
     )
@@ -60,8 +66,8 @@ def dpo_training(args: Arguments[DpoTrainingSlice]) -> None:
     trainer.model.save_pretrained(build)
     tokenizer.save_pretrained(build)
     facts = model_facts(build)
-    write_card(build, args.out, "dpo", policy["name"], progress.tokens["loss"])
-    publish(build, args.out, "model", {"name": args.out.parts[-3], "source": "trained", **facts, "metrics": metrics})
+    write_card(build, args.extra["name"], "dpo", policy["name"], progress.tokens["loss"])
+    publish(build, args.out, "model", {"name": args.extra["name"], "source": "trained", **facts, "metrics": metrics})
 
 
 def pair_work(row: dict[str, Any]) -> training.ExampleWork:
@@ -71,4 +77,4 @@ def pair_work(row: dict[str, Any]) -> training.ExampleWork:
 
 
 if __name__ == "__main__":
-    run_stage(dpo_training, DpoTrainingSlice, ["policy", "preferences"], ["wandb"])
+    run_stage(dpo_training, DpoTrainingSlice, ["policy", "preferences", "corpus"], ["name", "wandb"])

@@ -38,7 +38,7 @@ def evaluation(args: Arguments[EvaluationSlice]) -> None:
     with Progress("input", total=sum(len(row["input_ids"]) for row in rows)) as progress:
         sums = Agreement()
         for batch in by_length(rows, settings.evaluation.batch_size, lambda row: len(row["input_ids"])):
-            add_agreement(sums, model, teacher, batch, tokenizer.pad_token_id)
+            add_agreement(sums, model, teacher, batch, tokenizer.pad_token_id, len(tokenizer))
             progress.add(
                 examples=len(batch),
                 loss=sum(loss_tokens(row) for row in batch),
@@ -108,7 +108,9 @@ def margins(
     rows = []
     for pair in corpus.read_table(pairs / "evaluation.parquet"):
         for side in ("chosen", "rejected"):
-            rows.append(corpus.tokenise(tokenizer, pair["prompt"] + pair[side], 1 << 30))
+            prompt, completion = pair["prompt_ids"], pair[f"{side}_ids"]
+            mask = [0] * len(prompt) + [1] * len(completion)
+            rows.append({"input_ids": prompt + completion, "loss_mask": mask})
     rewards: list[float] = [0.0] * len(rows)
     numbered = list(enumerate(rows))
     for batch in by_length(numbered, settings.evaluation.batch_size, lambda item: len(item[1]["input_ids"])):

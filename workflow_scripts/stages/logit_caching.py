@@ -28,32 +28,44 @@ def logit_caching(args: Arguments[LogitCachingSlice]) -> None:
     settings = args.settings
     teacher_folder, teacher = open_model(args.inputs["teacher"])
     corpus_folder, corpus = open_artefact(args.inputs["corpus"], "corpus")
-    if settings.top_k_logits > teacher["vocab_size"]:
+    if settings.top_k_logits > teacher["tokens"]:
         raise logit_cache.CacheError(
-            f"distillation.top_k_logits = {settings.top_k_logits}, but the vocabulary has {teacher['vocab_size']} tokens"
+            f"distillation.top_k_logits = {settings.top_k_logits}, but the vocabulary has {teacher['tokens']} tokens"
+        )
+    if teacher["vocab_size"] > logit_cache.MAX_VOCABULARY:
+        raise logit_cache.CacheError(
+            f"the teacher's vocabulary has {teacher['vocab_size']} tokens, but the cache stores ids below "
+            f"{logit_cache.MAX_VOCABULARY} only: choose another teacher"
         )
     rows = read_table(corpus_folder / "train.parquet")
     parts = [rows[b : b + settings.shard_examples] for b in range(0, len(rows), settings.shard_examples)]
+    bulk = Path(settings.logprob_cache_path).expanduser() / "teacher_logprobs" if settings.logprob_cache_path else None
+    build = build_dir(args.out, bulk, "logit_cache")
     finished = state_dir() / "shards"
     finished.mkdir(exist_ok=True)
     model = load_model(teacher_folder, compute_dtype(settings.dtype), settings.attn_implementation)
     pad_id = load_tokenizer(teacher_folder).pad_token_id
+    mass: list[tuple[int, dict[str, float]]] = []
     with Progress("loss", total=corpus["splits"]["train"]["loss_tokens"]) as progress:
-        progress.metrics["retained_mass"] = {}
         for number, part in enumerate(parts):
             path = finished / f"shard-{number:05d}.safetensors"
             if path.is_file():
                 entry = logit_cache.shard_entry(path)
+                mass.append((entry["positions"], entry["retained_mass"]))
                 length = sum(len(row["input_ids"]) for row in part)
                 progress.add(examples=entry["examples"], loss=entry["positions"], input=length)
                 progress.resume(examples=progress.examples, **progress.tokens)
                 print(f"{path.name} is there from an earlier attempt", flush=True)
                 continue
-            shard = compute_shard(model, part, settings, pad_id, progress)
-            logit_cache.write_shard(path, shard, teacher["vocab_size"])
-            progress.metrics["retained_mass"] = logit_cache.retained_mass(shard, settings.cache_temperatures)
+            shard = compute_shard(model, part, settings, pad_id, teacher["tokens"], progress)
+            kept = logit_cache.retained_mass(shard, settings.cache_temperatures)
+            logit_cache.write_shard(path, shard, teacher["vocab_size"], kept)
+            mass.append((sum(shard.positions), kept))
             progress.saved()
-    build = build_dir(args.out)
+        positions = sum(count for count, _ in mass)
+        progress.metrics["retained_mass"] = {
+            str(t): sum(count * kept[str(t)] for count, kept in mass) / positions for t in settings.cache_temperatures
+        }
     entries = []
     for path in sorted(finished.glob("shard-*.safetensors")):
         shutil.copyfile(path, build / path.name)
@@ -66,21 +78,20 @@ def logit_caching(args: Arguments[LogitCachingSlice]) -> None:
         "vocab_size": teacher["vocab_size"],
         "k": settings.top_k_logits,
         "temperatures": settings.cache_temperatures,
-        "dtype": "bfloat16",
+        "dtype": str(compute_dtype(settings.dtype)).removeprefix("torch."),
         "shards": entries,
     }
-    bulk = Path(settings.logprob_cache_path).expanduser() / "teacher_logprobs" if settings.logprob_cache_path else None
     publish(build, args.out, "logit_cache", facts, bulk)
     shutil.rmtree(finished)
 
 
 def compute_shard(
-    model: Any, rows: list[dict[str, Any]], settings: LogitCachingSlice, pad_id: int, progress: Progress
+    model: Any, rows: list[dict[str, Any]], settings: LogitCachingSlice, pad_id: int, vocabulary: int, progress: Progress
 ) -> logit_cache.Shard:
     """One shard, in batches of similar length."""
     pieces = []
     for batch in by_length(rows, settings.batch_size, lambda row: len(row["input_ids"])):
-        piece = logit_cache.teacher_rows(model, batch, settings.top_k_logits, settings.cache_temperatures, pad_id)
+        piece = logit_cache.teacher_rows(model, batch, settings.top_k_logits, settings.cache_temperatures, pad_id, vocabulary)
         progress.add(
             examples=len(batch),
             loss=sum(piece.positions),

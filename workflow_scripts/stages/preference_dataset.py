@@ -3,8 +3,8 @@
     python -m workflow_scripts.stages.preference_dataset --settings JSON --teacher MANIFEST --corpus MANIFEST --out MANIFEST
 
 Writes train.parquet and evaluation.parquet in TRL's conversational preference format: prompt, chosen, rejected as message
-lists, with scores, seeds and lengths beside them. Evaluation pairs come from held-out prompts. Finished samples stay in
-the state folder.
+lists, with their tokens, scores, seeds and lengths beside them. Evaluation pairs come from held-out prompts. Finished samples
+stay in the state folder.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from workflow_scripts.artefact import open_artefact
+from workflow_scripts.artefact import open_artefact, replace_lines
 from workflow_scripts.distill import corpus, preference
 from workflow_scripts.distill.batching import by_length
 from workflow_scripts.distill.generation import Answer, Prompt, generate, prompt_seed, prompt_tokens
@@ -46,26 +46,28 @@ def preference_dataset(args: Arguments[PreferenceDatasetSlice]) -> None:
         for (split, example), question in questions.items()
         for sample in range(settings.samples_per_prompt)
     ]
+    prompt_ids = {prompt.key[:2]: prompt.input_ids for prompt in prompts}
+    bulk = Path(settings.dpo_preference_dataset_path).expanduser() if settings.dpo_preference_dataset_path else None
+    build = build_dir(args.out, bulk, "preference_dataset")
     model = load_model(teacher_folder, compute_dtype(settings.dtype), settings.attn_implementation)
     with Progress("generated", total=len(prompts) * settings.generation.max_new_tokens) as progress:
         samples = sample_and_score(model, prompts, settings, tokenizer, progress)
-        build = build_dir(args.out)
         facts: dict[str, Any] = {"teacher": teacher["name"], "tokenizer_sha256": corpus_facts["tokenizer_sha256"]}
         used = 0
         for split in SPLITS:
-            pairs, rejected = rank_split(split, questions, samples, settings)
+            pairs, rejected = rank_split(split, questions, prompt_ids, samples, settings)
             corpus.write_table(build / f"{split}.parquet", pairs)
             facts[split] = {"pairs": len(pairs), "rejected": dict(rejected)}
             used += sum(pair["chosen_tokens"] + pair["rejected_tokens"] for pair in pairs)
         progress.add(discarded=sum(len(s.token_ids) for s in samples.values()) - used)
         progress.metrics = {split: facts[split] for split in SPLITS}
-    bulk = Path(settings.dpo_preference_dataset_path).expanduser() if settings.dpo_preference_dataset_path else None
     publish(build, args.out, "preference_dataset", facts, bulk)
 
 
 def rank_split(
     split: str,
     questions: dict[tuple[str, int], corpus.Messages],
+    prompt_ids: dict[tuple[str, int], list[int]],
     samples: dict[Key, preference.Sample],
     settings: PreferenceDatasetSlice,
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
@@ -83,7 +85,7 @@ def rank_split(
             rejected,
         )
         if ranked:
-            pairs.append(pair_row(example, prompt, *ranked, settings))
+            pairs.append(pair_row(example, prompt, prompt_ids[part, example], *ranked, settings))
     if not pairs:
         raise corpus.CorpusError(
             f"dpo: no {split} pair is left, dropped: {dict(rejected)}: raise dpo.{split}_prompts "
@@ -109,13 +111,16 @@ def sample_and_score(
     journal = state_dir() / "samples.jsonl"
     samples = read_journal(journal)
     if samples:
-        progress.resume(examples=len(samples), generated=sum(len(s.token_ids) for s in samples.values()))
+        lengths = {prompt.key: len(prompt.input_ids) for prompt in prompts}
+        tokens = {key: len(sample.token_ids) for key, sample in samples.items()}
+        read = sum(lengths[key] + count for key, count in tokens.items())
+        progress.resume(examples=len(samples), generated=sum(tokens.values()), input=read)
         print(f"{len(samples)} samples are there from earlier attempts", flush=True)
     by_key = {prompt.key: prompt for prompt in prompts}
     todo = [prompt for prompt in prompts if prompt.key not in samples]
     end = [tokenizer.eos_token_id]
-    with journal.open("w", encoding="utf-8") as handle:
-        handle.writelines(journal_line(key, sample) for key, sample in samples.items())
+    replace_lines(journal, [journal_line(key, sample) for key, sample in samples.items()])
+    with journal.open("a", encoding="utf-8") as handle:
         for answers in generate(model, todo, settings.generation, end, tokenizer.pad_token_id):
             ended = [a.token_ids + ([] if a.truncated else end) for a in answers]
             rows = [scoring_row(by_key[a.key], a, completion) for a, completion in zip(answers, ended, strict=True)]
@@ -164,13 +169,21 @@ def read_journal(journal: Path) -> dict[Key, preference.Sample]:
 
 
 def pair_row(
-    example: int, prompt: corpus.Messages, best: preference.Sample, worst: preference.Sample, settings: PreferenceDatasetSlice
+    example: int,
+    prompt: corpus.Messages,
+    prompt_ids: list[int],
+    best: preference.Sample,
+    worst: preference.Sample,
+    settings: PreferenceDatasetSlice,
 ) -> dict[str, Any]:
     """One row of the preference data set."""
     method = settings.judge_labeling.scoring_method
     return {
         "example_id": example,
         "prompt": prompt,
+        "prompt_ids": prompt_ids,
+        "chosen_ids": best.token_ids,
+        "rejected_ids": worst.token_ids,
         "chosen": [{"role": "assistant", "content": best.text}],
         "rejected": [{"role": "assistant", "content": worst.text}],
         "chosen_score": preference.score(best, method),

@@ -1,6 +1,6 @@
-"""preprocess: read a corpus, split it, tokenise it once for teacher and student.
+"""preprocess: read a corpus, split it, tokenise it once with the teacher's vocabulary.
 
-    python -m workflow_scripts.stages.preprocess --settings JSON --teacher MANIFEST --student MANIFEST
+    python -m workflow_scripts.stages.preprocess --settings JSON --teacher MANIFEST
         --download_dir DIR --out MANIFEST
 
 Writes train.parquet and evaluation.parquet with example_id, messages, input_ids, loss_mask, truncated.
@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from workflow_scripts.artefact import inventory, read_json
+from workflow_scripts.artefact import inventory
 from workflow_scripts.distill import corpus
 from workflow_scripts.distill.archives import fetch_member
 from workflow_scripts.distill.batching import loss_tokens
@@ -24,18 +24,17 @@ from workflow_scripts.stages.common import Arguments, build_dir, publish, restor
 
 
 def preprocess(args: Arguments[PreprocessSlice]) -> None:
-    """Check that teacher and student can exchange token ids, then build both splits."""
+    """Read, split and tokenise."""
     settings = args.settings
-    check_tokenizers(args.inputs["teacher"], args.inputs["student"])
     if restore(args.out):
         return
-    student, facts = open_model(args.inputs["student"])
+    teacher, facts = open_model(args.inputs["teacher"])
     if settings.max_sequence_length > facts["max_position_embeddings"]:
         raise ModelError(
-            f"data.max_sequence_length = {settings.max_sequence_length}, but the student's context is "
+            f"data.max_sequence_length = {settings.max_sequence_length}, but the teacher's context is "
             f"{facts['max_position_embeddings']} tokens: shorten it"
         )
-    tokenizer = load_tokenizer(student)
+    tokenizer = load_tokenizer(teacher)
     install_chat_template(tokenizer, settings.chat_template)
     rows = read_source(settings.source, Path(args.extra["download_dir"]))
     conversations = [
@@ -75,17 +74,6 @@ def preprocess(args: Arguments[PreprocessSlice]) -> None:
     publish(build, args.out, "corpus", {**identity, "splits": counts})
 
 
-def check_tokenizers(teacher: Path, student: Path) -> None:
-    """Raise ModelError unless both models have the same vocabulary: logits and texts are exchanged as token ids."""
-    mine, theirs = read_json(student), read_json(teacher)
-    if mine["tokenizer_sha256"] != theirs["tokenizer_sha256"]:
-        raise ModelError(
-            f"model.teacher {theirs['name']!r} and model.student {mine['name']!r} have different tokenizers "
-            f"({theirs['vocab_size']} and {mine['vocab_size']} embedding rows): distillation on token ids needs one "
-            "vocabulary: choose models of one family"
-        )
-
-
 def read_source(source: DatasetSource, downloads: Path) -> list[dict[str, Any]]:
     """Rows of the configured corpus, downloading and verifying it where it is a package or a hub data set."""
     if source.package is not None:
@@ -105,4 +93,4 @@ def read_source(source: DatasetSource, downloads: Path) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    run_stage(preprocess, PreprocessSlice, ["teacher", "student"], ["download_dir"])
+    run_stage(preprocess, PreprocessSlice, ["teacher"], ["download_dir"])

@@ -1,7 +1,7 @@
 """student_train: train the student by KD, on teacher-written text (sft) or on gold data (baseline).
 
 python -m workflow_scripts.stages.student_train --settings JSON --student MANIFEST --corpus MANIFEST
-    [--teacher_output MANIFEST] [--wandb JSON] --out MANIFEST
+    [--teacher_output MANIFEST] --name NAME [--wandb JSON] --out MANIFEST
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def student_train(args: Arguments[StudentTrainSlice]) -> None:
     trainer.model.save_pretrained(build)
     tokenizer.save_pretrained(build)
     facts = model_facts(build)
-    write_card(build, args.out, settings.pipeline, student["name"], progress.tokens["loss"])
-    publish(build, args.out, "model", {"name": args.out.parts[-3], "source": "trained", **facts, "metrics": metrics})
+    write_card(build, args.extra["name"], settings.pipeline, student["name"], progress.tokens["loss"])
+    publish(build, args.out, "model", {"name": args.extra["name"], "source": "trained", **facts, "metrics": metrics})
 
 
 def training_data(
@@ -90,4 +90,4 @@ def training_data(
 
 
 if __name__ == "__main__":
-    run_stage(student_train, StudentTrainSlice, ["student", "corpus", "teacher_output?"], ["wandb"])
+    run_stage(student_train, StudentTrainSlice, ["student", "corpus", "teacher_output?"], ["name", "wandb"])

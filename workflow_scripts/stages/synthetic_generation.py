@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from workflow_scripts.artefact import MANIFEST, open_artefact, point_to
+from workflow_scripts.artefact import MANIFEST, inventory, open_artefact, point_to, read_json, replace_lines
 from workflow_scripts.distill import corpus
 from workflow_scripts.distill.batching import loss_tokens
 from workflow_scripts.distill.filtering import rejection
@@ -28,13 +28,14 @@ def synthetic_generation(args: Arguments[SyntheticGenerationSlice]) -> None:
     """Generate, filter, publish; or adopt the data set that is already at synthetic_dataset_path."""
     data = args.settings.data
     bulk = Path(data.synthetic_dataset_path).expanduser() if data.synthetic_dataset_path else None
+    corpus_folder, corpus_facts = open_artefact(args.inputs["corpus"], "corpus")
     if data.use_existing and bulk is not None:
-        adopt(bulk, args.out)
+        adopt(bulk, corpus_facts["tokenizer_sha256"], args.out)
         return
     if restore(args.out):
         return
     teacher_folder, teacher = open_model(args.inputs["teacher"])
-    corpus_folder, corpus_facts = open_artefact(args.inputs["corpus"], "corpus")
+    build = build_dir(args.out, bulk, "synthetic_dataset")
     tokenizer = load_tokenizer(corpus_folder / "tokenizer")
     questions = read_questions(corpus_folder, data.max_gen_examples)
     prompts = [
@@ -47,7 +48,6 @@ def synthetic_generation(args: Arguments[SyntheticGenerationSlice]) -> None:
         progress.metrics = {"kept": len(kept), "rejected": dict(rejected)}
     if not kept:
         raise corpus.CorpusError(f"synthetic_data: all {len(prompts)} answers were filtered out: {dict(rejected)}")
-    build = build_dir(args.out)
     corpus.write_table(build / "train.parquet", kept)
     facts = {
         "teacher": teacher["name"],
@@ -71,12 +71,12 @@ def answer_all(
 ) -> dict[int, Answer]:
     """All answers; those of earlier attempts come from the journal in the state folder."""
     journal = state_dir() / "answers.jsonl"
-    done = read_journal(journal, progress)
+    lengths = {prompt.key: len(prompt.input_ids) for prompt in prompts}
+    done = read_journal(journal, lengths, progress)
     todo = [prompt for prompt in prompts if prompt.key not in done]
     if not todo:
         return done
     model = load_model(teacher, compute_dtype(settings.dtype), settings.attn_implementation)
-    lengths = {prompt.key: len(prompt.input_ids) for prompt in prompts}
     with journal.open("a", encoding="utf-8") as handle:
         for answers in generate(model, todo, settings.data.generation, [tokenizer.eos_token_id], tokenizer.pad_token_id):
             handle.writelines(json.dumps(vars(answer)) + "\n" for answer in answers)
@@ -129,7 +129,7 @@ def training_row(prompt: Prompt, answer: Answer, messages: corpus.Messages, text
     }
 
 
-def read_journal(journal: Path, progress: Progress) -> dict[int, Answer]:
+def read_journal(journal: Path, lengths: dict[int, int], progress: Progress) -> dict[int, Answer]:
     """Answers of earlier attempts; a line cut by a kill is ignored and its prompt answered again."""
     done: dict[int, Answer] = {}
     whole = []
@@ -142,15 +142,19 @@ def read_journal(journal: Path, progress: Progress) -> dict[int, Answer]:
         done[answer.key] = answer
         whole.append(line + "\n")
     if journal.is_file():
-        journal.write_text("".join(whole), encoding="utf-8")
+        replace_lines(journal, whole)
     if done:
-        progress.resume(examples=len(done), generated=sum(answer.generated for answer in done.values()))
+        read = sum(lengths[key] for key in done)
+        progress.resume(examples=len(done), generated=sum(answer.generated for answer in done.values()), input=read)
         print(f"{len(done)} answers are there from earlier attempts", flush=True)
     return done
 
 
-def adopt(folder: Path, out: Path) -> None:
-    """Point to a data set that was made elsewhere. Raises when it is not there or lacks the needed columns."""
+def adopt(folder: Path, tokenizer_sha256: str, out: Path) -> None:
+    """Point to a data set that is there already, made here or elsewhere.
+
+    Raises CorpusError when it is not there, lacks a column, or says that it was made with another tokenizer.
+    """
     table = folder / "train.parquet"
     if not table.is_file():
         raise corpus.CorpusError(
@@ -160,7 +164,11 @@ def adopt(folder: Path, out: Path) -> None:
     missing = [c for c in ("example_id", "messages", "input_ids", "loss_mask") if not rows or c not in rows[0]]
     if missing:
         raise corpus.CorpusError(f"{table} has no column {', '.join(missing)}")
-    point_to(folder, out, "synthetic_dataset", {"adopted": True, "examples": len(rows), "manifest": MANIFEST})
+    made = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
+    if made.get("tokenizer_sha256", tokenizer_sha256) != tokenizer_sha256:
+        raise corpus.CorpusError(f"{folder} was made with another tokenizer: its token ids mean nothing here")
+    facts = {"adopted": True, "published_by": made.get("published_by"), "examples": len(rows), "files": inventory(folder)}
+    point_to(folder, out, "synthetic_dataset", facts | {"tokenizer_sha256": tokenizer_sha256})
 
 
 if __name__ == "__main__":

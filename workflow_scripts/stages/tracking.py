@@ -47,9 +47,8 @@ def link_checkpoints(out: Path) -> Path:
     return folder
 
 
-def write_card(folder: Path, out: Path, pipeline: str, base: str, tokens: int) -> None:
+def write_card(folder: Path, name: str, pipeline: str, base: str, tokens: int) -> None:
     """A model card with the facts that are known when the training ends."""
-    name = out.parts[-3]
     (folder / "README.md").write_text(
         f"---\nlibrary_name: transformers\npipeline_tag: text-generation\nbase_model: {base}\n---\n\n# {name}\n\n"
         f"Trained from `{base}` by pipeline `{pipeline}` on {tokens} loss tokens. "

@@ -1,0 +1,278 @@
+"""The arithmetic of the sources on recorded readings, against closed forms; which devices are the job's."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from workflow_scripts.energy.sources.base import Counter, CounterError, PowerIntegral
+from workflow_scripts.energy.sources.nvml import GpuSource, NvmlReader, resolve_devices
+from workflow_scripts.energy.sources.rapl import RaplSource, Zone, find_zones
+from workflow_scripts.energy.sources.replay import Replay, ReplayGpu
+from workflow_scripts.energy.sources.slurm import consumed_energy
+
+
+@pytest.mark.parametrize(
+    ("environment", "devices", "warned"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": "0"}, [0], False),
+        ({"CUDA_VISIBLE_DEVICES": "2,0"}, [2, 0], False),
+        ({"CUDA_VISIBLE_DEVICES": " 1 , 3 "}, [1, 3], False),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-8f2a, GPU-11bc"}, ["GPU-8f2a", "GPU-11bc"], False),
+        ({"CUDA_VISIBLE_DEVICES": "0,GPU-8f2a"}, [0, "GPU-8f2a"], False),
+        ({"CUDA_VISIBLE_DEVICES": "0,-1,1"}, [0], False),
+        ({"CUDA_VISIBLE_DEVICES": ""}, [], False),
+        ({"CUDA_VISIBLE_DEVICES": "-1"}, [], False),
+        ({"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, [], False),
+        ({}, None, True),
+        ({"SLURM_JOB_GPUS": "4,5"}, [4, 5], False),
+        ({"SLURM_JOB_GPUS": "4,5", "SLURM_STEP_GPUS": "5"}, [5], False),
+        ({"CUDA_VISIBLE_DEVICES": "0", "SLURM_JOB_GPUS": "6"}, [0], False),
+    ],
+)
+def test_devices_of_the_job(environment, devices, warned) -> None:
+    found = resolve_devices(environment)
+    assert found.devices == devices
+    assert (found.warning is not None) == warned
+
+
+def test_a_mig_instance_is_unavailable_with_that_reason() -> None:
+    with pytest.raises(OSError, match="MIG-7a is a MIG instance: hardware does not meter it apart"):
+        resolve_devices({"CUDA_VISIBLE_DEVICES": "MIG-7a"})
+
+
+def test_integrated_trace_equals_the_closed_form() -> None:
+    """300 + 100 sin(t) W over an hour at 500 ms: the trapezoid rule against the integral of its own interpolation and sin."""
+    integral = PowerIntegral(max_gap_s=1.0)
+    period, count = 0.001, 200_000
+    for i in range(count + 1):
+        integral.advance(i * period, 300 + 100 * math.sin(i * period))
+    end = count * period
+    closed_form = 300 * end + 100 * (1 - math.cos(end))
+    assert integral.joules == pytest.approx(closed_form, rel=1e-6)
+    assert integral.gap_joules == 0
+
+
+def test_irregular_linear_trace_is_exact_and_gaps_are_apart() -> None:
+    integral = PowerIntegral(max_gap_s=2.0)
+    times = [0.0, 0.5, 1.7, 2.0, 12.0, 13.0]
+    for t in times:
+        integral.advance(t, 10 * t)
+    assert integral.joules == pytest.approx(5 * 2.0**2 + 5 * (13.0**2 - 12.0**2))
+    assert integral.gap_joules == pytest.approx(5 * (12.0**2 - 2.0**2))
+    assert integral.gap_seconds == pytest.approx(10.0)
+
+
+@pytest.mark.parametrize("limit", [262143328850, 65532610987])
+def test_rapl_wraps_of_two_packages(limit: int) -> None:
+    """24 h at 200 W per package: 17.28 MJ each, many wraps, read every 60 s."""
+    raw = {"a": 0, "b": limit - 5}
+    source = RaplSource([Zone(name, "cpu", lambda name=name: raw[name], limit) for name in raw], now=0.0)
+    step = 200 * 60 * 1_000_000
+    for minute in range(1, 24 * 60 + 1):
+        for name in raw:
+            raw[name] = (raw[name] + step) % limit
+        figure = source.read(60.0 * minute)["cpu"]
+    assert figure.joules == pytest.approx(2 * 17.28e6, rel=1e-9)
+    assert figure.energy_class == "measured"
+
+
+def test_a_backward_step_that_is_no_wrap_is_an_error_and_the_rest_stays() -> None:
+    counter = Counter(1e-6, wrap_at=262143328850)
+    counter.advance(0.0, 200_000_000_000)
+    counter.advance(1.0, 200_100_000_000)
+    with pytest.raises(CounterError, match="went back from 200100000000 to 5 in 1.0 s, which is no wrap"):
+        counter.advance(2.0, 5)
+    assert counter.joules == pytest.approx(100.0)
+    with pytest.raises(CounterError):
+        counter = Counter(1e-3)
+        counter.advance(0.0, 10)
+        counter.advance(1.0, 9)
+
+
+def test_a_rapl_zone_that_fails_makes_its_component_unavailable_with_the_reason() -> None:
+    state = {"fail": False}
+
+    def read() -> int:
+        if state["fail"]:
+            raise PermissionError(13, "Permission denied")
+        return 0
+
+    source = RaplSource([Zone("intel-rapl:0 package-0", "cpu", read, 10**12), Zone("d", "dram", lambda: 7, 10**12)], 0.0)
+    state["fail"] = True
+    figures = source.read(1.0)
+    assert figures["cpu"].joules is None
+    assert figures["cpu"].reason == "RAPL zone intel-rapl:0 package-0: Permission denied"
+    assert figures["dram"].joules == 0.0, "a counter that did not move is a real 0"
+
+
+def test_unreadable_rapl_says_so(tmp_path: Path, monkeypatch) -> None:
+    zone = tmp_path / "intel-rapl:0"
+    zone.mkdir()
+    (zone / "name").write_text("package-0")
+    (zone / "energy_uj").write_text("1")
+    (zone / "max_energy_range_uj").write_text("2")
+    real = Path.read_text
+
+    def denied(self, *args, **kwargs):
+        if self.name == "energy_uj":
+            raise PermissionError(13, "Permission denied")
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", denied)
+    with pytest.raises(OSError, match="RAPL zone intel-rapl:0 package-0 cannot be read: Permission denied"):
+        find_zones(tmp_path)
+    with pytest.raises(OSError, match="no RAPL: .* does not exist"):
+        find_zones(tmp_path / "absent")
+
+
+def test_zones_are_found_through_symlinks_and_each_package_once(tmp_path: Path) -> None:
+    """/sys/class/powercap holds links, and shows packages a second time through the memory-mapped interface."""
+    devices, root = tmp_path / "devices", tmp_path / "class"
+    root.mkdir()
+    for folder, name in (
+        ("intel-rapl:0", "package-0"),
+        ("intel-rapl:0/intel-rapl:0:0", "core"),
+        ("intel-rapl:0/intel-rapl:0:1", "dram"),
+        ("intel-rapl:1", "package-1"),
+        ("intel-rapl:2", "psys"),
+        ("intel-rapl-mmio:0", "package-0"),
+    ):
+        zone = devices / folder
+        zone.mkdir(parents=True)
+        for file, text in (("name", name), ("energy_uj", "5"), ("max_energy_range_uj", "262143328850")):
+            (zone / file).write_text(text)
+        (root / zone.name).symlink_to(zone)
+    found = sorted((zone.label, zone.component) for zone in find_zones(root))
+    assert found == [
+        ("intel-rapl:0 package-0", "cpu"),
+        ("intel-rapl:0:1 dram", "dram"),
+        ("intel-rapl:1 package-1", "cpu"),
+    ]
+
+
+def gpus(trace: list[dict], *uuids: str, period: float = 1.0):
+    replay = Replay(trace)
+    source = GpuSource([ReplayGpu(replay, uuid) for uuid in uuids], trace[0]["t"], max_gap_s=2 * period)
+
+    def play() -> list:
+        figures = []
+        for instant in trace[1:]:
+            replay.now = instant["t"]
+            figures.append(source.read(instant["t"])["gpu"])
+        return figures
+
+    return source, play
+
+
+def test_two_gpus_counted_exactly_with_integrated_power_beside() -> None:
+    trace = [{"t": t, "A.mj": 1000 + 250_000 * t, "A.w": 250.0, "B.mj": 100_000 * t, "B.w": 100.0} for t in range(11)]
+    _, play = gpus(trace, "A", "B")
+    last = play()[-1]
+    assert (last.joules, last.watts, last.energy_class) == (3500.0, 350.0, "measured")
+    assert last.devices == {"A": 2500.0, "B": 1000.0}
+    assert last.crosscheck == pytest.approx(3500.0)
+    assert last.warnings == []
+
+
+def test_counter_and_power_that_diverge_are_flagged() -> None:
+    trace = [{"t": t, "A.mj": 100_000 * t, "A.w": 60.0} for t in range(11)]
+    _, play = gpus(trace, "A")
+    assert play()[-1].warnings == ["A: counter 1000 J and integrated power 600 J differ by 40%"]
+
+
+def test_without_a_counter_power_is_integrated() -> None:
+    trace = [{"t": 0.0, "A.w": 100.0}, {"t": 1.0, "A.w": 200.0}, {"t": 9.0, "A.w": 200.0}]
+    _, play = gpus(trace, "A")
+    last = play()[-1]
+    assert (last.joules, last.gap_joules, last.energy_class) == (150.0 + 1600.0, 1600.0, "integrated")
+
+
+def test_one_gpu_of_two_that_fails_is_marked_and_the_other_exact() -> None:
+    trace = [{"t": t, "A.mj": 100_000 * t, "A.w": 100.0, "B.mj": 50_000 * t, "B.w": 50.0} for t in range(6)]
+    for instant in trace[3:]:
+        instant["B.mj"] = instant["B.w"] = "GPU is lost"
+    _, play = gpus(trace, "A", "B")
+    figures = play()
+    first, last = figures[0], figures[-1]
+    assert first.joules == 150.0
+    assert last.joules is None and last.energy_class == "unavailable"
+    assert last.reason == "B: GPU is lost"
+    assert last.devices == {"A": 500.0}
+
+
+def test_a_gpu_that_answers_again_has_lost_nothing_of_its_counter() -> None:
+    trace = [{"t": t, "A.mj": 100_000 * t, "A.w": 100.0} for t in range(6)]
+    trace[2]["A.w"] = trace[2]["A.mj"] = "timeout"
+    _, play = gpus(trace, "A")
+    figures = play()
+    assert figures[1].joules is None and figures[-1].joules == 500.0
+
+
+def test_a_gpu_counter_that_was_reset_is_unavailable_from_then_on() -> None:
+    trace = [{"t": t, "A.mj": value, "A.w": 100.0} for t, value in enumerate((0, 100_000, 50, 100_050))]
+    _, play = gpus(trace, "A")
+    last = play()[-1]
+    assert last.joules is None and "went back from 100000 to 50" in last.reason
+
+
+def test_foreign_processes_on_the_gpu_are_listed() -> None:
+    source, _ = gpus([{"t": 0, "A.mj": 0, "A.w": 1.0, "A.pids": [11, 12, 13]}], "A")
+    assert source.describe({12}) == [{"uuid": "A", "name": "replayed GPU", "other_processes": [11, 13]}]
+
+
+class FakeNvml:
+    """The part of pynvml that a reader calls."""
+
+    NVML_FI_DEV_POWER_INSTANT, NVML_SUCCESS, NVML_TEMPERATURE_GPU = 186, 0, 0
+
+    class NVMLError(Exception):
+        pass
+
+    class NVMLError_NotSupported(NVMLError):
+        pass
+
+    def __init__(self, instant: int | None) -> None:
+        self.instant = instant
+
+    def nvmlDeviceGetUUID(self, handle):
+        return "GPU-1"
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle):
+        raise self.NVMLError_NotSupported
+
+    def nvmlDeviceGetPowerUsage(self, handle):
+        return 70_000
+
+    def nvmlDeviceGetFieldValues(self, handle, fields):
+        value = type("Value", (), {"uiVal": self.instant or 0})
+        return [type("Field", (), {"nvmlReturn": 0 if self.instant else 3, "value": value})]
+
+
+def test_the_instant_power_field_is_preferred_and_a_missing_counter_is_none() -> None:
+    assert NvmlReader(FakeNvml(81_500), None).power_w() == 81.5
+    reader = NvmlReader(FakeNvml(None), None)
+    assert reader.power_w() == 70.0
+    assert reader.energy_mj() is None
+
+
+@pytest.mark.parametrize(
+    ("script", "joules", "reason"),
+    [
+        ("echo 1200; echo 300", 1500.0, None),
+        ("echo 0", None, "Slurm counted 0 J: the site has no AcctGatherEnergy plugin"),
+        ("echo no job >&2; exit 1", None, "sstat gave no ConsumedEnergy: no job"),
+    ],
+)
+def test_slurm_consumed_energy(tmp_path: Path, monkeypatch, script: str, joules, reason) -> None:
+    tool = tmp_path / "sstat"
+    tool.write_text(f"#!/bin/sh\n{script}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert consumed_energy().reason == "not in a Slurm job"
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    figure = consumed_energy()
+    assert (figure.joules, figure.reason) == (joules, reason)

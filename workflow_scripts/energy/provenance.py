@@ -1,0 +1,45 @@
+"""Where a figure comes from: versions, host and code."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import socket
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("torch", "transformers", "trl", "datasets", "codecarbon", "snakemake", "nvidia-ml-py")
+
+
+def provenance(fingerprint: str) -> dict[str, Any]:
+    """Versions of what computes, the host, and the commit of the workflow; null where it is not known."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    changed = subprocess.run([*git, "status", "--porcelain", "--", "."], capture_output=True, text=True, check=False)
+    versions = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return {
+        "fingerprint": fingerprint,
+        "git_commit": commit.stdout.strip() or None,
+        "git_dirty": bool(changed.stdout.strip()) if commit.returncode == 0 else None,
+        "host": socket.gethostname(),
+        "cpu": cpu_brand(),
+        "cpu_count": os.cpu_count(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "packages": versions,
+    }
+
+
+def cpu_brand() -> str | None:
+    """The CPU's model name."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or None

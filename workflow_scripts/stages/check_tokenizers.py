@@ -1,0 +1,27 @@
+"""check_tokenizers: can a teacher and a student exchange token ids? Runs before the expensive stages.
+
+python -m workflow_scripts.stages.check_tokenizers --settings '{}' --teacher MANIFEST --student MANIFEST --out FILE
+"""
+
+from __future__ import annotations
+
+from workflow_scripts.artefact import read_json, write_json
+from workflow_scripts.distill.models import ModelError
+from workflow_scripts.settings.schema import Section
+from workflow_scripts.stages.common import Arguments, run_stage
+
+
+def check_tokenizers(args: Arguments[Section]) -> None:
+    """Raise ModelError unless both models have the same vocabulary and the student has an embedding for each token."""
+    teacher, student = read_json(args.inputs["teacher"]), read_json(args.inputs["student"])
+    if teacher["tokenizer_sha256"] != student["tokenizer_sha256"]:
+        raise ModelError(
+            f"model.teacher {teacher['name']!r} and model.student {student['name']!r} have different tokenizers "
+            f"({teacher['tokens']} and {student['tokens']} tokens): distillation on token ids needs one vocabulary: choose "
+            "models of one family"
+        )
+    write_json(args.out, {"tokenizer_sha256": teacher["tokenizer_sha256"], "tokens": teacher["tokens"]})
+
+
+if __name__ == "__main__":
+    run_stage(check_tokenizers, Section, ["teacher", "student"])
