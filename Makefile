@@ -12,7 +12,7 @@ COMPARISON := results/comparison/comparison.json
 .PHONY: demo test checks format lock reference
 
 demo: $(READY)
-	$(SNAKEMAKE) --quiet rules
+	$(SNAKEMAKE) --quiet host progress reason rules
 	@$(MAKE) --no-print-directory $(REPORT)
 	@$(BIN)/python -m workflow_scripts.accounting.table $(COMPARISON) $(REPORT)
 
