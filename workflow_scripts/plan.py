@@ -316,7 +316,6 @@ def comparable(settings: Settings) -> dict[str, object]:
     return {
         "seed": settings.experiment.seed,
         "optimizer": training.optimizer,
-        "learning rate": training.learning_rate,
         "schedule": training.schedule_type,
         "token budget": training.token_budget,
         "effective batch": training.batch_size * training.gradient_accumulation_steps,

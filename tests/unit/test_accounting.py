@@ -1,12 +1,13 @@
 """Formulas and tables against numbers worked out by hand."""
 
+import json
 import math
 
 import pytest
 
 from workflow_scripts.accounting.comparison import break_even, differences, with_lineage
 from workflow_scripts.accounting.formulas import amortised, break_even_reuse, break_even_tokens, pareto_front
-from workflow_scripts.accounting.summary import _total
+from workflow_scripts.accounting.summary import SummaryError, _total, adopted_record, read_records
 
 
 def test_formulas() -> None:
@@ -78,3 +79,33 @@ def test_what_should_agree_and_does_not_is_named() -> None:
     unknown = summary("b", 1, 1)
     unknown["energy"] = unknown["energy"] | {"complete": False}
     assert differences([summary("a", 1, 1), unknown]) == ["b: a stage has no energy figure, so it has no total"]
+
+
+def test_a_record_of_another_schema_is_named(tmp_path) -> None:
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps({"schema": "energy-stage/9"}))
+    plan = {"shared": {"prerun": str(path)}, "own": {}, "sharing": {}, "teacher_manifest": None}
+    with pytest.raises(SummaryError, match="r.json: schema 'energy-stage/9', this program reads energy-stage/1"):
+        read_records(plan)
+
+
+def test_the_energy_of_an_adopted_data_set_is_its_record_or_unavailable(tmp_path) -> None:
+    """Never the few joules of looking at it."""
+    manifest, data = tmp_path / "a" / "b" / "manifest.json", tmp_path / "mine" / "data"
+    manifest.parent.mkdir(parents=True)
+    data.mkdir(parents=True)
+    manifest.write_text(json.dumps({"path": str(data), "adopted": True}))
+    adoption = {
+        "stage_id": "t",
+        "stage_name": "t",
+        "shared_by": [],
+        "energy": {"total": {}},
+        "warnings": [],
+        "total_energy_joules": 3,
+    }
+    found = adopted_record(manifest, adoption)
+    assert found["total_energy_joules"] is None
+    assert found["energy"]["total"]["reason"] == f"the data set at {data} was made elsewhere and no record lies beside it"
+    (data.parent / "stages").mkdir()
+    (data.parent / "stages" / "synthetic_generation.json").write_text(json.dumps({"total_energy_joules": 5000}))
+    assert adopted_record(manifest, adoption)["total_energy_joules"] == 5000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -16,7 +17,8 @@ import pytest
 from workflow_scripts.energy.ledger import LedgerError, read_attempts
 from workflow_scripts.energy.meter import main
 from workflow_scripts.energy.state import Lock, LockedError, fingerprint
-from workflow_scripts.settings.schema import Energy
+from workflow_scripts.settings.schema import Energy, Hardware, Prerun
+from workflow_scripts.settings.slices import PrerunSlice
 
 REPOSITORY = Path(__file__).parents[2]
 SCHEMA = json.loads((REPOSITORY / "workflow_scripts" / "energy" / "record_schema.json").read_text())
@@ -430,6 +432,51 @@ def test_codecarbon_policy_leaves_measured_counters_out(tmp_path) -> None:
     assert record["energy"]["total"]["class"] == "modelled"
     assert record["total_energy_joules"] > 0
     assert next((tmp_path / "state").glob("work/*/codecarbon/work.csv")).read_text().count("\n") == 2
+    first = record["codecarbon_energy_kwh"]
+    assert bench.run(*python("import time; time.sleep(4)")).returncode == 0
+    files = sorted(p.name for p in (tmp_path / "state").glob("work/*/codecarbon/*.csv"))
+    assert files == ["work.attempt2.csv", "work.csv"], "one file per attempt, none overwritten"
+    assert bench.record()["codecarbon_energy_kwh"] > first, "attempts add up"
+
+
+def test_samples_are_a_compact_trace_beside_the_record(tmp_path) -> None:
+    bench = Bench(tmp_path, nvml_poll_interval_ms=10)
+    assert bench.run(*python("import time; time.sleep(2)")).returncode == 0
+    record = bench.record()
+    assert record["attempts"][0]["sampling"]["n"] > 100
+    assert (tmp_path / "record.json").stat().st_size < 10_000
+    with gzip.open(record["attempts"][0]["trace"], "rt") as trace:
+        lines = trace.read().splitlines()
+    assert lines[0] == "elapsed_s,gpu_w,gpu_j,cpu_j,dram_j,tokens" and len(lines) > 100
+
+
+@pytest.mark.parametrize(
+    ("hardware", "message"),
+    [
+        ({"assert_gpu_count": 4}, "hardware.assert_gpu_count = 4, but the job sees 0 GPU"),
+        ({"assert_gpu_name": "L40S"}, "hardware.assert_gpu_name = 'L40S', but the job sees no GPU"),
+        ({"assert_cpu_brand": "Abacus"}, "hardware.assert_cpu_brand = 'Abacus', but the CPU is"),
+        ({"min_free_memory_gb": 1e6}, "hardware.min_free_memory_gb = 1000000.0, but"),
+    ],
+)
+def test_a_failed_hardware_check_names_number_and_bound_and_writes_nothing(tmp_path, hardware, message) -> None:
+    settings = PrerunSlice(hardware=Hardware(**hardware), prerun=Prerun()).model_dump_json()
+    out = tmp_path / "validation.json"
+    command = [
+        sys.executable,
+        "-m",
+        "workflow_scripts.energy.prerun",
+        "--settings",
+        settings,
+        "--options",
+        "{}",
+        "--out",
+        str(out),
+    ]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 1 and f"error: prerun: {message}" in result.stderr
+    assert not out.exists()
 
 
 def test_command_line_faults() -> None:

@@ -11,11 +11,13 @@ import time
 from pathlib import Path
 
 import jsonschema
+import pandas as pd
 import pytest
 
 from workflow_scripts.energy.attribution import CpuShare, scope
 from workflow_scripts.energy.carbon import intensity
 from workflow_scripts.energy.ledger import Attempt
+from workflow_scripts.energy.prerun import _mean_watts
 from workflow_scripts.energy.record import build_record
 from workflow_scripts.settings.schema import Energy
 from workflow_scripts.uncertainty import propagate
@@ -134,6 +136,11 @@ def test_an_attempt_without_a_figure_is_named_not_zero() -> None:
     assert nothing.total_energy_joules is None and nothing.energy.total.reason is not None
 
 
+def test_zero_tokens_are_unknown_not_free() -> None:
+    record = build(attempt(1, 10, cpu=figure(5.0), work=work(0)))
+    assert record.tokens_processed is None and record.joules_per_token is None and record.tokens_per_second is None
+
+
 @pytest.mark.parametrize(
     ("policy", "total", "boundary", "worst"),
     [
@@ -181,6 +188,17 @@ IDLE = {"watts": {"gpu": None, "cpu": 3.0, "dram": None}, "stable": True, "reaso
 
 def test_joules_above_idle_over_the_same_boundary() -> None:
     assert build(attempt(1, 10, cpu=figure(100.0), idle=IDLE)).above_idle_j == 70.0
+
+
+def test_idle_power_from_a_staircase_and_from_a_line() -> None:
+    """20 W in steps of one second, sampled at 300 ms over a window that cuts steps: still 20 W."""
+    times = [5.1 + 0.3 * i for i in range(11)]
+    trace = pd.DataFrame({"elapsed_s": times, "dram_j": [20.0 * int(t) for t in times], "cpu_j": [3.0 * t for t in times]})
+    trace["gpu_j"] = math.nan
+    assert _mean_watts(trace, "dram_j") == pytest.approx(20.0, rel=0.1)
+    assert _mean_watts(trace, "cpu_j") == pytest.approx(3.0)
+    assert _mean_watts(trace, "gpu_j") is None
+    assert _mean_watts(trace.assign(cpu_j=7.0), "cpu_j") == 0.0
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,10 @@ class Lineage(_Closed):
 
 
 class ExperimentSummary(_Closed):
-    """All stages of one experiment added up. Energies in J and kWh, durations in s."""
+    """All stages of one experiment added up. Energies in J and kWh, durations in s.
+
+    A stage with a key `lineage` belongs to the experiment of that name, whose model this one starts from; it is in no total.
+    """
 
     schema_: Literal["experiment-summary/1"] = Field("experiment-summary/1", alias="schema")
     experiment_id: str

@@ -155,7 +155,7 @@ def summarise(plan: dict[str, Any], config: dict[str, Any], records: dict[str, d
             "references": references,
             "comparable": plan["comparable"],
             "config_fingerprint": _fingerprint(config),
-            "stages": records,
+            "stages": {**ancestors(plan), **records},
             "warnings": warnings,
         }
     )
@@ -188,6 +188,15 @@ def lineage(plan: dict[str, Any]) -> dict[str, Any] | None:
         "teacher_kwh": roles[0]["kwh"],
         "total_energy_kwh": _total([*(role["kwh"] for role in roles if role["stages"]), *before]),
     }
+
+
+def ancestors(plan: dict[str, Any]) -> dict[str, Any]:
+    """Training records that led to the starting policy, marked with `lineage`; they are in no total of this experiment."""
+    if not plan["lineage"]:
+        return {}
+    parent = read_json(Path(plan["lineage"]))
+    trainings = {stage: r for stage, r in parent["stages"].items() if r["role"] == "student"}
+    return {stage: {"lineage": parent["experiment_name"], **record} for stage, record in trainings.items()}
 
 
 def _total(values: list[float | None]) -> float | None:

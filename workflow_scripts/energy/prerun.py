@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from workflow_scripts.energy.sources.nvml import open_nvml
 from workflow_scripts.settings.slices import PrerunSlice
 
 SAMPLING_TRIALS = 3
+SETTLE_S = 5.0
 BURN = "import time; e = time.monotonic() + {seconds}\nwhile time.monotonic() < e: sum(range(10000))"
 
 
@@ -38,20 +40,29 @@ def main() -> int:
     arguments = parser.parse_args()
     settings = PrerunSlice.model_validate_json(arguments.settings)
     options = json.loads(arguments.options)
-    result: dict[str, Any] = {
+    hardware = check_hardware(settings)
+    if hardware["failure"]:
+        return fail(hardware["failure"])
+    idle = idle_baseline(settings, options)
+    sampling = check_sampling(settings, options)
+    if sampling["failure"]:
+        return fail(sampling["failure"])
+    result = {
         "host": socket.gethostname(),
         "settings": json.loads(arguments.settings),
-        "hardware": check_hardware(settings),
-        "idle": idle_baseline(settings, options),
-        "sampling": check_sampling(settings, options),
+        "hardware": hardware,
+        "idle": idle,
+        "sampling": sampling,
+        "passed": True,
     }
-    failed = [check["failure"] for check in (result["hardware"], result["sampling"]) if check["failure"]]
-    result["passed"] = not failed
-    if failed:
-        print("\n".join(f"error: prerun: {line}" for line in failed), file=sys.stderr)
-        return 1
     write_json(Path(arguments.out), result)
     return 0
+
+
+def fail(reason: str) -> int:
+    """Say which number missed which bound; the exit code stops everything that depends on the prerun."""
+    print(f"error: prerun: {reason}", file=sys.stderr)
+    return 1
 
 
 def idle_baseline(settings: PrerunSlice, options: dict[str, Any]) -> dict[str, Any]:
@@ -61,11 +72,11 @@ def idle_baseline(settings: PrerunSlice, options: dict[str, Any]) -> dict[str, A
     the reason, when other work loads the CPUs or a GPU's power spreads by more than a tenth of its mean.
     """
     seconds, bound = settings.prerun.idle_seconds, settings.prerun.max_idle_cpu_percent
-    rest = _metered([sys.executable, "-c", f"import time; time.sleep({seconds})"], options, CpuLoad())
+    rest = _metered([sys.executable, "-c", f"import time; time.sleep({SETTLE_S + seconds})"], options, seconds)
     context = None
     if rest["watts"]["gpu"] is not None:
         hold = f"import torch, time; torch.zeros(1, device='cuda'); time.sleep({seconds})"
-        context = _metered([sys.executable, "-c", hold], options, CpuLoad())["watts"]["gpu"]
+        context = _metered([sys.executable, "-c", hold], options, seconds)["watts"]["gpu"]
     load, gpu = rest["cpu_load_percent"], rest["gpu_watts"]
     reason = None
     if load["mean"] > bound:
@@ -82,18 +93,6 @@ def idle_baseline(settings: PrerunSlice, options: dict[str, Any]) -> dict[str, A
         "stable": reason is None,
         "reason": reason,
     }
-
-
-class CpuLoad:
-    """Samples of the host's CPU load [%] while a command runs."""
-
-    def __init__(self) -> None:
-        self.samples: list[float] = []
-
-    def watch(self, process: subprocess.Popen[bytes]) -> None:
-        """Sample every quarter of a second until the process ends."""
-        while process.poll() is None:
-            self.samples.append(psutil.cpu_percent(interval=0.25))
 
 
 def check_sampling(settings: PrerunSlice, options: dict[str, Any]) -> dict[str, Any]:
@@ -133,35 +132,54 @@ def _metered_burn(seconds: float, options: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in result.items() if k not in ("gpu_watts", "gpu_reason", "cpu_load_percent")}
 
 
-def _metered(child: list[str], options: dict[str, Any], load: CpuLoad | None = None) -> dict[str, Any]:
-    """Run a command under the whole meter: its energy, mean power by component, and the spread of GPU power."""
+def _metered(child: list[str], options: dict[str, Any], window_s: float | None = None) -> dict[str, Any]:
+    """Run a command under the whole meter: its energy, and mean power by component over its last `window_s` seconds.
+
+    The window leaves out the seconds in which the meter and CodeCarbon start, which are no rest.
+    """
+    load: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         base = [sys.executable, "-m", "workflow_scripts.energy.meter", "--stage", "load", "--role", "prerun"]
         paths = ["--record", f"{folder}/record.json", "--log", f"{folder}/log", "--state", f"{folder}/state"]
         process = subprocess.Popen([*base, *paths, "--options", json.dumps(options), "--", *child], stderr=subprocess.PIPE)
-        if load is not None:
-            load.watch(process)
-        _, said = process.communicate()
+        while process.poll() is None:
+            load.append((psutil.cpu_percent(interval=0.25), time.monotonic()))
+        ended = time.monotonic()
+        said = process.stderr.read().decode() if process.stderr else ""
         if process.returncode != 0:
-            sys.exit(f"error: prerun: a load under the meter ended with code {process.returncode}: {said.decode()}")
+            sys.exit(f"error: prerun: a load under the meter ended with code {process.returncode}: {said}")
         record = read_json(Path(folder) / "record.json")
         trace = pd.read_csv(record["attempts"][-1]["trace"])
     total, seconds = record["energy"]["total"], record["duration_seconds"]
-    parts = {name: record["energy"][name]["joules"] for name in ("gpu", "cpu", "dram")}
-    gpu = trace["gpu_w"].dropna().tolist()
+    window = trace[trace["elapsed_s"] >= seconds - (window_s or seconds)]
+    gpu = window["gpu_w"].dropna().tolist()
     return {
         "period_ms": options["nvml_poll_interval_ms"],
         "seconds": seconds,
         "joules": total["joules"],
-        "watts": {name: joules / seconds if joules is not None else None for name, joules in parts.items()},
+        "watts": {name: _mean_watts(window, f"{name}_j") for name in ("gpu", "cpu", "dram")},
         "class": total["class"],
         "boundary": total["boundary"],
         "reason": total["reason"],
         "samples": record["attempts"][-1]["sampling"],
         "gpu_watts": _spread(gpu) if gpu else None,
         "gpu_reason": record["energy"]["gpu"]["reason"],
-        "cpu_load_percent": _spread(load.samples) if load else None,
+        "cpu_load_percent": _spread([percent for percent, at in load if at >= ended - (window_s or seconds)]),
     }
+
+
+def _mean_watts(window: pd.DataFrame, column: str) -> float | None:
+    """Mean power [W] over a window of a trace; None where its joules are not known.
+
+    A source that is slower than the samples makes a staircase: its power is told between the moments at which it moved.
+    """
+    known = window[["elapsed_s", column]].dropna()
+    moved = known[known[column].diff().fillna(0) != 0]
+    ends = moved if len(moved) >= 2 else known
+    if len(ends) < 2:
+        return None
+    first, last = ends.iloc[0], ends.iloc[-1]
+    return float((last[column] - first[column]) / (last["elapsed_s"] - first["elapsed_s"]))
 
 
 def check_hardware(settings: PrerunSlice) -> dict[str, Any]:

@@ -329,7 +329,7 @@ class Hardware(Section):
 class Prerun(Section):
     """Checks of the meter on this host."""
 
-    idle_seconds: float = Field(5.0, ge=1, description="Length of the idle baseline [s].")
+    idle_seconds: float = Field(5.0, ge=2, description="Length of the idle baseline [s].")
     burn_in_seconds: float = Field(5.0, ge=2.5, description="Length of the load that the whole meter measures [s].")
     sampling_tolerance: float = Field(0.1, gt=0, le=1, description="Joules at two periods must agree within this.")
     max_idle_cpu_percent: float = Field(
