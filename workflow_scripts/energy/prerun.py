@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import psutil
 
@@ -169,17 +170,14 @@ def _metered(child: list[str], options: dict[str, Any], window_s: float | None =
 
 
 def _mean_watts(window: pd.DataFrame, column: str) -> float | None:
-    """Mean power [W] over a window of a trace; None where its joules are not known.
+    """Mean power [W] over a window of a trace, as the slope of its joules; None where they are not known.
 
-    A source that is slower than the samples makes a staircase: its power is told between the moments at which it moved.
+    The slope by least squares holds for a source that is slower than the samples, too, whose joules are a staircase.
     """
     known = window[["elapsed_s", column]].dropna()
-    moved = known[known[column].diff().fillna(0) != 0]
-    ends = moved if len(moved) >= 2 else known
-    if len(ends) < 2:
+    if len(known) < 2:
         return None
-    first, last = ends.iloc[0], ends.iloc[-1]
-    return float((last[column] - first[column]) / (last["elapsed_s"] - first["elapsed_s"]))
+    return float(np.polyfit(known["elapsed_s"], known[column], 1)[0])
 
 
 def check_hardware(settings: PrerunSlice) -> dict[str, Any]:

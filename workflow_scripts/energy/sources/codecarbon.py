@@ -12,6 +12,7 @@ from workflow_scripts.energy.sources.base import Figure, unavailable
 
 RAM_METHOD = "CodeCarbon RAM model"
 CPU_METHOD = "CodeCarbon"
+FIELDS = {"cpu": "cpu_energy", "dram": "ram_energy"}
 
 
 class CodeCarbonSource:
@@ -22,6 +23,7 @@ class CodeCarbonSource:
     """
 
     SETTLE_S = 3.0
+    LATEST_S = 2.0
 
     def __init__(self, options: dict[str, Any], csv: Path) -> None:
         self._options, self._csv = options, csv
@@ -32,6 +34,7 @@ class CodeCarbonSource:
         self._ready_at: float | None = None
         self._measured_at = 0.0
         self._head: dict[str, float] = {}
+        self._watts: dict[str, float] = {}
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._start, name="codecarbon", daemon=True)
         self._thread.start()
@@ -78,24 +81,31 @@ class CodeCarbonSource:
             self._failure = f"CodeCarbon: {type(error).__name__}: {error}"
 
     def _keep(self, total: Any) -> None:
+        now = time.monotonic()
         with self._lock:
-            self._totals, self._measured_at = total, time.monotonic()
+            if self._totals is not None and now - self._measured_at > 0.2:
+                for component, field in FIELDS.items():
+                    step = (getattr(total, field) - getattr(self._totals, field)) * 3.6e6
+                    self._watts[component] = step / (now - self._measured_at)
+            self._totals, self._measured_at = total, now
 
     def read(self, now: float) -> dict[str, Figure]:
         """CPU and RAM joules since the stage began, the head included."""
         with self._lock:
-            totals, measured_at = self._totals, self._measured_at
+            totals, measured_at, watts = self._totals, self._measured_at, dict(self._watts)
         if totals is None or self._ready_at is None or measured_at - self._ready_at < 0.5:
             reason = self._failure or "CodeCarbon had not measured yet"
             return {"cpu": unavailable(reason), "dram": unavailable(reason)}
         covered = measured_at - self._ready_at
         figures = {}
-        for component, kwh, method in (("cpu", totals.cpu_energy, self._cpu_method()), ("dram", totals.ram_energy, RAM_METHOD)):
-            joules = kwh * 3.6e6
+        since = min(max(0.0, now - measured_at), self.LATEST_S)  # it measures once a second: go on at the newest power
+        for component, method in (("cpu", self._cpu_method()), ("dram", RAM_METHOD)):
+            joules = getattr(totals, FIELDS[component]) * 3.6e6
             if component not in self._head or covered < self.SETTLE_S:
                 self._head[component] = joules / covered * (self._ready_at - self._begin)
             head = self._head[component]
-            figures[component] = Figure(joules + head, joules / covered, method, "modelled", gap_joules=head)
+            ahead = watts.get(component, joules / covered) * since
+            figures[component] = Figure(joules + head + ahead, joules / covered, method, "modelled", gap_joules=head)
         return figures
 
     def _cpu_method(self) -> str:
