@@ -53,6 +53,7 @@ class Progress:
         self._path = os.environ.get("STAGE_PROGRESS")
 
     def __enter__(self) -> Progress:
+        self._print()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -168,9 +168,9 @@ class _Run:
     def _finish(self, child: Child) -> dict[str, Any]:
         """The stage has ended: last readings, then clean up, then the end line."""
         ended = time.monotonic()
+        self.sampler.stop(ended)
         self.sampler.read_share(child.pid)
         outcome = child.reap()
-        self.sampler.stop()
         if child.sweep():
             self.warnings.append("the stage left processes behind; they were ended")
         self.neighbours.look()

@@ -45,6 +45,7 @@ class Sampler:
         self.scope = scope(energy["cpu_scope"], os.environ, os.cpu_count() or 1)
         self._cpu = CpuShare()
         self._share: float | None = None
+        self._final: dict[str, Figure] | None = None
         self.gpu_peak: float | None = None
         self.samples, self.max_gap, self._last = 0, 0.0, now
 
@@ -66,7 +67,9 @@ class Sampler:
         return figures
 
     def figures(self, now: float) -> dict[str, Figure]:
-        """The best source of each component, the second best as its cross-check."""
+        """The best source of each component, the second best as its cross-check; after `stop`, those of the stage's end."""
+        if self._final is not None:
+            return self._final
         figures = {"gpu": self._gpu.read(now)["gpu"] if self._gpu else unavailable(self._gpu_reason)}
         modelled = self._codecarbon.read(now) if self._codecarbon else {}
         counted = self._rapl.read(now) if self._rapl else {}
@@ -137,10 +140,19 @@ class Sampler:
         """GPUs with temperature and foreign processes."""
         return self._gpu.describe(self._cpu.pids()) if self._gpu else []
 
-    def stop(self) -> None:
-        """Take CodeCarbon's last measurement and let it write its row."""
+    def stop(self, ended: float) -> None:
+        """The stage has ended: read everything at once, then let CodeCarbon measure a last time and write its row.
+
+        What CodeCarbon had not measured yet may be known after that.
+        """
+        final = self.figures(ended)
         if self._codecarbon is not None:
             self._codecarbon.close()
+            late = self._codecarbon.read(ended)
+            for name in ("cpu", "dram"):
+                if final[name].joules is None and late[name].joules is not None:
+                    final[name] = late[name]
+        self._final = final
 
     def close(self) -> None:
         """Release all sources."""
