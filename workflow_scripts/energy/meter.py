@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import resource
 import shutil
@@ -36,6 +37,7 @@ from workflow_scripts.energy.sampler import Sampler, Trace
 from workflow_scripts.energy.state import BEAT_EVERY_S, Lock, LockedError, fingerprint
 
 _SLURM_KEYS = ("SLURM_JOB_ID", "SLURM_JOB_PARTITION", "SLURM_RESTART_COUNT", "SLURM_JOB_GPUS", "SLURM_CLUSTER_NAME")
+LOOK_EVERY_S = 5.0
 _LOG_TAIL_LINES, _LOG_TAIL_BYTES = 25, 16384
 
 
@@ -145,10 +147,13 @@ class _Run:
 
     def _watch(self, child: Child) -> None:
         bar = _Bar(self.options.stage) if sys.stderr.isatty() else None
-        last = flushed = beaten = self.begin
+        flushed = looked = beaten = self.begin
         period, flush = self.sampler.period, self.energy["flush_seconds"]
-        while not child.wait(last + period - time.monotonic()):
-            now = last = time.monotonic()
+        look = flush if self.sampler.scope == "job" else LOOK_EVERY_S
+        due = self.begin + period  # on a grid, so that late wake-ups do not add up to missed samples
+        while not child.wait(due - time.monotonic()):
+            now = time.monotonic()
+            due += period * max(1, math.ceil((now - due) / period))
             figures = self.sampler.sample(now)
             self._read_work(self.sampler.attributed(figures))
             self.trace.row(now - self.begin, figures, self._tokens())
@@ -156,9 +161,11 @@ class _Run:
                 bar.draw(self.work, now - self.begin)
             if now - flushed >= flush:
                 flushed = now
+                self.ledger.append({"event": "tick", **self._line(now)})
+            if now - looked >= look:
+                looked = now
                 self.sampler.read_share(child.pid)
                 self.neighbours.look()
-                self.ledger.append({"event": "tick", **self._line(now)})
             if now - beaten >= BEAT_EVERY_S:
                 beaten = now
                 self.lock.beat()

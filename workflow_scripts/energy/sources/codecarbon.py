@@ -23,7 +23,8 @@ class CodeCarbonSource:
     """
 
     SETTLE_S = 3.0
-    LATEST_S = 2.0
+    PERIOD_S = 2
+    LATEST_S = 2.0 * PERIOD_S
 
     def __init__(self, options: dict[str, Any], csv: Path) -> None:
         self._options, self._csv = options, csv
@@ -57,7 +58,7 @@ class CodeCarbonSource:
 
             self._csv.parent.mkdir(parents=True, exist_ok=True)
             shared: dict[str, Any] = {
-                "measure_power_secs": 1,
+                "measure_power_secs": self.PERIOD_S,
                 "api_call_interval": 1,
                 "output_methods": [OutputMethod.CSV],
                 "output_handlers": [Totals()],
@@ -98,7 +99,7 @@ class CodeCarbonSource:
             return {"cpu": unavailable(reason), "dram": unavailable(reason)}
         covered = measured_at - self._ready_at
         figures = {}
-        since = min(max(0.0, now - measured_at), self.LATEST_S)  # it measures once a second: go on at the newest power
+        since = min(max(0.0, now - measured_at), self.LATEST_S)  # between its measurements go on at the newest power
         for component, method in (("cpu", self._cpu_method()), ("dram", RAM_METHOD)):
             joules = getattr(totals, FIELDS[component]) * 3.6e6
             if component not in self._head or covered < self.SETTLE_S:
