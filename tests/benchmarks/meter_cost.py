@@ -3,8 +3,8 @@
     python -m tests.benchmarks.meter_cost [SECONDS]
 
 Prints a table: CPU of the meter as a share of one core at 500 ms (the difference of a long and a short stage), its memory
-beyond a process with CodeCarbon alone, the delay it puts before a stage, samples missed while a stage holds the interpreter lock, and
-the error of integrating a replayed trace.
+beyond a process with CodeCarbon alone, the delay it puts before a stage, samples missed while a stage holds the interpreter
+lock, and the error of integrating a replayed trace.
 """
 
 from __future__ import annotations

@@ -30,9 +30,10 @@ from typing import Any
 from workflow_scripts.artefact import write_json
 from workflow_scripts.energy.child import Child
 from workflow_scripts.energy.ledger import LedgerError, LedgerWriter, read_attempts
+from workflow_scripts.energy.model import StageRecord
 from workflow_scripts.energy.neighbours import Neighbours
 from workflow_scripts.energy.provenance import provenance
-from workflow_scripts.energy.record import StageRecord, build_record
+from workflow_scripts.energy.record import build_record
 from workflow_scripts.energy.sampler import Sampler, Trace
 from workflow_scripts.energy.state import BEAT_EVERY_S, Lock, LockedError, fingerprint
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from workflow_scripts.artefact import write_json
 from workflow_scripts.energy.ledger import LedgerError, read_attempts
-from workflow_scripts.energy.record import StageRecord, build_record
+from workflow_scripts.energy.model import StageRecord
+from workflow_scripts.energy.record import build_record
 from workflow_scripts.energy.state import Lock, LockedError
 
 

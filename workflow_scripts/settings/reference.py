@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from workflow_scripts.accounting.model import ExperimentSummary
-from workflow_scripts.energy.record import StageRecord
+from workflow_scripts.energy.model import StageRecord
 from workflow_scripts.settings.schema import CAMPAIGN_SECTIONS, Settings
 
 ROOT = Path(__file__).parents[2]
