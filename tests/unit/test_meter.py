@@ -378,7 +378,8 @@ def test_a_gigabyte_of_output_goes_to_the_log_and_not_through_memory(tmp_path) -
 
 def test_two_meters_on_one_host_flag_each_other(tmp_path) -> None:
     benches = [Bench(tmp_path / name) for name in ("a", "b")]
-    processes = [bench.start(*python("import time; time.sleep(2)")) for bench in benches]
+    stages = ("import time; time.sleep(3)", "import time; time.sleep(0.5)")  # the second begins and ends within the first
+    processes = [bench.start(*python(code)) for bench, code in zip(benches, stages, strict=True)]
     assert [p.wait(30) for p in processes] == [0, 0]
     for bench, other in zip(benches, reversed(processes), strict=True):
         expected = f"another meter ran on this host at the same time (process {other.pid}, stage work)"

@@ -9,18 +9,23 @@ from pathlib import Path
 
 
 class Neighbours:
-    """A file per living meter in the host's temporary folder."""
+    """A file per living meter in the host's temporary folder, its first line the stage, the others the meters that met it."""
 
     def __init__(self, stage: str, folder: Path | None = None) -> None:
         self._folder = folder or Path(tempfile.gettempdir()) / "energy-meters"
         self._mine = self._folder / str(os.getpid())
+        self._stage = stage
         self.seen: dict[int, str] = {}
         with contextlib.suppress(OSError):
             self._folder.mkdir(mode=0o777, exist_ok=True)
-            self._mine.write_text(stage)
+            self._mine.write_text(f"{stage}\n")
+        self.look()
 
     def look(self) -> None:
-        """Remember other meters that are alive now, those inside each other's stage left out (a prerun meters loads)."""
+        """Remember other meters that are alive now, and let them know of this one, however short the overlap.
+
+        Meters inside each other's stage are left out (a prerun meters loads).
+        """
         family = _ancestors(os.getpid())
         with contextlib.suppress(OSError):
             for path in self._folder.iterdir():
@@ -31,7 +36,12 @@ class Neighbours:
                 if not others:
                     path.unlink(missing_ok=True)
                 elif pid not in family and os.getpid() not in others and pid not in self.seen:
-                    self.seen[pid] = path.read_text()
+                    self.seen[pid] = path.read_text().partition("\n")[0]
+                    with path.open("a") as theirs:
+                        theirs.write(f"{os.getpid()} {self._stage}\n")
+            for line in self._mine.read_text().splitlines()[1:]:
+                pid_text, _, stage = line.partition(" ")
+                self.seen.setdefault(int(pid_text), stage)
 
     def warnings(self) -> list[str]:
         """One line per other meter."""
