@@ -17,7 +17,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from tests.unit.test_meter import REPOSITORY, SCHEMA, python, rapl_tree
+from tests.unit.meter_bench import REPOSITORY, SCHEMA, python, rapl_tree
 from workflow_scripts.energy.ledger import read_attempts
 from workflow_scripts.settings.schema import Energy
 
@@ -75,7 +75,7 @@ def trial(folder: Path, rapl: Path, victim: str, delay: float) -> dict:
     """Kill one attempt, check the ledger, run a second attempt to the end, check the sum. Returns what was seen."""
     folder.mkdir()
     process = subprocess.Popen(meter(folder, rapl, 10_000), cwd=REPOSITORY, stderr=subprocess.DEVNULL)
-    ledger = wait_for(lambda: next(folder.glob("state/work/*/attempts/*.jsonl"), None))
+    ledger = wait_for(lambda: next(folder.glob("state/*/*/attempts/*.jsonl"), None))
     stage = wait_for(lambda: child_of(process.pid))
     time.sleep(delay)
     killed_at = time.time()

@@ -6,19 +6,14 @@ import math
 import pytest
 
 from workflow_scripts.accounting.comparison import break_even, differences, with_lineage
-from workflow_scripts.accounting.formulas import amortised, break_even_reuse, break_even_tokens, pareto_front
+from workflow_scripts.accounting.formulas import break_even_reuse, pareto_front
 from workflow_scripts.accounting.summary import SummaryError, _total, adopted_record, read_records
 
 
 def test_formulas() -> None:
-    assert amortised(100.0, 10.0, 4) == 35.0
     assert break_even_reuse(100.0, 30.0, 50.0) == 5.0
     assert break_even_reuse(100.0, 50.0, 50.0) is None
     assert break_even_reuse(100.0, 60.0, 50.0) is None
-    assert break_even_tokens(1.0, 3.6, 0.0) == 1e6
-    assert break_even_tokens(1.0, 1.0, 1.0) is None
-    with pytest.raises(ValueError, match="reuse = 0"):
-        amortised(1.0, 1.0, 0)
 
 
 def test_pareto_front() -> None:

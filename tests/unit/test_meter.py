@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,83 +15,12 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from tests.unit.meter_bench import REPOSITORY, SCHEMA, WORKER, Bench, python, rapl_tree
 from workflow_scripts.energy.ledger import LedgerError, read_attempts
 from workflow_scripts.energy.meter import main
 from workflow_scripts.energy.state import Lock, LockedError, fingerprint
-from workflow_scripts.settings.schema import Energy, Hardware, Prerun
+from workflow_scripts.settings.schema import Hardware, Prerun
 from workflow_scripts.settings.slices import PrerunSlice
-
-REPOSITORY = Path(__file__).parents[2]
-SCHEMA = json.loads((REPOSITORY / "workflow_scripts" / "energy" / "record_schema.json").read_text())
-WORKER = """
-import sys, time
-from workflow_scripts.progress import Progress
-with Progress("loss", total=100) as progress:
-    for _ in range({steps}):
-        progress.add(loss=10, steps=1)
-        progress.saved()
-        time.sleep({sleep})
-"""
-
-
-def rapl_tree(root: Path, **joules: float) -> Path:
-    for index, (name, value) in enumerate(joules.items()):
-        zone = root / f"intel-rapl:{index}"
-        zone.mkdir(parents=True, exist_ok=True)
-        (zone / "name").write_text(name.replace("_", "-"))
-        (zone / "energy_uj").write_text(str(int(value * 1e6)))
-        (zone / "max_energy_range_uj").write_text("262143328850")
-    return root
-
-
-class Bench:
-    """A folder to meter in, with a RAPL tree instead of CodeCarbon so that stages can be short."""
-
-    def __init__(self, folder: Path, **energy) -> None:
-        self.folder = folder
-        self.rapl = rapl_tree(folder / "rapl", package_0=10.0, dram=1.0, psys=99.0)
-        options = Energy(**{"nvml_poll_interval_ms": 50, "flush_seconds": 0.1, "rapl_root": str(self.rapl)} | energy)
-        self.options = options.model_dump_json()
-
-    def command(self, *child: str) -> list[str]:
-        base = [sys.executable, "-m", "workflow_scripts.energy.meter", "--stage", "work", "--role", "student"]
-        paths = [f"--{n}={self.folder / p}" for n, p in (("record", "record.json"), ("log", "log"), ("state", "state"))]
-        return [*base, *paths, "--options", self.options, "--", *child]
-
-    def start(self, *child: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            self.command(*child),
-            cwd=REPOSITORY,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-        )
-
-    def run(self, *child: str) -> subprocess.CompletedProcess:
-        process = self.start(*child)
-        _, stderr = process.communicate(timeout=60)
-        return subprocess.CompletedProcess(child, process.returncode, None, stderr)
-
-    def record(self) -> dict:
-        record = json.loads((self.folder / "record.json").read_text())
-        jsonschema.validate(record, SCHEMA)
-        return record
-
-    def ledgers(self) -> list:
-        return [a for f in (self.folder / "state" / "work").glob("*/attempts") for a in read_attempts(f, "work")]
-
-    def wait_for_tick(self, process: subprocess.Popen) -> None:
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline and process.poll() is None:
-            mine = [a for a in self.ledgers() if a.start["pid"] == process.pid]
-            if mine and mine[0].ticks and mine[0].ticks[-1]["work"]:
-                return
-            time.sleep(0.05)
-        raise AssertionError("no tick with work within 30 s")
-
-
-def python(code: str) -> list[str]:
-    return [sys.executable, "-c", code]
 
 
 def test_counter_steps_are_the_joules_of_the_record(tmp_path) -> None:
@@ -243,8 +173,6 @@ def test_a_second_meter_on_the_same_state_is_refused_with_the_owner(tmp_path) ->
 def test_locks_of_the_dead_are_taken_over(tmp_path) -> None:
     dead = subprocess.Popen(["true"])
     dead.wait()
-    import socket
-
     (tmp_path / "lock.json").write_text(json.dumps({"host": socket.gethostname(), "pid": dead.pid}))
     lock = Lock(tmp_path)
     lock.acquire()
@@ -286,104 +214,6 @@ def test_a_foreign_or_newer_ledger_stops_the_meter_and_stays(tmp_path) -> None:
     (folder / "x.jsonl").write_text(json.dumps(line) + '\n{"event": "tick", "elap')
     (attempt,) = read_attempts(folder, "other")
     assert attempt.cut_lines == 1 and attempt.end is None
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path):
-    """A file system of 256 KiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], check=False, capture_output=True
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"needs the right to mount: {mounted.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-FILL_THE_DISK = """
-import os, time
-handle = open({path!r}, "wb", buffering=0)
-try:
-    while True:
-        handle.write(bytes(512))
-except OSError:
-    time.sleep(3.5)
-os.unlink(handle.name)
-time.sleep(0.6)
-"""
-
-
-def test_a_full_disk_under_the_ledger_does_not_harm_the_stage(tmp_path, small_disk) -> None:
-    bench = Bench(tmp_path, nvml_poll_interval_ms=10)
-    command = bench.command(*python(FILL_THE_DISK.format(path=str(small_disk / "fill"))))
-    command = [part.replace(str(tmp_path / "state"), str(small_disk / "state")) for part in command]
-    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    record = bench.record()
-    missing = [w for w in record["warnings"] if "ledger line(s) could not be written: the disk was full" in w]
-    assert len(missing) == 1
-    assert any("row(s) of the power trace could not be written" in w for w in record["warnings"])
-    assert record["total_energy_joules"] is not None
-    (attempt,) = [a for f in (small_disk / "state" / "work").glob("*/attempts") for a in read_attempts(f, "work")]
-    assert attempt.end is not None, "once there is room again the ledger goes on with whole lines"
-
-
-def test_a_clock_that_is_stepped_by_an_hour_leaves_durations_alone(tmp_path, monkeypatch) -> None:
-    bench = Bench(tmp_path)
-    real, calls = time.time, []
-
-    def stepped() -> float:
-        calls.append(1)
-        return real() + 3600 * (len(calls) > 1)
-
-    monkeypatch.setattr("workflow_scripts.energy.meter.time.time", stepped)
-    monkeypatch.setattr(signal, "signal", lambda *arguments: None)
-    assert main(bench.command(*python("import time; time.sleep(1)"))[3:]) == 0
-    record = bench.record()
-    assert 1.0 <= record["duration_seconds"] < 10
-    assert record["end_time"] - record["start_time"] == pytest.approx(record["duration_seconds"])
-
-
-def test_a_detached_child_is_found_and_ended(tmp_path) -> None:
-    bench = Bench(tmp_path)
-    code = "import subprocess, time; p = subprocess.Popen(['sleep', '60'], start_new_session=True); print(p.pid, flush=True)"
-    assert bench.run(*python(code)).returncode == 0
-    pid = int((tmp_path / "log").read_text())
-    assert not Path(f"/proc/{pid}").exists()
-    assert "the stage left processes behind; they were ended" in bench.record()["warnings"]
-
-
-PRINT_A_GIGABYTE = """
-import os
-block = b"x" * 1048575 + b"\\n"
-for _ in range(1024):
-    os.write(1, block)
-print("the end")
-raise SystemExit(3)
-"""
-
-
-def test_a_gigabyte_of_output_goes_to_the_log_and_not_through_memory(tmp_path) -> None:
-    bench = Bench(tmp_path)
-    result = bench.run(*python(PRINT_A_GIGABYTE))
-    assert result.returncode == 3
-    assert (tmp_path / "log").stat().st_size > 1 << 30
-    assert "the end" in result.stderr and len(result.stderr) < 40_000
-    record = json.loads(next((tmp_path / "state").glob("work/*/record.json")).read_text())
-    assert record["overhead"]["max_rss_mb"] < 400
-    (tmp_path / "log").unlink()
-
-
-def test_two_meters_on_one_host_flag_each_other(tmp_path) -> None:
-    benches = [Bench(tmp_path / name) for name in ("a", "b")]
-    stages = ("import time; time.sleep(3)", "import time; time.sleep(0.5)")  # the second begins and ends within the first
-    processes = [bench.start(*python(code)) for bench, code in zip(benches, stages, strict=True)]
-    assert [p.wait(30) for p in processes] == [0, 0]
-    for bench, other in zip(benches, reversed(processes), strict=True):
-        expected = f"another meter ran on this host at the same time (process {other.pid}, stage work)"
-        assert any(w.startswith(expected) for w in bench.record()["warnings"])
 
 
 def test_recover_makes_a_record_of_a_killed_stage(tmp_path) -> None:

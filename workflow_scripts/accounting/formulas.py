@@ -6,13 +6,6 @@ import math
 from collections.abc import Mapping
 
 
-def amortised(teacher_j: float, student_j: float, reuse: int) -> float:
-    """Energy per student when the teacher's output is reused `reuse` times: E_teacher / N + E_student."""
-    if reuse < 1:
-        raise ValueError(f"reuse = {reuse} must be at least 1")
-    return teacher_j / reuse + student_j
-
-
 def break_even_reuse(teacher_j: float, distilled_student_j: float, baseline_student_j: float) -> float | None:
     """N*: reuses of the teacher's output after which distilling costs less than training on gold data.
 
@@ -20,12 +13,6 @@ def break_even_reuse(teacher_j: float, distilled_student_j: float, baseline_stud
     """
     saved = baseline_student_j - distilled_student_j
     return teacher_j / saved if saved > 0 else None
-
-
-def break_even_tokens(extra_training_kwh: float, reference_j_per_token: float, student_j_per_token: float) -> float | None:
-    """T*: tokens served until extra training is repaid by cheaper inference; None means never."""
-    saved = reference_j_per_token - student_j_per_token
-    return extra_training_kwh * 3.6e6 / saved if saved > 0 else None
 
 
 def pareto_front(points: Mapping[str, tuple[float, float]]) -> set[str]:
