@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 
 from workflow_scripts.settings import Settings, SettingsError, slices
-from workflow_scripts.settings.schema import FolderModel, HubModel, ModelSource, PrunedModel
+from workflow_scripts.settings.sources import FolderModel, HubModel, ModelSource, PrunedModel
 
 CODE_ROOMS = ("workflow_scripts.stages", "workflow_scripts.distill", "workflow_scripts.accounting")
 PACKAGE = Path(__file__).parent

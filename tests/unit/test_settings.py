@@ -122,7 +122,7 @@ def test_every_key_is_read_by_the_code() -> None:
     read: set[str] = set()
     package = REPOSITORY / "workflow_scripts"
     for path in package.rglob("*.py"):
-        if path.name in ("schema.py", "reference.py"):
+        if path.name in ("schema.py", "sources.py", "reference.py"):
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute):

@@ -11,21 +11,22 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from workflow_scripts.settings import schema
-from workflow_scripts.settings.schema import Section, Settings
+from workflow_scripts.settings import schema, sources
+from workflow_scripts.settings.schema import Settings
+from workflow_scripts.settings.sources import Section
 
 
 class PrepareModelSlice(Section):
     """prepare_model: where one model comes from."""
 
     name: str
-    source: schema.ModelSource
+    source: sources.ModelSource
 
 
 class PreprocessSlice(Section):
     """preprocess: one corpus, tokenised."""
 
-    source: schema.DatasetSource
+    source: sources.DatasetSource
     max_sequence_length: int
     train_examples: int
     evaluation_examples: int

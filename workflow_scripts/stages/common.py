@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from workflow_scripts import artefact
 from workflow_scripts.progress import state_dir
-from workflow_scripts.settings.schema import Section
+from workflow_scripts.settings.sources import Section
 
 Slice = TypeVar("Slice", bound=Section)
 PUBLISHED = "published.json"

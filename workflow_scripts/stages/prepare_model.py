@@ -10,8 +10,8 @@ from pathlib import Path
 from workflow_scripts.artefact import point_to
 from workflow_scripts.distill.archives import fetch_member
 from workflow_scripts.distill.models import ModelError, convert_gguf, hub_snapshot, model_facts, open_model, prune_layers
-from workflow_scripts.settings.schema import FolderModel, HubModel, PackagedModel
 from workflow_scripts.settings.slices import PrepareModelSlice
+from workflow_scripts.settings.sources import FolderModel, HubModel, PackagedModel
 from workflow_scripts.stages.common import Arguments, build_dir, publish, restore, run_stage
 
 

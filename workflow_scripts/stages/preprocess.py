@@ -18,8 +18,8 @@ from workflow_scripts.distill.batching import loss_tokens
 from workflow_scripts.distill.models import ModelError, load_tokenizer, open_model
 from workflow_scripts.distill.templates import install_chat_template
 from workflow_scripts.progress import Progress
-from workflow_scripts.settings.schema import DatasetSource
 from workflow_scripts.settings.slices import PreprocessSlice
+from workflow_scripts.settings.sources import DatasetSource
 from workflow_scripts.stages.common import Arguments, build_dir, publish, restore, run_stage
 
 
