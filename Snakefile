@@ -5,6 +5,7 @@ snakemake                          all experiments of `comparison.experiments`, 
 snakemake <experiment>             one experiment, by the name of its file in config/experiments
 snakemake logit_caching            the teacher stages alone (also synthetic_generation, preference_dataset)
 snakemake --report report.html     the report, after a run
+snakemake --workflow-profile profiles/slurm <targets>      on a cluster
 """
 
 from snakemake.utils import min_version
@@ -26,7 +27,17 @@ wildcard_constraints:
     experiment="[A-Za-z0-9_-]+",
     artefact="[A-Za-z0-9._-]+",
     model="[A-Za-z0-9._-]+",
+    part=r"\d+-of-\d+",
     teacher="[A-Za-z0-9._-]+",
+
+
+# Meters share a host in a local run; each job of a cluster has its own allocation.
+resource_scopes:
+    meter="local",
+
+
+onstart:
+    check_before_the_first_job(workflow)
 
 
 localrules:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
 
-from workflow_scripts.plan import Plan, sources, stage_environment
+from workflow_scripts.cluster import SiteError, check_site, check_writable
+from workflow_scripts.code import sources, stage_environment
+from workflow_scripts.plan import TEACHER_FOLDER, Plan
 from workflow_scripts.settings import SettingsError, load_experiments
 
 os.environ.update(stage_environment(workflow.basedir))
@@ -33,7 +35,27 @@ PRERUN_DIR = f"{ROOT}/prerun/{PLAN.host_kind}"
 PRERUN = f"{PRERUN_DIR}/validation.json"
 SUMMARY = f"{RUN_DIR}/experiment_summary.json"
 COMPARISON = f"{ROOT}/comparison/comparison.json"
+TEACHER_DIR = f"{ROOT}/teacher/{{artefact}}"
+TEACHER_RULES = {
+    "logit_caching": ("cache_logits", "merge_logits"),
+    "synthetic_generation": ("generate_answers", "merge_answers"),
+    "preference_dataset": ("rank_pairs", "merge_pairs"),
+}
 STAGE_THREADS = 16
+
+
+def check_before_the_first_job(workflow):
+    """Stop, naming the setting, where results cannot be written or the cluster would refuse the planned jobs."""
+    try:
+        check_writable(PLAN.output.folders())
+        if workflow.executor_plugin.name == "slurm":
+            jobs = [job for job in workflow.dag.needrun_jobs() if not job.is_local]
+            check_site(
+                {job.rule.name: dict(job.resources.items()) for job in jobs},
+                workflow.executor_settings.status_command,
+            )
+    except SiteError as error:
+        raise WorkflowError(str(error)) from None
 
 
 def code(module):
@@ -50,6 +72,28 @@ def command(job):
 def untracked(function):
     """A parameter function whose value changes no result, so that no job is rerun because of it."""
     return lambda wildcards, threads: function(wildcards)
+
+
+def teacher_upstream(stage):
+    """Input function: manifests that a teacher stage reads."""
+    return lambda wildcards: list(
+        PLAN.teacher[stage][wildcards.artefact].inputs.values()
+    )
+
+
+def teacher_command(stage):
+    """Parameter function: settings and inputs of a teacher stage."""
+    return lambda wildcards: command(PLAN.teacher[stage][wildcards.artefact])
+
+
+def teacher_parts(stage):
+    """Input function: manifests of the parts to merge."""
+    return lambda wildcards: PLAN.parts(stage, wildcards.artefact)
+
+
+def untracked_count(stage):
+    """Parameter function: into how many parts the work was split."""
+    return untracked(lambda wildcards: len(PLAN.parts(stage, wildcards.artefact)))
 
 
 def meter(stage, role, folder):

@@ -1,89 +1,62 @@
 # The teacher's output, made once and shared by all experiments whose settings agree.
-#   cache_logits      -> <root>/teacher/<artefact>/logit_cache/          stage logit_caching
-#   generate_answers  -> <root>/teacher/<artefact>/synthetic_dataset/    stage synthetic_generation
-#   rank_pairs        -> <root>/teacher/<artefact>/preference_dataset/   stage preference_dataset
-# Each with stages/<stage>.json (the record) and codecarbon/ beside it.
+#   cache_logits, merge_logits        -> <root>/teacher/<artefact>/logit_cache/          stage logit_caching
+#   generate_answers, merge_answers   -> <root>/teacher/<artefact>/synthetic_dataset/    stage synthetic_generation
+#   rank_pairs, merge_pairs           -> <root>/teacher/<artefact>/preference_dataset/   stage preference_dataset
+# The first of each pair does one part (`scatter`) with the model, the second gathers the parts and needs no GPU. The record
+# of both together is stages/<stage>.json; codecarbon/ and logs/ lie beside it.
 
+for stage, (part_rule, merge_rule) in TEACHER_RULES.items():
 
-rule cache_logits:
-    input:
-        upstream=lambda wildcards: list(
-            PLAN.teacher["logit_caching"][wildcards.artefact].inputs.values()
-        ),
-        code=code("stages.logit_caching"),
-        prerun=ancient(PRERUN),
-    output:
-        manifest=f"{ROOT}/teacher/{{artefact}}/logit_cache/manifest.json",
-        record=f"{ROOT}/teacher/{{artefact}}/stages/logit_caching.json",
-    log:
-        f"{ROOT}/teacher/{{artefact}}/logs/logit_caching.log",
-    conda:
-        "../envs/conda.yaml"
-    threads: STAGE_THREADS
-    resources:
-        meter=1,
-    params:
-        meter=meter("logit_caching", "teacher", f"{ROOT}/teacher/{{artefact}}"),
-        command=lambda wildcards: command(
-            PLAN.teacher["logit_caching"][wildcards.artefact]
-        ),
-    shell:
-        "{params.meter:q} --idle {input.prerun:q} --record {output.record:q} --log {log:q}"
-        " --input {input.upstream:q} {input.code:q} --"
-        " python -m workflow_scripts.stages.logit_caching {params.command:q} --out {output.manifest:q}"
+    rule:
+        name:
+            part_rule
+        input:
+            upstream=teacher_upstream(stage),
+            code=code(f"stages.{stage}"),
+            prerun=ancient(PRERUN),
+        output:
+            manifest=temp(f"{TEACHER_DIR}/parts/{stage}/{{part}}.json"),
+            record=temp(f"{TEACHER_DIR}/parts/{stage}/{{part}}.record.json"),
+        log:
+            f"{TEACHER_DIR}/logs/{stage}.{{part}}.log",
+        conda:
+            "../envs/conda.yaml"
+        threads: STAGE_THREADS
+        resources:
+            meter=1,
+        params:
+            meter=meter(stage, "teacher", TEACHER_DIR),
+            command=teacher_command(stage),
+            module=f"workflow_scripts.stages.{stage}",
+        shell:
+            "{params.meter:q} --idle {input.prerun:q} --record {output.record:q} --log {log:q}"
+            " --part {wildcards.part:q} --input {input.upstream:q} {input.code:q} --"
+            " python -m {params.module:q} {params.command:q} --part {wildcards.part:q} --out {output.manifest:q}"
 
-
-rule generate_answers:
-    input:
-        upstream=lambda wildcards: list(
-            PLAN.teacher["synthetic_generation"][wildcards.artefact].inputs.values()
-        ),
-        code=code("stages.synthetic_generation"),
-        prerun=ancient(PRERUN),
-    output:
-        manifest=f"{ROOT}/teacher/{{artefact}}/synthetic_dataset/manifest.json",
-        record=f"{ROOT}/teacher/{{artefact}}/stages/synthetic_generation.json",
-    log:
-        f"{ROOT}/teacher/{{artefact}}/logs/synthetic_generation.log",
-    conda:
-        "../envs/conda.yaml"
-    threads: STAGE_THREADS
-    resources:
-        meter=1,
-    params:
-        meter=meter("synthetic_generation", "teacher", f"{ROOT}/teacher/{{artefact}}"),
-        command=lambda wildcards: command(
-            PLAN.teacher["synthetic_generation"][wildcards.artefact]
-        ),
-    shell:
-        "{params.meter:q} --idle {input.prerun:q} --record {output.record:q} --log {log:q}"
-        " --input {input.upstream:q} {input.code:q} --"
-        " python -m workflow_scripts.stages.synthetic_generation {params.command:q} --out {output.manifest:q}"
-
-
-rule rank_pairs:
-    input:
-        upstream=lambda wildcards: list(
-            PLAN.teacher["preference_dataset"][wildcards.artefact].inputs.values()
-        ),
-        code=code("stages.preference_dataset"),
-        prerun=ancient(PRERUN),
-    output:
-        manifest=f"{ROOT}/teacher/{{artefact}}/preference_dataset/manifest.json",
-        record=f"{ROOT}/teacher/{{artefact}}/stages/preference_dataset.json",
-    log:
-        f"{ROOT}/teacher/{{artefact}}/logs/preference_dataset.log",
-    conda:
-        "../envs/conda.yaml"
-    threads: STAGE_THREADS
-    resources:
-        meter=1,
-    params:
-        meter=meter("preference_dataset", "teacher", f"{ROOT}/teacher/{{artefact}}"),
-        command=lambda wildcards: command(
-            PLAN.teacher["preference_dataset"][wildcards.artefact]
-        ),
-    shell:
-        "{params.meter:q} --idle {input.prerun:q} --record {output.record:q} --log {log:q}"
-        " --input {input.upstream:q} {input.code:q} --"
-        " python -m workflow_scripts.stages.preference_dataset {params.command:q} --out {output.manifest:q}"
+    rule:
+        name:
+            merge_rule
+        input:
+            parts=teacher_parts(stage),
+            upstream=teacher_upstream(stage),
+            code=code(f"stages.{stage}"),
+            merge=code(f"stages.{merge_rule}"),
+            prerun=ancient(PRERUN),
+        output:
+            manifest=f"{TEACHER_DIR}/{TEACHER_FOLDER[stage]}/manifest.json",
+            record=f"{TEACHER_DIR}/stages/{stage}.json",
+        log:
+            f"{TEACHER_DIR}/logs/{stage}.log",
+        conda:
+            "../envs/conda.yaml"
+        resources:
+            meter=1,
+        params:
+            meter=meter(stage, "teacher", TEACHER_DIR),
+            command=teacher_command(stage),
+            module=f"workflow_scripts.stages.{merge_rule}",
+            split=untracked_count(stage),
+        shell:
+            "{params.meter:q} --idle {input.prerun:q} --record {output.record:q} --log {log:q}"
+            " --parts {params.split} --input {input.upstream:q} {input.code:q} --"
+            " python -m {params.module:q} {params.command:q} --parts {input.parts:q} --out {output.manifest:q}"

@@ -42,13 +42,6 @@ def write_json(path: Path, content: Any) -> None:
     temporary.replace(path)
 
 
-def replace_lines(path: Path, lines: list[str]) -> None:
-    """Write whole lines so that a kill leaves the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text("".join(lines), encoding="utf-8")
-    temporary.replace(path)
-
-
 def read_json(path: Path) -> Any:
     """Read JSON. Raises ArtefactError naming the file when it is missing or cut."""
     try:

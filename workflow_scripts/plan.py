@@ -1,27 +1,24 @@
 """From settings to the jobs of the DAG: which artefacts exist, where, from which slice and which inputs.
 
-Pure: reads no artefact, writes nothing, imports no torch. The rules look their wildcards up here.
-Artefacts that several experiments can share (models, corpus, teacher output, reference evaluations) are named by a
-hash of all that determines them, so equal settings meet in one job.
+Writes nothing, imports no torch, and reads of the results only into how many parts a finished artefact was split. The rules
+look their wildcards up here. Artefacts that several experiments can share (models, corpus, teacher output, reference
+evaluations) are named by a hash of all that determines them, so equal settings meet in one job.
 """
 
 from __future__ import annotations
 
-import ast
+import contextlib
 import hashlib
 import json
 import os
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
 from workflow_scripts.settings import Settings, SettingsError, slices
 from workflow_scripts.settings.sources import FolderModel, HubModel, ModelSource, PrunedModel
 
-CODE_ROOMS = ("workflow_scripts.stages", "workflow_scripts.distill", "workflow_scripts.accounting")
 PACKAGE = Path(__file__).parent
 TEACHER_STAGE = {"kd": "logit_caching", "sft": "synthetic_generation", "dpo": "preference_dataset"}
 TEACHER_FOLDER = {
@@ -73,6 +70,7 @@ class Plan:
         self.host_kind = some.hardware.host_kind
         self.energy = slices.canonical(some.energy)
         self.comparison = some.comparison
+        self.scatter = some.scatter
         self.sharing = self._count_sharing()
 
     def _plan_experiment(self, name: str, settings: Settings) -> ExperimentPlan:
@@ -276,6 +274,23 @@ class Plan:
         """Manifest of a teacher artefact."""
         return f"{self.output.root}/teacher/{artefact}/{TEACHER_FOLDER[stage]}/manifest.json"
 
+    def parts(self, stage: str, artefact: str) -> list[str]:
+        """Manifests of the parts that a teacher artefact is merged from.
+
+        A finished artefact keeps the number of parts that it was made in, so that another `scatter` reruns nothing; a data set
+        that is adopted has none. This looks at the merged record and nothing else on disk.
+        """
+        settings = json.loads(self.teacher[stage][artefact].settings)
+        if settings.get("data", {}).get("use_existing"):
+            return []
+        folder = f"{self.output.root}/teacher/{artefact}"
+        count: int = getattr(self.scatter, stage)
+        record = Path(f"{folder}/stages/{stage}.json")
+        if Path(self.teacher_manifest(stage, artefact)).is_file() and record.is_file():
+            with contextlib.suppress(json.JSONDecodeError):
+                count = json.loads(record.read_text(encoding="utf-8")).get("parts") or count
+        return [f"{folder}/parts/{stage}/{number}-of-{count}.json" for number in range(1, count + 1)]
+
     def final_manifest(self, name: str) -> str:
         """Manifest of an experiment's trained model."""
         folder = "final_policy" if self._settings[name].pipeline == "dpo" else "final_model"
@@ -289,27 +304,6 @@ class Plan:
         return sorted(known.intersection(path for inputs in job_inputs for path in inputs))
 
 
-@cache
-def sources(module: str) -> tuple[str, ...]:
-    """Source files that decide a stage's result: the module and what it imports from stages/, distill/, accounting/.
-
-    Named as inputs of the rule, so that an edited file makes the stage stale while a touched one does not.
-    """
-    found: dict[Path, None] = {}
-    todo = [PACKAGE / Path(*module.split(".")[1:]).with_suffix(".py")]
-    while todo:
-        path = todo.pop()
-        if path in found or not path.is_file():
-            continue
-        found[path] = None
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                for name in [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]:
-                    if name.startswith(CODE_ROOMS):
-                        todo.append(PACKAGE / Path(*name.split(".")[1:]).with_suffix(".py"))
-    return tuple(sorted(str(path) for path in found))
-
-
 def comparable(settings: Settings) -> dict[str, object]:
     """What experiments that are compared should agree on."""
     training = settings.training
@@ -320,19 +314,6 @@ def comparable(settings: Settings) -> dict[str, object]:
         "token budget": training.token_budget,
         "effective batch": training.batch_size * training.gradient_accumulation_steps,
         "dtype": training.dtype,
-    }
-
-
-def stage_environment(basedir: str) -> dict[str, str]:
-    """PYTHONPATH and PATH for the rules' commands.
-
-    Stages run as `python -m workflow_scripts…` from any working directory, with the Python that runs Snakemake unless a conda
-    environment or a module puts its own before it.
-    """
-    known = [basedir, os.environ.get("PYTHONPATH", "")]
-    return {
-        "PYTHONPATH": os.pathsep.join(path for path in known if path),
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
     }
 
 

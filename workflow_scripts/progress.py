@@ -2,8 +2,9 @@
 
 The meter starts a stage with two environment variables: STAGE_STATE_DIR, a folder that outlives failures and belongs to
 exactly this stage with these settings and inputs, and STAGE_PROGRESS, a file that the stage replaces as it works and the
-meter reads at every tick, so that tokens and joules in a record are of the same instant. Without a meter (a stage started
-by hand) a temporary state folder is used and progress goes to standard output only.
+meter reads at every tick, so that tokens and joules in a record are of the same instant. STAGE_UNITS_DIR is a folder that all
+parts of a stage share. Without a meter (a stage started by hand) a temporary state folder is used and progress goes to
+standard output only.
 """
 
 from __future__ import annotations
@@ -26,6 +27,14 @@ def state_dir() -> Path:
     """Folder for checkpoints and finished shards; exists."""
     configured = os.environ.get("STAGE_STATE_DIR")
     path = Path(configured) if configured else Path(tempfile.mkdtemp(prefix="stage-state-"))
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def units_dir() -> Path:
+    """Folder of the finished units of a stage, shared by its parts; exists."""
+    configured = os.environ.get("STAGE_UNITS_DIR")
+    path = Path(configured) if configured else state_dir() / "units"
     path.mkdir(parents=True, exist_ok=True)
     return path
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from workflow_scripts.artefact import ArtefactError, check_destination, open_artefact, publish, replace_lines
+from workflow_scripts.artefact import ArtefactError, check_destination, open_artefact, publish
 
 
 def build(folder: Path, text: str = "x") -> Path:
@@ -79,10 +79,3 @@ def test_a_missing_file_of_an_artefact_is_named(tmp_path: Path) -> None:
         open_artefact(manifest, "thing")
     with pytest.raises(ArtefactError, match="expected artefact/1 of kind 'other', found artefact/1 of kind 'thing'"):
         open_artefact(manifest, "other")
-
-
-def test_lines_are_replaced_whole(tmp_path: Path) -> None:
-    path = tmp_path / "lines"
-    path.write_text("a\nb\ncut")
-    replace_lines(path, ["a\n", "b\n"])
-    assert path.read_text() == "a\nb\n" and list(tmp_path.iterdir()) == [path]

@@ -124,5 +124,7 @@ def test_dropped_pairs_are_counted_by_reason() -> None:
 )
 def test_filters(answer, text, reason) -> None:
     options = Filtering(min_length=2, max_length=8, refusal_pattern="^i cannot")
-    assert rejection(answer, text, options, {"again"}) == reason
-    assert rejection(answer, text, Filtering(enabled=False), {"again"}) == ("empty" if reason == "empty" else None)
+    assert rejection(text, len(answer.token_ids), answer.truncated, options, {"again"}) == reason
+    assert rejection(text, len(answer.token_ids), answer.truncated, Filtering(enabled=False), {"again"}) == (
+        "empty" if reason == "empty" else None
+    )

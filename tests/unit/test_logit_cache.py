@@ -18,8 +18,8 @@ def make(tmp_path, model, k: int = 8, temperatures=(1.0, 2.0), vocab_size: int =
     build.mkdir()
     for number, part in enumerate((ROWS[:3], ROWS[3:])):
         shard = logit_cache.teacher_rows(model, part, k, list(temperatures), pad_id=0, vocabulary=97, chunk=4)
-        logit_cache.write_shard(build / f"shard-{number:05d}.safetensors", shard, vocab_size, {})
-    entries = [logit_cache.shard_entry(p) for p in sorted(build.glob("*.safetensors"))]
+        logit_cache.write_shard(build / f"shard-{number:05d}.safetensors", shard, vocab_size)
+    entries = [{"file": path.name} for path in sorted(build.glob("*.safetensors"))]
     facts = {"corpus_sha256": "c", "tokenizer_sha256": "t", "temperatures": list(temperatures), "shards": entries}
     manifest = tmp_path / "cache" / "manifest.json"
     publish(build, manifest, "logit_cache", facts)
@@ -45,14 +45,14 @@ def test_ids_above_65535_survive_packing(tmp_path) -> None:
     build = tmp_path / "build"
     build.mkdir()
     path = build / "shard-00000.safetensors"
-    logit_cache.write_shard(path, shard, 100352, {})
-    facts = {"temperatures": [1.0], "shards": [logit_cache.shard_entry(path)]}
+    logit_cache.write_shard(path, shard, 100352)
+    facts = {"temperatures": [1.0], "shards": [{"file": path.name}]}
     publish(build, tmp_path / "cache" / "manifest.json", "logit_cache", facts)
     cache = LogitCache(*open_artefact(tmp_path / "cache" / "manifest.json", "logit_cache"))
     assert cache.teacher(1, 1.0, 1).ids.tolist() == ids[:1].tolist()
     assert cache.teacher(2, 1.0, 2).ids.tolist() == ids[1:].tolist()
     with pytest.raises(CacheError, match="131073 tokens"):
-        logit_cache.write_shard(path, shard, 131073, {})
+        logit_cache.write_shard(path, shard, 131073)
 
 
 def test_a_question_that_the_cache_cannot_answer_is_refused(tmp_path, toy_model) -> None:

@@ -6,7 +6,6 @@ import gzip
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +17,6 @@ import pytest
 from tests.unit.meter_bench import REPOSITORY, SCHEMA, WORKER, Bench, python, rapl_tree
 from workflow_scripts.energy.ledger import LedgerError, read_attempts
 from workflow_scripts.energy.meter import main
-from workflow_scripts.energy.state import Lock, LockedError, fingerprint
 from workflow_scripts.settings.schema import Hardware, Prerun
 from workflow_scripts.settings.slices import PrerunSlice
 
@@ -157,48 +155,6 @@ def test_processes_left_behind_are_ended_and_named(tmp_path) -> None:
     time.sleep(0.2)
     assert not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text()
     assert "the stage left processes behind; they were ended" in bench.record()["warnings"]
-
-
-def test_a_second_meter_on_the_same_state_is_refused_with_the_owner(tmp_path) -> None:
-    bench = Bench(tmp_path)
-    process = bench.start(*python(WORKER.format(steps=1000, sleep=0.05)))
-    bench.wait_for_tick(process)
-    second = bench.run(*python("print(1)"))
-    process.terminate()
-    process.wait()
-    assert second.returncode == 1
-    assert f"is being worked on by process {process.pid} on" in second.stderr
-
-
-def test_locks_of_the_dead_are_taken_over(tmp_path) -> None:
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    (tmp_path / "lock.json").write_text(json.dumps({"host": socket.gethostname(), "pid": dead.pid}))
-    lock = Lock(tmp_path)
-    lock.acquire()
-    lock.release()
-    (tmp_path / "lock.json").write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
-    os.utime(tmp_path / "lock.json", (0, 0))
-    with pytest.raises(LockedError, match=f"process {os.getpid()} on"):
-        Lock(tmp_path).acquire()  # on this host a living owner is trusted, however long it has been silent
-    (tmp_path / "lock.json").write_text(json.dumps({"host": "elsewhere", "pid": 1}))
-    with pytest.raises(LockedError, match="process 1 on elsewhere"):
-        Lock(tmp_path).acquire()
-    os.utime(tmp_path / "lock.json", (0, 0))
-    Lock(tmp_path).acquire()
-
-
-def test_fingerprint_covers_module_settings_and_content_only(tmp_path) -> None:
-    source = tmp_path / "a.json"
-    source.write_text("1")
-    command = ["python", "-m", "stage", "--settings", "{}", "--out", "x"]
-    mark = fingerprint("s", command, [source])
-    os.utime(source, (0, 0))
-    assert fingerprint("s", [*command[:-1], "elsewhere", "--wandb", "name"], [source]) == mark
-    assert fingerprint("s", ["python", "-m", "stage", "--settings", '{"a":1}'], [source]) != mark
-    assert fingerprint("s", command, [source], "experiment") != mark
-    source.write_text("2")
-    assert fingerprint("s", command, [source]) != mark
 
 
 def test_a_foreign_or_newer_ledger_stops_the_meter_and_stays(tmp_path) -> None:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from workflow_scripts.distill.batching import loss_tokens, pad_rows
+from workflow_scripts.distill.batching import pad_rows
+from workflow_scripts.distill.corpus import loss_tokens
 from workflow_scripts.distill.order import training_order
 from workflow_scripts.distill.training import IGNORE, Collator, ExampleWork, StepWork, newest_checkpoint, work_per_step
 

@@ -46,11 +46,6 @@ def pad_rows(rows: Sequence[dict[str, Any]], pad_id: int) -> Batch:
     return Batch(input_ids, attention, predicts)
 
 
-def loss_tokens(row: dict[str, Any]) -> int:
-    """Tokens of a row that carry loss; the first token of a row is never predicted."""
-    return int(sum(row["loss_mask"][1:]))
-
-
 def by_length(rows: Sequence[Row], size: int, length: Any) -> list[list[Row]]:
     """Batches of up to `size` rows of similar `length(row)`, longest first (so that memory fails early)."""
     ordered = sorted(rows, key=length, reverse=True)

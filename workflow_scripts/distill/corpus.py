@@ -77,10 +77,22 @@ def tokenise(tokenizer: Any, messages: Messages, max_length: int) -> dict[str, A
     }
 
 
+def loss_tokens(row: dict[str, Any]) -> int:
+    """Tokens of a row that carry loss; the first token of a row is never predicted."""
+    return int(sum(row["loss_mask"][1:]))
+
+
 def prompt_of(messages: Messages) -> Messages | None:
     """The conversation up to and including its last user turn, or None when there is no user turn."""
     users = [index for index, message in enumerate(messages) if message["role"] == "user"]
     return messages[: users[-1] + 1] if users else None
+
+
+def questions(folder: Path, split_name: str, limit: int) -> dict[int, Messages]:
+    """Up to `limit` conversations of one split of a tokenised corpus, by example id, each cut after its last user turn."""
+    rows = read_table(folder / f"{split_name}.parquet")
+    found = [(row["example_id"], prompt) for row in rows if (prompt := prompt_of(row["messages"]))]
+    return dict(found[:limit])
 
 
 def split(rows: list[Any], train: int, evaluation: int, seed: int) -> tuple[list[Any], list[Any]]:

@@ -8,7 +8,6 @@ cache. Examples are found by id, never by order.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +40,8 @@ class Shard:
     lse: torch.Tensor
 
 
-def write_shard(path: Path, shard: Shard, vocab_size: int, mass: dict[str, float]) -> None:
-    """Write a shard with its retained mass under a temporary name, then rename it."""
+def write_shard(path: Path, shard: Shard, vocab_size: int) -> None:
+    """Write a shard under a temporary name, then rename it."""
     tensors = {
         "ids": (shard.ids % _LOW_BITS).to(torch.uint16),
         "logits": shard.logits.contiguous(),
@@ -56,7 +55,7 @@ def write_shard(path: Path, shard: Shard, vocab_size: int, mass: dict[str, float
         high = (shard.ids >= _LOW_BITS).numpy().astype(np.uint8)
         tensors["ids_high"] = torch.from_numpy(np.packbits(high.reshape(-1)))
     temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata={"retained_mass": json.dumps(mass)})
+    save_file(tensors, temporary)
     temporary.replace(path)
 
 
@@ -176,16 +175,3 @@ def retained_mass(shard: Shard, temperatures: list[float]) -> dict[str, float]:
         str(t): torch.exp(torch.logsumexp(z / t, -1) - shard.lse[:, column]).clamp(max=1).mean().item()
         for column, t in enumerate(temperatures)
     }
-
-
-def shard_entry(path: Path) -> dict[str, Any]:
-    """Manifest entry of a shard on disk. Raises when the file is damaged."""
-    with safe_open(path, framework="pt") as handle:
-        positions = handle.get_tensor("positions").tolist()
-        mass = json.loads(handle.metadata()["retained_mass"])
-        return {
-            "file": path.name,
-            "examples": len(positions),
-            "positions": int(sum(positions)),
-            "retained_mass": mass,
-        }

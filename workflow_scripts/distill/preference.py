@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 
@@ -16,6 +16,9 @@ class Sample:
     truncated: bool
     seed: int
     log_likelihood: float
+
+
+FIELDS = tuple(entry.name for entry in fields(Sample))
 
 
 def score(sample: Sample, method: Literal["likelihood_mean", "likelihood"]) -> float:

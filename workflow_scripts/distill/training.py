@@ -15,7 +15,8 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from workflow_scripts.distill.batching import loss_tokens, pad_rows
+from workflow_scripts.distill.batching import pad_rows
+from workflow_scripts.distill.corpus import loss_tokens
 from workflow_scripts.distill.logit_cache import LogitCache
 from workflow_scripts.distill.losses import SparseTeacher, fused_distillation_loss
 from workflow_scripts.distill.models import compute_dtype

@@ -2,12 +2,14 @@
 
     python -m workflow_scripts.energy.meter --stage NAME --role ROLE --record FILE --log FILE --state DIR
         --options JSON [--experiment NAME --pipeline NAME] [--codecarbon DIR] [--idle FILE]
-        [--prerun-settings JSON] [--input FILE …] -- COMMAND …
+        [--prerun-settings JSON] [--input FILE …] [--part N-of-M | --parts M] -- COMMAND …
 
 The stage is a process of its own, so that nothing it does can stop the sampling. Its output goes to the log file. SIGTERM
 and SIGINT are passed on to it; the meter ends with its exit code (128 + n for signal n). What is known is on disk every
 `flush_seconds`, in the attempt ledger of the state folder; the record is written when the stage has succeeded and adds up
 all attempts. A meter that is killed takes its stage with it (the stage gets SIGTERM).
+
+A stage whose work is split has one meter per part (--part) and one for the merge (--parts), whose record adds up all of them.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ import json
 import math
 import os
 import resource
-import shutil
 import signal
 import socket
 import sys
@@ -29,7 +30,8 @@ from typing import Any
 
 from workflow_scripts.artefact import write_json
 from workflow_scripts.energy.child import Child
-from workflow_scripts.energy.ledger import LedgerError, LedgerWriter, read_attempts
+from workflow_scripts.energy.display import Bar, tail
+from workflow_scripts.energy.ledger import Attempt, LedgerError, LedgerWriter, read_attempts
 from workflow_scripts.energy.model import StageRecord
 from workflow_scripts.energy.neighbours import Neighbours
 from workflow_scripts.energy.provenance import provenance
@@ -39,26 +41,26 @@ from workflow_scripts.energy.state import BEAT_EVERY_S, Lock, LockedError, finge
 
 _SLURM_KEYS = ("SLURM_JOB_ID", "SLURM_JOB_PARTITION", "SLURM_RESTART_COUNT", "SLURM_JOB_GPUS", "SLURM_CLUSTER_NAME")
 LOOK_EVERY_S = 5.0
-_LOG_TAIL_LINES, _LOG_TAIL_BYTES = 25, 16384
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the stage's exit code."""
-    started = time.monotonic()
+    begun = time.monotonic()
     options, command = parse(sys.argv[1:] if arguments is None else arguments)
     mark = fingerprint(options.stage, command, [Path(p) for p in options.input], options.experiment)
-    folder = Path(options.state) / options.stage / mark
+    stage_folder = Path(options.state) / options.stage / mark
+    folder = stage_folder / "parts" / options.part if options.part else stage_folder
     lock = Lock(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        waited = lock.wait(json.loads(options.options)["lock_wait_minutes"], options.stage)
     except (LockedError, OSError) as error:
         print(f"{options.stage}: {error}", file=sys.stderr)
         return 1
     try:
         check_prerun(options.idle, options.prerun_settings)
         read_attempts(folder / "attempts", options.stage)
-        return _Run(options, command, folder, mark, lock, started).run()
+        return _Run(options, command, folder, mark, lock, begun + waited).run()
     except (LedgerError, OSError) as error:
         print(f"{options.stage}: meter: {error}", file=sys.stderr)
         return 1
@@ -71,8 +73,9 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(prog="workflow_scripts.energy.meter", allow_abbrev=False)
     for name in ("stage", "role", "record", "log", "state", "options"):
         parser.add_argument(f"--{name}", required=True)
-    for name in ("experiment", "pipeline", "codecarbon", "idle", "prerun-settings"):
+    for name in ("experiment", "pipeline", "codecarbon", "idle", "prerun-settings", "part"):
         parser.add_argument(f"--{name}")
+    parser.add_argument("--parts", type=int)
     parser.add_argument("--input", nargs="*", default=[])
     if "--" not in arguments:
         parser.error("the stage's command is missing: … -- COMMAND")
@@ -100,6 +103,7 @@ class _Run:
     ) -> None:
         self.options, self.command, self.folder, self.mark, self.lock = options, command, folder, mark, lock
         self.energy: dict[str, Any] = json.loads(options.options)
+        self.stage_folder = folder.parents[1] if options.part else folder
         self.started = started
         self.attempt = _attempt_id()
         self.progress_file = folder / f"progress-{self.attempt}.json"
@@ -147,7 +151,7 @@ class _Run:
             self.child.send(signum)
 
     def _watch(self, child: Child) -> None:
-        bar = _Bar(self.options.stage) if sys.stderr.isatty() else None
+        bar = Bar(self.options.stage) if sys.stderr.isatty() else None
         flushed = looked = beaten = self.begin
         period, flush = self.sampler.period, self.energy["flush_seconds"]
         look = flush if self.sampler.scope == "job" else LOOK_EVERY_S
@@ -169,7 +173,9 @@ class _Run:
                 self.neighbours.look()
             if now - beaten >= BEAT_EVERY_S:
                 beaten = now
-                self.lock.beat()
+                if not self.lock.beat():
+                    self.warnings.append("another process took this stage's lock over; the stage was stopped")
+                    child.send(signal.SIGTERM)
         if bar is not None:
             bar.clear()
 
@@ -213,6 +219,8 @@ class _Run:
         return {
             "stage": self.options.stage,
             "role": self.options.role,
+            "part": self.options.part,
+            "parts": self.options.parts,
             "experiment": self.options.experiment,
             "pipeline": self.options.pipeline,
             "energy": self.energy,
@@ -237,6 +245,7 @@ class _Run:
     def _stage_environment(self) -> dict[str, str]:
         return {
             "STAGE_STATE_DIR": str(self.folder.absolute()),
+            "STAGE_UNITS_DIR": str((self.stage_folder / "units").absolute()),
             "STAGE_PROGRESS": str(self.progress_file.absolute()),
             "PYTHONUNBUFFERED": "1",
         }
@@ -244,7 +253,8 @@ class _Run:
     def _codecarbon_csv(self) -> Path:
         folder = Path(self.options.codecarbon) if self.options.codecarbon else self.folder / "codecarbon"
         number = len(list((self.folder / "attempts").glob("*.jsonl")))
-        path = folder / (f"{self.options.stage}.csv" if number == 1 else f"{self.options.stage}.attempt{number}.csv")
+        name = f"{self.options.stage}.{self.options.part}" if self.options.part else self.options.stage
+        path = folder / (f"{name}.csv" if number == 1 else f"{name}.attempt{number}.csv")
         path.unlink(missing_ok=True)
         return path
 
@@ -255,7 +265,7 @@ class _Run:
             "max_rss_mb": _peak_rss_mb(),
             "startup_seconds": self.startup_s,
         }
-        record = build_record(read_attempts(self.folder / "attempts", self.options.stage), overhead)
+        record = build_record(read_attempts(self.folder / "attempts", self.options.stage), overhead, self._parts())
         content = record.model_dump(mode="json", by_alias=True)
         if record.status == "complete":
             write_json(Path(self.options.record), content)
@@ -265,43 +275,21 @@ class _Run:
             print(f"{self.options.stage}: no copy of the record in the state folder: {error}", file=sys.stderr)
         return record
 
+    def _parts(self) -> list[list[Attempt]]:
+        """The attempts of the stage's parts, those of an earlier split too; none for a part itself."""
+        folders = [] if self.options.part else sorted(self.folder.glob("parts/*/attempts"))
+        return [attempts for folder in folders if (attempts := read_attempts(folder, self.options.stage))]
+
     def _say(self, record: StageRecord, outcome: dict[str, Any], log: Path) -> None:
-        mine = record.attempts[-1]
+        mine = next(attempt for attempt in record.attempts if attempt.id == self.attempt)
         energy = (
             f"{mine.total_j:.0f} J ({record.energy.total.energy_class})" if mine.total_j is not None else "energy unavailable"
         )
         seconds = mine.duration_seconds
-        print(f"{self.options.stage}: {outcome['outcome']} after {seconds:.1f} s, {energy}", file=sys.stderr)
+        name = f"{self.options.stage} {self.options.part}" if self.options.part else self.options.stage
+        print(f"{name}: {outcome['outcome']} after {seconds:.1f} s, {energy}", file=sys.stderr)
         if outcome["outcome"] != "completed":
-            print("\n".join([f"--- end of {log}", *_tail(log), "---"]), file=sys.stderr)
-
-
-class _Bar:
-    """A progress line on the terminal."""
-
-    def __init__(self, stage: str) -> None:
-        self._stage = stage
-
-    def draw(self, work: dict[str, Any] | None, elapsed: float) -> None:
-        width = shutil.get_terminal_size().columns - 1
-        text = f"{self._stage}  {elapsed:.0f} s"
-        if work:
-            done, total = work["work"].get(work["unit"], 0), work["total"]
-            new = done - ((work["resumed"] or {}).get(work["unit"], 0))
-            filled = int(20 * min(1.0, done / total)) if total else 0
-            bar = f"[{'#' * filled}{'.' * (20 - filled)}] " if total else ""
-            text += f"  {bar}{done}{f'/{total}' if total else ''} {work['unit']} tokens  {new / max(elapsed, 1e-9):.0f}/s"
-        print("\r\x1b[K" + text[:width], end="", file=sys.stderr, flush=True)
-
-    def clear(self) -> None:
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-
-def _tail(log: Path) -> list[str]:
-    """The last lines of a log of any size."""
-    with log.open("rb") as handle:
-        handle.seek(max(0, log.stat().st_size - _LOG_TAIL_BYTES))
-        return handle.read().decode("utf-8", errors="replace").splitlines()[-_LOG_TAIL_LINES:]
+            print("\n".join([f"--- end of {log}", *tail(log), "---"]), file=sys.stderr)
 
 
 def _read_idle(path: str | None) -> dict[str, Any] | None:

@@ -68,6 +68,7 @@ class AttemptRecord(_Closed):
     """One run of the stage, finished or not."""
 
     id: str
+    part: str | None = None
     outcome: Literal["completed", "failed", "timeout", "signal", "lost"]
     exit_code: int | None
     signal: int | None
@@ -139,6 +140,8 @@ class StageRecord(_Closed):
     experiment: str | None
     pipeline: str | None
     role: Role
+    parts: int | None = None
+    span_seconds: float
     status: Literal["complete", "partial", "failed"]
     energy: EnergyFigures
     useful_j: float | None

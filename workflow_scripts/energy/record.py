@@ -27,19 +27,24 @@ POLICIES = {
 }
 
 
-def build_record(attempts: Sequence[Attempt], overhead: dict[str, float]) -> StageRecord:
-    """The record of all attempts of one state folder, oldest first.
+def build_record(own: Sequence[Attempt], overhead: dict[str, float], split: Sequence[Sequence[Attempt]] = ()) -> StageRecord:
+    """The record of all attempts of one state folder, oldest first, and of the parts that its work was `split` into.
 
     What the stage was comes from the newest attempt's start line. The energy of every attempt is on the bill; an attempt that
-    was killed before anything was written counts as unknown and is named in `warnings`.
+    was killed before anything was written counts as unknown and is named in `warnings`. Durations are summed over parts, which
+    may have run at the same time; `span_seconds` is from the first start to the last end.
     """
-    newest = attempts[-1]
+    newest = own[-1]
     labels, last = newest.start, newest.last
     options = labels["energy"]
     warnings: list[str] = []
-    parts = [_attempt_record(attempts, index, warnings, options) for index in range(len(attempts))]
+    merged = last.get("outcome") == "completed"
+    groups = [(own, False), *((group, merged) for group in split)]
+    parts = [_attempt_record(group, i, warnings, options, used) for group, used in groups for i in range(len(group))]
+    parts.sort(key=lambda part: (part.start_time, part.id))
+    attempts = sorted((a for group, _ in groups for a in group), key=lambda a: (a.start["time"], a.path.name))
     figures = _figures(attempts, options)
-    work: dict[str, Any] = next((w for a in reversed(attempts) if (w := a.last.get("work"))), {})
+    work: dict[str, Any] = next((w for a in reversed(own) if (w := a.last.get("work"))), {})
     counts = work.get("work") or {}
     unit = work.get("unit")
     tokens = (counts.get(unit) if unit else None) or None
@@ -56,8 +61,10 @@ def build_record(attempts: Sequence[Attempt], overhead: dict[str, float]) -> Sta
             "stage_id": labels["stage"],
             "stage_name": labels["stage"],
             "start_time": parts[0].start_time,
-            "end_time": parts[-1].end_time,
+            "end_time": max(part.end_time for part in parts),
             "duration_seconds": duration,
+            "span_seconds": max(part.end_time for part in parts) - parts[0].start_time,
+            "parts": labels.get("parts"),
             "tokens_processed": tokens,
             "tokens_unit": unit,
             "gpu_energy_joules": gpu,
@@ -75,7 +82,7 @@ def build_record(attempts: Sequence[Attempt], overhead: dict[str, float]) -> Sta
             "experiment": labels["experiment"],
             "pipeline": labels["pipeline"],
             "role": labels["role"],
-            "status": statuses.get(parts[-1].outcome, "failed"),
+            "status": statuses.get(last.get("outcome", "lost"), "failed"),
             "energy": figures,
             "useful_j": total - wasted if total is not None and wasted is not None else None,
             "wasted_j": wasted,
@@ -101,7 +108,9 @@ def total_joules(joules: dict[str, float | None], policy: str) -> float | None:
     return _sum(joules.get(component) for component in POLICIES[policy])
 
 
-def _attempt_record(attempts: Sequence[Attempt], index: int, warnings: list[str], options: dict[str, Any]) -> AttemptRecord:
+def _attempt_record(
+    attempts: Sequence[Attempt], index: int, warnings: list[str], options: dict[str, Any], merged: bool
+) -> AttemptRecord:
     attempt = attempts[index]
     last, start, end = attempt.last, attempt.start, attempt.end
     work = last.get("work") or {}
@@ -112,10 +121,11 @@ def _attempt_record(attempts: Sequence[Attempt], index: int, warnings: list[str]
         warnings.append(f"attempt {start['attempt']}: its energy is not known, it ended before a source had a figure")
     if attempt.cut_lines:
         warnings.append(f"attempt {start['attempt']}: {attempt.cut_lines} ledger line(s) were cut and left out")
-    useful = total if _survived(attempts, index) else _useful(attempts, index, options)
+    useful = total if _survived(attempts, index) else _useful(attempts, index, options, merged)
     return AttemptRecord.model_validate(
         {
             "id": start["attempt"],
+            "part": start.get("part"),
             "outcome": outcome,
             "exit_code": end["exit_code"] if end else None,
             "signal": end["signal"] if end else None,
@@ -151,13 +161,14 @@ def _survived(attempts: Sequence[Attempt], index: int) -> bool:
     return attempt.last.get("outcome") == "completed" and (not later or resumed)
 
 
-def _useful(attempts: Sequence[Attempt], index: int, options: dict[str, Any]) -> float | None:
+def _useful(attempts: Sequence[Attempt], index: int, options: dict[str, Any], merged: bool) -> float | None:
     """Joules of an unfinished attempt up to the moment at which the last work that survived it was saved.
 
-    Work survived when a later attempt resumed; an attempt that saved nothing, or whose saved work was not used, is waste.
+    Work survived when a later attempt resumed or, for an attempt at a part, when the parts were merged; an attempt that saved
+    nothing, or whose saved work was not used, is waste.
     """
     saved = attempts[index].last.get("saved_joules")
-    resumed = any((a.last.get("work") or {}).get("resumed") for a in attempts[index + 1 :])
+    resumed = merged or any((a.last.get("work") or {}).get("resumed") for a in attempts[index + 1 :])
     return total_joules(saved, options["total_energy_policy"]) if saved and resumed else 0.0
 
 

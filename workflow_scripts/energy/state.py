@@ -1,8 +1,8 @@
 """The state folder of a stage: named by a fingerprint, held by one meter at a time.
 
-The fingerprint covers the stage, its `--settings` and the content of its `--input` files (manifests and sources), so a
-changed configuration, input or code never meets the state of another. The folder is no output of a rule: Snakemake deletes
-outputs of failed jobs, and what is spent or half done must survive that.
+The fingerprint covers the stage, its experiment, its `--settings` and the content of its `--input` files (manifests and
+sources), so a changed configuration, input or code never meets the state of another. The folder is no output of a rule:
+Snakemake deletes outputs of failed jobs, and what is spent or half done must survive that.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 
 STALE_AFTER_S = 120.0
 BEAT_EVERY_S = 20.0
+_LOOK_EVERY_S = 2.0
 
 
 class LockedError(RuntimeError):
@@ -26,11 +28,13 @@ class LockedError(RuntimeError):
 
 
 def fingerprint(stage: str, command: Sequence[str], inputs: Sequence[Path], experiment: str | None = None) -> str:
-    """Hex digest of the experiment, of the stage's module and `--settings` in `command`, and of the content of `inputs`."""
+    """Hex digest of stage, experiment, the `--settings` in `command`, and the content of `inputs` (code among them).
+
+    The command else is left out: a stage that is split or started by another launcher has the same state.
+    """
     digest = hashlib.sha256(f"{stage}\0{experiment or ''}".encode())
-    for option in ("-m", "--settings"):
-        if option in command:
-            digest.update(b"\0" + command[command.index(option) + 1].encode())
+    if "--settings" in command:
+        digest.update(b"\0" + command[command.index("--settings") + 1].encode())
     for path in sorted(inputs, key=lambda p: p.name):
         digest.update(b"\0" + path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:16]
@@ -39,13 +43,19 @@ def fingerprint(stage: str, command: Sequence[str], inputs: Sequence[Path], expe
 class Lock:
     """`lock.json` in a state folder: owner, and a heartbeat in its time stamp.
 
-    On this host the owner is trusted as long as its process lives; the lock of another host is taken over when nobody has
-    touched it for two minutes.
+    On this host (and since its last boot) the owner is trusted as long as its process lives; the lock of another host is taken
+    over when nobody has touched it for two minutes, by the clock of the file system that both share.
     """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "lock.json"
-        self._mine = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
+        self._mine = {
+            "host": socket.gethostname(),
+            "boot": _boot_id(),
+            "pid": os.getpid(),
+            "started": _start_ticks(os.getpid()),
+            "job": os.environ.get("SLURM_JOB_ID"),
+        }
 
     def acquire(self) -> None:
         """Take the lock. Raises LockedError naming the owner."""
@@ -60,10 +70,35 @@ class Lock:
             return
         raise LockedError(f"cannot take {self._path}: others keep taking it")
 
-    def beat(self) -> None:
-        """Say that the owner is alive."""
-        with contextlib.suppress(FileNotFoundError):
+    def wait(self, minutes: float, stage: str) -> float:
+        """Take the lock, waiting up to `minutes` for its owner to end; returns the wait [s]. Raises LockedError.
+
+        A job submitted again while its first run still works (a driver that died, a requeue) waits here, then finds the work
+        done.
+        """
+        begun = time.monotonic()
+        said = False
+        while True:
+            try:
+                self.acquire()
+            except LockedError as error:
+                left = begun + 60 * minutes - time.monotonic()
+                if left <= 0:
+                    raise
+                if not said:
+                    print(f"{stage}: waiting up to {minutes:g} min: {error}", file=sys.stderr, flush=True)
+                said = True
+                time.sleep(min(_LOOK_EVERY_S, left))
+            else:
+                return time.monotonic() - begun if said else 0.0
+
+    def beat(self) -> bool:
+        """Say that the owner is alive; False when another has taken the lock over."""
+        if (owner := self._owner()) and owner != self._mine:
+            return False
+        with contextlib.suppress(OSError):
             os.utime(self._path)
+        return True
 
     def release(self) -> None:
         """Give the lock back, unless another took it over."""
@@ -73,18 +108,20 @@ class Lock:
     def _owner(self) -> dict[str, Any]:
         try:
             content: dict[str, Any] = json.loads(self._path.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+        except (OSError, json.JSONDecodeError):
             return {}
         return content
 
     def _remove_if_stale(self) -> None:
         owner = self._owner()
         try:
-            age = time.time() - self._path.stat().st_mtime
+            text = self._path.read_text()
+            age = self._now() - self._path.stat().st_mtime
         except FileNotFoundError:
             return
-        here = owner.get("host") == self._mine["host"]
-        if not (not _alive(owner.get("pid")) if here else age > STALE_AFTER_S):
+        here = (owner.get("host"), owner.get("boot")) == (self._mine["host"], self._mine["boot"])
+        dead = not _alive(owner) if here else age > STALE_AFTER_S
+        if not dead:
             raise LockedError(
                 f"{self._path.parent} is being worked on by process {owner.get('pid')} on {owner.get('host')} "
                 f"(Slurm job {owner.get('job')}), last seen {age:.0f} s ago: wait for it, or end it"
@@ -92,18 +129,36 @@ class Lock:
         aside = self._path.with_name(f"lock.stale.{self._mine['host']}.{os.getpid()}")
         with contextlib.suppress(FileNotFoundError):
             self._path.rename(aside)  # of several that saw it stale, one gets it
-            if json.loads(aside.read_text() or "{}") != owner:
+            if aside.read_text() != text:
                 aside.rename(self._path)  # it was a new owner's by then
             aside.unlink(missing_ok=True)
 
+    def _now(self) -> float:
+        """The time by the clock that stamps the lock file, which may be a file server's."""
+        probe = self._path.with_name(f"lock.clock.{self._mine['host']}.{os.getpid()}")
+        probe.touch()
+        now = probe.stat().st_mtime
+        probe.unlink(missing_ok=True)
+        return now
 
-def _alive(pid: Any) -> bool:
-    if not isinstance(pid, int):
-        return False
+
+def _boot_id() -> str | None:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+
+
+def _start_ticks(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; None when it does not run."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else int(fields[19])
+
+
+def _alive(owner: dict[str, Any]) -> bool:
+    """Whether the owner's process runs; a process number may have been given to another since."""
+    pid = owner.get("pid")
+    return isinstance(pid, int) and (ticks := _start_ticks(pid)) is not None and ticks == owner.get("started")

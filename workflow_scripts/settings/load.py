@@ -19,6 +19,7 @@ EXPERIMENT_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
 RESERVED_NAMES = (
     *("models", "corpus", "teacher", "reference", "state", "downloads", "all"),
     *("prerun", "prepare_model", "check_tokenizers", "preprocess", "cache_logits", "generate_answers", "rank_pairs"),
+    *("merge_logits", "merge_answers", "merge_pairs"),
     *("logit_caching", "synthetic_generation", "preference_dataset", "student_train", "dpo_training", "evaluation"),
     *("reference_evaluation", "experiment_summary", "comparison"),
 )

@@ -7,6 +7,8 @@ a number) and closed (an unknown key is refused).
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -224,6 +226,9 @@ class Energy(Section):
     region: str | None = Field(None, description="Province or state, where CodeCarbon knows it (Canada, USA).")
     carbon_intensity_g_per_kwh: float | None = Field(None, ge=0, description="Grid intensity, overrides the country's.")
     pue: float = Field(1.0, ge=1, le=5, description="Power usage effectiveness, reported apart.")
+    lock_wait_minutes: float = Field(
+        720.0, ge=0, description="How long a stage waits for another process that works on it, before it gives up [min]."
+    )
     rapl_root: Text = Field("/sys/class/powercap", description="Where the RAPL zones are.")
 
 
@@ -287,6 +292,11 @@ class Output(Section):
         """Pattern of the folder with an experiment's records."""
         return self.run_dir or f"{self.root}/{{experiment}}"
 
+    def folders(self) -> list[str]:
+        """Folders that the results go to, above those of one experiment."""
+        patterns = (self.experiment_dir(), self.record_dir())
+        return [self.root, *(str(Path(pattern.partition("{experiment}")[0])) for pattern in patterns), self.downloads()]
+
     def downloads(self) -> str:
         """Folder of downloaded archives."""
         return self.download_dir or f"{self.root}/downloads"
@@ -302,7 +312,15 @@ class Comparison(Section):
     )
 
 
-CAMPAIGN_SECTIONS = ("energy", "output", "comparison", "hardware", "prerun")
+class Scatter(Section):
+    """Into how many parts (Slurm jobs) the teacher's work is split. Changes no result; holds when an artefact is made next."""
+
+    logit_caching: int = Field(1, ge=1, le=10000, description="Parts of each logit cache; at most its shards.")
+    synthetic_generation: int = Field(1, ge=1, le=10000, description="Parts of each generation; at most its batches.")
+    preference_dataset: int = Field(1, ge=1, le=10000, description="Parts of each preference data set; at most its batches.")
+
+
+CAMPAIGN_SECTIONS = ("energy", "output", "comparison", "hardware", "prerun", "scatter")
 
 
 class Settings(Section):
@@ -324,6 +342,7 @@ class Settings(Section):
     energy: Energy = Energy()
     wandb: Wandb = Wandb()
     hardware: Hardware = Hardware()
+    scatter: Scatter = Scatter()
     prerun: Prerun = Prerun()
     output: Output = Output()
     comparison: Comparison
@@ -332,4 +351,27 @@ class Settings(Section):
     def _policy_only_for_dpo(self) -> Settings:
         if self.model.policy is not None and self.pipeline != "dpo":
             raise ValueError(f"model.policy is read by pipeline dpo only, not by {self.pipeline}")
+        return self
+
+    @model_validator(mode="after")
+    def _no_more_parts_than_units(self) -> Settings:
+        prompts_per_batch = max(1, self.dpo.generation.batch_size // self.dpo.samples_per_prompt)
+        stage, units, keys = {
+            "kd": ("logit_caching", self.data.train_examples / self.distillation.shard_examples, "distillation.shard_examples"),
+            "sft": (
+                "synthetic_generation",
+                self.synthetic_data.max_gen_examples / self.synthetic_data.generation.batch_size,
+                "synthetic_data.generation.batch_size",
+            ),
+            "dpo": (
+                "preference_dataset",
+                (self.dpo.train_prompts + self.dpo.evaluation_prompts) / prompts_per_batch,
+                "dpo.generation.batch_size",
+            ),
+        }.get(self.pipeline, (None, 1.0, ""))
+        parts = getattr(self.scatter, stage) if stage else 1
+        if parts > math.ceil(units):
+            raise ValueError(
+                f"scatter.{stage} = {parts}, but the work has {math.ceil(units)} unit(s) at most: lower it, or lower {keys}"
+            )
         return self

@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -23,18 +23,23 @@ PUBLISHED = "published.json"
 
 @dataclass(frozen=True)
 class Arguments(Generic[Slice]):
-    """A stage's slice of the settings, its input manifests by name, and the manifest it writes."""
+    """A stage's slice of the settings, its input manifests by name, the manifest it writes, and manifests of parts to merge."""
 
     settings: Slice
     inputs: dict[str, Path]
     out: Path
     extra: dict[str, str]
+    parts: list[Path] = field(default_factory=list)
 
 
 def run_stage(
-    stage: Callable[[Arguments[Slice]], None], slice_type: type[Slice], inputs: Sequence[str], extra: Sequence[str] = ()
+    stage: Callable[[Arguments[Slice]], None],
+    slice_type: type[Slice],
+    inputs: Sequence[str],
+    extra: Sequence[str] = (),
+    parts: bool = False,
 ) -> None:
-    """Parse `--settings JSON --<input> manifest … --out manifest` and run the stage.
+    """Parse `--settings JSON --<input> manifest … [--parts manifest …] --out manifest` and run the stage.
 
     A fault that the user can remedy is printed as one `error:` line and exits 1; anything else keeps its traceback.
     """
@@ -45,6 +50,9 @@ def run_stage(
         parser.add_argument(f"--{name.rstrip('?')}", required=not optional, help="manifest of an input")
     for name in extra:
         parser.add_argument(f"--{name}", default="", help="see the stage's docstring")
+    parser.add_argument(
+        "--parts", nargs="*", default=[], help="manifests of the parts to merge" if parts else argparse.SUPPRESS
+    )
     parser.add_argument("--out", required=True, help="manifest (or JSON) that the stage writes")
     options = vars(parser.parse_args())
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
@@ -55,6 +63,7 @@ def run_stage(
                 inputs={n.rstrip("?"): Path(v) for n in inputs if (v := options[n.rstrip("?")])},
                 out=Path(options["out"]),
                 extra={name: options[name] for name in extra},
+                parts=[Path(path) for path in options["parts"]],
             )
         )
     except ValidationError as error:

@@ -13,7 +13,7 @@ from typing import Any
 
 from workflow_scripts.artefact import open_artefact, write_json
 from workflow_scripts.distill import corpus
-from workflow_scripts.distill.batching import by_length, loss_tokens
+from workflow_scripts.distill.batching import by_length
 from workflow_scripts.distill.generation import Prompt, generate, prompt_tokens
 from workflow_scripts.distill.models import compute_dtype, load_model, load_tokenizer, open_model
 from workflow_scripts.distill.scoring import Agreement, add_agreement, log_likelihoods
@@ -41,7 +41,7 @@ def evaluation(args: Arguments[EvaluationSlice]) -> None:
             add_agreement(sums, model, teacher, batch, tokenizer.pad_token_id, len(tokenizer))
             progress.add(
                 examples=len(batch),
-                loss=sum(loss_tokens(row) for row in batch),
+                loss=sum(corpus.loss_tokens(row) for row in batch),
                 input=sum(len(row["input_ids"]) for row in batch),
             )
         result: dict[str, Any] = {

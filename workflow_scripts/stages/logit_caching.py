@@ -1,33 +1,31 @@
 """logit_caching: keep the teacher's top-k logits at every loss position of the training split.
 
-    python -m workflow_scripts.stages.logit_caching --settings JSON --teacher MANIFEST --corpus MANIFEST --out MANIFEST
+python -m workflow_scripts.stages.logit_caching --settings JSON --teacher MANIFEST --corpus MANIFEST --part N-of-M
+    --out MANIFEST
 
-One shard is one resumable unit: finished shards stay in the state folder until all are there.
+One shard is one unit: finished shards stay in the state folder until merge_logits publishes them.
 """
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
 from typing import Any
 
 from workflow_scripts.artefact import open_artefact
 from workflow_scripts.distill import logit_cache
 from workflow_scripts.distill.batching import by_length, pad_rows
-from workflow_scripts.distill.corpus import read_table
+from workflow_scripts.distill.corpus import loss_tokens, read_table
 from workflow_scripts.distill.models import compute_dtype, load_model, load_tokenizer, open_model
-from workflow_scripts.progress import Progress, state_dir
+from workflow_scripts.progress import Progress
 from workflow_scripts.settings.slices import LogitCachingSlice
-from workflow_scripts.stages.common import Arguments, build_dir, publish, restore, run_stage
+from workflow_scripts.stages.common import Arguments, run_stage
+from workflow_scripts.stages.units import Part, Units, finish_part
 
 
 def logit_caching(args: Arguments[LogitCachingSlice]) -> None:
-    """Forward the teacher shard by shard, then publish all shards with their manifest."""
-    if restore(args.out):
-        return
-    settings = args.settings
+    """Forward the teacher over the shards of one part."""
+    settings, part = args.settings, Part.parse(args.extra["part"])
     teacher_folder, teacher = open_model(args.inputs["teacher"])
-    corpus_folder, corpus = open_artefact(args.inputs["corpus"], "corpus")
+    corpus_folder, _ = open_artefact(args.inputs["corpus"], "corpus")
     if settings.top_k_logits > teacher["tokens"]:
         raise logit_cache.CacheError(
             f"distillation.top_k_logits = {settings.top_k_logits}, but the vocabulary has {teacher['tokens']} tokens"
@@ -38,51 +36,31 @@ def logit_caching(args: Arguments[LogitCachingSlice]) -> None:
             f"{logit_cache.MAX_VOCABULARY} only: choose another teacher"
         )
     rows = read_table(corpus_folder / "train.parquet")
-    parts = [rows[b : b + settings.shard_examples] for b in range(0, len(rows), settings.shard_examples)]
-    bulk = Path(settings.logprob_cache_path).expanduser() / "teacher_logprobs" if settings.logprob_cache_path else None
-    build = build_dir(args.out, bulk, "logit_cache")
-    finished = state_dir() / "shards"
-    finished.mkdir(exist_ok=True)
-    model = load_model(teacher_folder, compute_dtype(settings.dtype), settings.attn_implementation)
-    pad_id = load_tokenizer(teacher_folder).pad_token_id
-    mass: list[tuple[int, dict[str, float]]] = []
-    with Progress("loss", total=corpus["splits"]["train"]["loss_tokens"]) as progress:
-        for number, part in enumerate(parts):
-            path = finished / f"shard-{number:05d}.safetensors"
-            if path.is_file():
-                entry = logit_cache.shard_entry(path)
-                mass.append((entry["positions"], entry["retained_mass"]))
-                length = sum(len(row["input_ids"]) for row in part)
-                progress.add(examples=entry["examples"], loss=entry["positions"], input=length)
-                progress.resume(examples=progress.examples, **progress.tokens)
-                print(f"{path.name} is there from an earlier attempt", flush=True)
-                continue
-            shard = compute_shard(model, part, settings, pad_id, teacher["tokens"], progress)
-            kept = logit_cache.retained_mass(shard, settings.cache_temperatures)
-            logit_cache.write_shard(path, shard, teacher["vocab_size"], kept)
-            mass.append((sum(shard.positions), kept))
+    shards = [rows[b : b + settings.shard_examples] for b in range(0, len(rows), settings.shard_examples)]
+    units = Units(len(shards))
+    mine = [row for number in part.numbers(len(shards)) for row in shards[number]]
+    with Progress("loss", total=sum(loss_tokens(row) for row in mine)) as progress:
+        todo = list(units.todo(part, "scatter.logit_caching", progress))
+        if todo:
+            dtype = compute_dtype(settings.dtype)
+            model = load_model(teacher_folder, dtype, settings.attn_implementation)
+            pad_id = load_tokenizer(teacher_folder).pad_token_id
+        for number in todo:
+            before = dict(progress.tokens)
+            shard = compute_shard(model, shards[number], settings, pad_id, teacher["tokens"], progress)
+            path = units.data(f"shard-{number:05d}.safetensors")
+            logit_cache.write_shard(path, shard, teacher["vocab_size"])
+            work = {kind: count - before.get(kind, 0) for kind, count in progress.tokens.items()}
+            facts = {
+                "work": {"examples": len(shard.positions), **work},
+                "examples": len(shard.positions),
+                "positions": sum(shard.positions),
+                "retained_mass": logit_cache.retained_mass(shard, settings.cache_temperatures),
+                "dtype": str(dtype).removeprefix("torch."),
+            }
+            units.save(number, facts, path)
             progress.saved()
-        positions = sum(count for count, _ in mass)
-        progress.metrics["retained_mass"] = {
-            str(t): sum(count * kept[str(t)] for count, kept in mass) / positions for t in settings.cache_temperatures
-        }
-    entries = []
-    for path in sorted(finished.glob("shard-*.safetensors")):
-        shutil.copyfile(path, build / path.name)
-        entries.append(logit_cache.shard_entry(path))
-    facts: dict[str, Any] = {
-        "teacher": teacher["name"],
-        "teacher_weights_sha256": teacher["weights_sha256"],
-        "tokenizer_sha256": corpus["tokenizer_sha256"],
-        "corpus_sha256": corpus["corpus_sha256"],
-        "vocab_size": teacher["vocab_size"],
-        "k": settings.top_k_logits,
-        "temperatures": settings.cache_temperatures,
-        "dtype": str(compute_dtype(settings.dtype)).removeprefix("torch."),
-        "shards": entries,
-    }
-    publish(build, args.out, "logit_cache", facts, bulk)
-    shutil.rmtree(finished)
+    finish_part(args.out, part, units)
 
 
 def compute_shard(
@@ -103,4 +81,4 @@ def compute_shard(
 
 
 if __name__ == "__main__":
-    run_stage(logit_caching, LogitCachingSlice, ["teacher", "corpus"])
+    run_stage(logit_caching, LogitCachingSlice, ["teacher", "corpus"], ["part"])

@@ -1,141 +1,83 @@
-"""preference_dataset: the teacher samples answers and ranks them by its own likelihood.
+"""preference_dataset: the teacher samples answers to prompts and judges them by its own likelihood.
 
-    python -m workflow_scripts.stages.preference_dataset --settings JSON --teacher MANIFEST --corpus MANIFEST --out MANIFEST
+python -m workflow_scripts.stages.preference_dataset --settings JSON --teacher MANIFEST --corpus MANIFEST --part N-of-M
+    --out MANIFEST
 
-Writes train.parquet and evaluation.parquet in TRL's conversational preference format: prompt, chosen, rejected as message
-lists, with their tokens, scores, seeds and lengths beside them. Evaluation pairs come from held-out prompts. Finished samples
-stay in the state folder.
+A batch of prompts with all their samples is one unit: finished ones stay in the state folder; merge_pairs ranks and publishes
+them.
 """
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from pathlib import Path
 from typing import Any
 
-from workflow_scripts.artefact import open_artefact, replace_lines
-from workflow_scripts.distill import corpus, preference
+from workflow_scripts.artefact import open_artefact
+from workflow_scripts.distill import corpus
 from workflow_scripts.distill.batching import by_length
 from workflow_scripts.distill.generation import Answer, Prompt, generate, prompt_seed, prompt_tokens
 from workflow_scripts.distill.models import compute_dtype, load_model, load_tokenizer, open_model
 from workflow_scripts.distill.scoring import log_likelihoods
-from workflow_scripts.progress import Progress, state_dir
+from workflow_scripts.progress import Progress
 from workflow_scripts.settings.slices import PreferenceDatasetSlice
-from workflow_scripts.stages.common import Arguments, build_dir, publish, restore, run_stage
-
-SPLITS = ("train", "evaluation")
-Key = tuple[str, int, int]  # split, example id, sample number
+from workflow_scripts.stages.common import Arguments, run_stage
+from workflow_scripts.stages.units import Part, Units, finish_part
 
 
 def preference_dataset(args: Arguments[PreferenceDatasetSlice]) -> None:
-    """Sample, score, rank and publish both splits."""
-    if restore(args.out):
-        return
-    settings = args.settings
-    teacher_folder, teacher = open_model(args.inputs["teacher"])
-    corpus_folder, corpus_facts = open_artefact(args.inputs["corpus"], "corpus")
+    """Sample and score the prompts of one part, of both splits."""
+    settings, part = args.settings, Part.parse(args.extra["part"])
+    options = settings.generation
+    teacher_folder, _ = open_model(args.inputs["teacher"])
+    corpus_folder, _ = open_artefact(args.inputs["corpus"], "corpus")
     tokenizer = load_tokenizer(corpus_folder / "tokenizer")
-    questions = read_questions(corpus_folder, settings)
-    prompts = [
-        Prompt(
-            (split, example, sample),
-            prompt_tokens(tokenizer, question),
-            prompt_seed(settings.generation.seed, example, sample),
-        )
-        for (split, example), question in questions.items()
-        for sample in range(settings.samples_per_prompt)
-    ]
-    prompt_ids = {prompt.key[:2]: prompt.input_ids for prompt in prompts}
-    bulk = Path(settings.dpo_preference_dataset_path).expanduser() if settings.dpo_preference_dataset_path else None
-    build = build_dir(args.out, bulk, "preference_dataset")
-    model = load_model(teacher_folder, compute_dtype(settings.dtype), settings.attn_implementation)
-    with Progress("generated", total=len(prompts) * settings.generation.max_new_tokens) as progress:
-        samples = sample_and_score(model, prompts, settings, tokenizer, progress)
-        facts: dict[str, Any] = {"teacher": teacher["name"], "tokenizer_sha256": corpus_facts["tokenizer_sha256"]}
-        used = 0
-        for split in SPLITS:
-            pairs, rejected = rank_split(split, questions, prompt_ids, samples, settings)
-            corpus.write_table(build / f"{split}.parquet", pairs)
-            facts[split] = {"pairs": len(pairs), "rejected": dict(rejected)}
-            used += sum(pair["chosen_tokens"] + pair["rejected_tokens"] for pair in pairs)
-        progress.add(discarded=sum(len(s.token_ids) for s in samples.values()) - used)
-        progress.metrics = {split: facts[split] for split in SPLITS}
-    publish(build, args.out, "preference_dataset", facts, bulk)
+    prompts = read_prompts(corpus_folder, settings, tokenizer)
+    batches = by_length(prompts, max(1, options.batch_size // settings.samples_per_prompt), lambda p: len(p[0].input_ids))
+    units = Units(len(batches))
+    mine = sum(len(batches[number]) for number in part.numbers(len(batches))) * settings.samples_per_prompt
+    with Progress("generated", total=mine * options.max_new_tokens) as progress:
+        todo = list(units.todo(part, "scatter.preference_dataset", progress))
+        if todo:
+            model = load_model(teacher_folder, compute_dtype(settings.dtype), settings.attn_implementation)
+        for number in todo:
+            batch = [prompt for samples in batches[number] for prompt in samples]
+            rows, work = sample_and_score(model, batch, settings, tokenizer, progress)
+            units.save(number, {"work": work, "samples": rows})
+            progress.saved()
+    finish_part(args.out, part, units)
 
 
-def rank_split(
-    split: str,
-    questions: dict[tuple[str, int], corpus.Messages],
-    prompt_ids: dict[tuple[str, int], list[int]],
-    samples: dict[Key, preference.Sample],
-    settings: PreferenceDatasetSlice,
-) -> tuple[list[dict[str, Any]], Counter[str]]:
-    """Pairs of one split and the dropped prompts by reason. Raises CorpusError when no pair is left."""
-    rejected: Counter[str] = Counter()
-    pairs = []
-    for (part, example), prompt in questions.items():
-        if part != split:
-            continue
-        ranked = preference.rank(
-            [samples[part, example, n] for n in range(settings.samples_per_prompt)],
-            settings.judge_labeling.scoring_method,
-            settings.judge_labeling.min_margin,
-            settings.keep_truncated,
-            rejected,
-        )
-        if ranked:
-            pairs.append(pair_row(example, prompt, prompt_ids[part, example], *ranked, settings))
-    if not pairs:
-        raise corpus.CorpusError(
-            f"dpo: no {split} pair is left, dropped: {dict(rejected)}: raise dpo.{split}_prompts "
-            "or dpo.generation.max_new_tokens"
-        )
-    return pairs, rejected
-
-
-def read_questions(corpus_folder: Path, settings: PreferenceDatasetSlice) -> dict[tuple[str, int], corpus.Messages]:
-    """Prompts of both splits: (split, example id) -> conversation up to the last user turn."""
-    questions: dict[tuple[str, int], corpus.Messages] = {}
-    for split, count in zip(SPLITS, (settings.train_prompts, settings.evaluation_prompts), strict=True):
-        rows = corpus.read_table(corpus_folder / f"{split}.parquet")
-        found = [(row["example_id"], prompt) for row in rows if (prompt := corpus.prompt_of(row["messages"]))]
-        questions.update({(split, example): prompt for example, prompt in found[:count]})
-    return questions
+def read_prompts(corpus_folder: Any, settings: PreferenceDatasetSlice, tokenizer: Any) -> list[list[Prompt]]:
+    """For each question of both splits, one prompt per sample; keys are (split, example id, sample number)."""
+    found = []
+    for split, count in (("train", settings.train_prompts), ("evaluation", settings.evaluation_prompts)):
+        for example, question in corpus.questions(corpus_folder, split, count).items():
+            ids = prompt_tokens(tokenizer, question)
+            samples = range(settings.samples_per_prompt)
+            seed = settings.generation.seed
+            found.append([Prompt((split, example, n), ids, prompt_seed(seed, example, n)) for n in samples])
+    return found
 
 
 def sample_and_score(
     model: Any, prompts: list[Prompt], settings: PreferenceDatasetSlice, tokenizer: Any, progress: Progress
-) -> dict[Key, preference.Sample]:
-    """All samples with the judge's log-likelihood, taking finished ones from the state folder."""
-    journal = state_dir() / "samples.jsonl"
-    samples = read_journal(journal)
-    if samples:
-        lengths = {prompt.key: len(prompt.input_ids) for prompt in prompts}
-        tokens = {key: len(sample.token_ids) for key, sample in samples.items()}
-        read = sum(lengths[key] + count for key, count in tokens.items())
-        progress.resume(examples=len(samples), generated=sum(tokens.values()), input=read)
-        print(f"{len(samples)} samples are there from earlier attempts", flush=True)
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Samples of a batch with the judge's log-likelihood, and the work done."""
     by_key = {prompt.key: prompt for prompt in prompts}
-    todo = [prompt for prompt in prompts if prompt.key not in samples]
     end = [tokenizer.eos_token_id]
-    replace_lines(journal, [journal_line(key, sample) for key, sample in samples.items()])
-    with journal.open("a", encoding="utf-8") as handle:
-        for answers in generate(model, todo, settings.generation, end, tokenizer.pad_token_id):
-            ended = [a.token_ids + ([] if a.truncated else end) for a in answers]
-            rows = [scoring_row(by_key[a.key], a, completion) for a, completion in zip(answers, ended, strict=True)]
-            for batch in by_length(rows, settings.generation.batch_size, lambda row: len(row["input_ids"])):
-                for row, likelihood in zip(batch, log_likelihoods(model, batch, tokenizer.pad_token_id), strict=True):
-                    key, answer = row["key"], row["answer"]
-                    text = tokenizer.decode(answer.token_ids, skip_special_tokens=True)
-                    sample = preference.Sample(text, row["completion"], answer.truncated, by_key[key].seed, likelihood)
-                    samples[key] = sample
-                    handle.write(journal_line(key, sample))
-                progress.add(input=sum(len(row["input_ids"]) for row in batch))
-            handle.flush()
-            progress.add(examples=len(answers), generated=sum(answer.generated for answer in answers))
-            progress.saved()
-    return samples
+    found, work = [], {"examples": 0, "generated": 0, "input": 0}
+    for answers in generate(model, prompts, settings.generation, end, tokenizer.pad_token_id):
+        rows = [scoring_row(by_key[a.key], a, a.token_ids + ([] if a.truncated else end)) for a in answers]
+        added = {
+            "examples": len(answers),
+            "generated": sum(answer.generated for answer in answers),
+            "input": sum(len(row["input_ids"]) for row in rows),
+        }
+        for batch in by_length(rows, settings.generation.batch_size, lambda row: len(row["input_ids"])):
+            for row, likelihood in zip(batch, log_likelihoods(model, batch, tokenizer.pad_token_id), strict=True):
+                found.append(sample_row(row, likelihood, by_key[row["key"]], tokenizer))
+        work = {kind: count + added[kind] for kind, count in work.items()}
+        progress.add(**added)
+    return found, work
 
 
 def scoring_row(prompt: Prompt, answer: Answer, completion: list[int]) -> dict[str, Any]:
@@ -149,51 +91,19 @@ def scoring_row(prompt: Prompt, answer: Answer, completion: list[int]) -> dict[s
     }
 
 
-def journal_line(key: Key, sample: preference.Sample) -> str:
-    """One finished sample."""
-    return json.dumps({"key": key, "sample": vars(sample)}) + "\n"
-
-
-def read_journal(journal: Path) -> dict[Key, preference.Sample]:
-    """Samples of earlier attempts; a line cut by a kill is left out."""
-    samples: dict[Key, preference.Sample] = {}
-    for line in journal.read_text(encoding="utf-8").splitlines() if journal.is_file() else []:
-        try:
-            content = json.loads(line)
-        except json.JSONDecodeError:
-            print("a line of samples.jsonl was cut by a kill: its prompt is sampled again", flush=True)
-            continue
-        split, example, number = content["key"]
-        samples[split, example, number] = preference.Sample(**content["sample"])
-    return samples
-
-
-def pair_row(
-    example: int,
-    prompt: corpus.Messages,
-    prompt_ids: list[int],
-    best: preference.Sample,
-    worst: preference.Sample,
-    settings: PreferenceDatasetSlice,
-) -> dict[str, Any]:
-    """One row of the preference data set."""
-    method = settings.judge_labeling.scoring_method
+def sample_row(row: dict[str, Any], likelihood: float, prompt: Prompt, tokenizer: Any) -> dict[str, Any]:
+    """What the merge needs of one sample."""
+    answer = row["answer"]
     return {
-        "example_id": example,
-        "prompt": prompt,
-        "prompt_ids": prompt_ids,
-        "chosen_ids": best.token_ids,
-        "rejected_ids": worst.token_ids,
-        "chosen": [{"role": "assistant", "content": best.text}],
-        "rejected": [{"role": "assistant", "content": worst.text}],
-        "chosen_score": preference.score(best, method),
-        "rejected_score": preference.score(worst, method),
-        "chosen_seed": best.seed,
-        "rejected_seed": worst.seed,
-        "chosen_tokens": len(best.token_ids),
-        "rejected_tokens": len(worst.token_ids),
+        "key": prompt.key,
+        "prompt_ids": prompt.input_ids,
+        "text": tokenizer.decode(answer.token_ids, skip_special_tokens=True),
+        "token_ids": row["completion"],
+        "truncated": answer.truncated,
+        "seed": prompt.seed,
+        "log_likelihood": likelihood,
     }
 
 
 if __name__ == "__main__":
-    run_stage(preference_dataset, PreferenceDatasetSlice, ["teacher", "corpus"])
+    run_stage(preference_dataset, PreferenceDatasetSlice, ["teacher", "corpus"], ["part"])

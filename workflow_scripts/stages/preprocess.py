@@ -14,7 +14,6 @@ from typing import Any
 from workflow_scripts.artefact import inventory
 from workflow_scripts.distill import corpus
 from workflow_scripts.distill.archives import fetch_member
-from workflow_scripts.distill.batching import loss_tokens
 from workflow_scripts.distill.models import ModelError, load_tokenizer, open_model
 from workflow_scripts.distill.templates import install_chat_template
 from workflow_scripts.progress import Progress
@@ -50,7 +49,7 @@ def preprocess(args: Arguments[PreprocessSlice]) -> None:
             for example_id, messages in part:
                 tokens = corpus.tokenise(tokenizer, messages, settings.max_sequence_length)
                 progress.add(examples=1, input=len(tokens["input_ids"]))
-                if loss_tokens(tokens) == 0:
+                if corpus.loss_tokens(tokens) == 0:
                     dropped += 1
                     continue
                 kept.append({"example_id": example_id, "messages": messages, **tokens})
@@ -64,7 +63,7 @@ def preprocess(args: Arguments[PreprocessSlice]) -> None:
                 "examples": len(kept),
                 "dropped_without_loss_tokens": dropped,
                 "truncated": sum(row["truncated"] for row in kept),
-                "loss_tokens": sum(loss_tokens(row) for row in kept),
+                "loss_tokens": sum(corpus.loss_tokens(row) for row in kept),
                 "input_tokens": sum(len(row["input_ids"]) for row in kept),
             }
         progress.metrics = counts

@@ -13,8 +13,7 @@ import torch
 
 from workflow_scripts.artefact import open_artefact
 from workflow_scripts.distill import training
-from workflow_scripts.distill.batching import loss_tokens
-from workflow_scripts.distill.corpus import read_table
+from workflow_scripts.distill.corpus import loss_tokens, read_table
 from workflow_scripts.distill.logit_cache import LogitCache
 from workflow_scripts.distill.models import load_model, load_tokenizer, model_facts, open_model
 from workflow_scripts.distill.order import training_order

@@ -1,0 +1,95 @@
+"""Checks of a Slurm site before the first job is submitted, so that a wrong setting costs a second and not a queue.
+
+Called from the Snakefile's `onstart` with the planned jobs' resources. Asks Slurm itself (`sbatch --test-only`), once per
+distinct request.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+# what a resource is called in sbatch, and in the site block of profiles/slurm/config.yaml
+_OPTIONS = {
+    "slurm_partition": ("--partition", "partition"),
+    "slurm_account": ("--account", "account"),
+    "mem_mb": ("--mem", "mem_gb"),
+    "runtime": ("--time", "hours"),
+    "nodes": ("--nodes", "nodes"),
+}
+_FAULTS = (
+    ("partition", "partition"),
+    ("account", "account"),
+    ("gres", "gpus, gpu_model or partition"),
+    ("generic resource", "gpus, gpu_model or partition"),
+    ("node configuration", "gpus, cpus, mem_gb or partition"),
+    ("memory", "mem_gb"),
+    ("time limit", "hours"),
+)
+
+
+class SiteError(RuntimeError):
+    """A setting that this site does not accept."""
+
+
+def check_site(requests: Mapping[str, Mapping[str, Any]], status_command: str) -> None:
+    """Check the resources of one job per rule. Raises SiteError naming the setting, its value and Slurm's words."""
+    if shutil.which("sbatch") is None:
+        raise SiteError(
+            "--executor slurm, but there is no sbatch on PATH: run this on a login node of the cluster (perhaps `module load "
+            "slurm`), or leave out --executor slurm / --workflow-profile profiles/slurm to run here"
+        )
+    if status_command == "sacct" and (reason := _run("sacct", "-n", "-X", "--starttime=now")):
+        raise SiteError(
+            f"job states are asked of sacct, which says: {reason}: set `accounting: false` in the profile's site block "
+            "(without a profile: --slurm-status-command squeue)"
+        )
+    seen: dict[tuple[str, ...], str] = {}
+    for rule, resources in sorted(requests.items()):
+        options = _sbatch_options(resources)
+        if options in seen:
+            continue
+        seen[options] = rule
+        if reason := _run("sbatch", "--test-only", *options, "--wrap=true"):
+            raise SiteError(_explain(reason, rule, options))
+
+
+def check_writable(folders: Iterable[str]) -> None:
+    """Raise SiteError for a folder of the results that cannot be made or written to."""
+    for folder in folders:
+        path = Path(folder).absolute()
+        existing = next(parent for parent in (path, *path.parents) if parent.exists())
+        probe = existing / f".write-test-{os.getpid()}"
+        try:
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise SiteError(
+                f"output: {folder} cannot be written to ({existing}: {error.strerror}): set output.root and the other "
+                "`output` folders to a place that this user may write to"
+            ) from None
+
+
+def _sbatch_options(resources: Mapping[str, Any]) -> tuple[str, ...]:
+    options = [f"{flag}={resources[key]}" for key, (flag, _) in _OPTIONS.items() if resources.get(key) is not None]
+    options.append(f"--cpus-per-task={resources.get('_cores', 1)}")
+    if gpus := resources.get("gpu"):
+        model = resources.get("gpu_model")
+        options.append(f"--gpus={model}:{gpus}" if model else f"--gpus={gpus}")
+    return tuple(options)
+
+
+def _run(*command: str) -> str | None:
+    """Standard error of a command that failed, else None."""
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return None if result.returncode == 0 else " ".join(result.stderr.split()) or f"exit code {result.returncode}"
+
+
+def _explain(reason: str, rule: str, options: tuple[str, ...]) -> str:
+    setting = next((name for word, name in _FAULTS if word in reason.lower()), "its resources")
+    asked = " ".join(options)
+    return f"Slurm refuses the jobs of rule {rule}: {reason} (asked: {asked}). Correct in the profile's site block: {setting}"
