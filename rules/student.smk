@@ -24,16 +24,19 @@ rule student_train:
     threads: STAGE_THREADS
     resources:
         meter=1,
+        nodes=lambda wildcards: PLAN.nodes(wildcards.experiment),
+        processes=lambda wildcards: PLAN.processes(wildcards.experiment),
     params:
         meter=meter("student_train", "student", f"{RUN_DIR}"),
         command=lambda wildcards: command(
             PLAN.experiments[wildcards.experiment].training
         ),
+        launcher=untracked(lambda wildcards: PLAN.launcher(wildcards.experiment)),
         wandb=untracked(lambda wildcards: PLAN.wandb(wildcards.experiment)),
     shell:
         "{params.meter:q} --idle {input.prerun:q} --record {output.record:q} --log {log:q}"
         " --input {input.upstream:q} {input.code:q} --"
-        " python -m workflow_scripts.stages.student_train {params.command:q} --name {wildcards.experiment:q} --wandb {params.wandb:q} --out {output.manifest:q}"
+        " {params.launcher:q} -m workflow_scripts.stages.student_train {params.command:q} --name {wildcards.experiment:q} --wandb {params.wandb:q} --out {output.manifest:q}"
 
 
 rule dpo_training:
@@ -54,16 +57,19 @@ rule dpo_training:
     threads: STAGE_THREADS
     resources:
         meter=1,
+        nodes=lambda wildcards: PLAN.nodes(wildcards.experiment),
+        processes=lambda wildcards: PLAN.processes(wildcards.experiment),
     params:
         meter=meter("dpo_training", "student", f"{RUN_DIR}"),
         command=lambda wildcards: command(
             PLAN.experiments[wildcards.experiment].training
         ),
+        launcher=untracked(lambda wildcards: PLAN.launcher(wildcards.experiment)),
         wandb=untracked(lambda wildcards: PLAN.wandb(wildcards.experiment)),
     shell:
         "{params.meter:q} --idle {input.prerun:q} --record {output.record:q} --log {log:q}"
         " --input {input.upstream:q} {input.code:q} --"
-        " python -m workflow_scripts.stages.dpo_training {params.command:q} --name {wildcards.experiment:q} --wandb {params.wandb:q} --out {output.manifest:q}"
+        " {params.launcher:q} -m workflow_scripts.stages.dpo_training {params.command:q} --name {wildcards.experiment:q} --wandb {params.wandb:q} --out {output.manifest:q}"
 
 
 rule evaluation:

@@ -24,9 +24,12 @@ class Workflow:
     folder: Path
     overlay: Path
 
-    def snakemake(self, *arguments: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run Snakemake in the copy with the tiny overlay."""
-        command = [sys.executable, "-m", "snakemake", *arguments, "--configfile", str(self.overlay)]
+    def snakemake(
+        self, *arguments: str, check: bool = True, overlay: str | None = None, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run Snakemake in the copy with the tiny overlay, and one of the copy's own files over it."""
+        overlays = [str(self.overlay), *([overlay] if overlay else [])]
+        command = [sys.executable, "-m", "snakemake", *arguments, "--configfile", *overlays]
         result = subprocess.run(
             command, cwd=self.folder, capture_output=True, text=True, check=False, env=os.environ | environment
         )

@@ -50,6 +50,12 @@ def check_site(requests: Mapping[str, Mapping[str, Any]], status_command: str) -
         )
     seen: dict[tuple[str, ...], str] = {}
     for rule, resources in sorted(requests.items()):
+        gpus, processes = resources.get("gpu"), resources.get("processes", 1)
+        if gpus and gpus != processes:
+            raise SiteError(
+                f"rule {rule}: training.num_processes x num_nodes = {processes} processes, but the profile asks for "
+                f"gpus: {gpus}: make them equal in the profile's `student` family"
+            )
         options = _sbatch_options(resources)
         if options in seen:
             continue

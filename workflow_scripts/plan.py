@@ -213,6 +213,22 @@ class Plan:
         """W&B settings of an experiment, JSON."""
         return slices.canonical(slices.WandbSlice(wandb=self._settings[name].wandb, experiment=name))
 
+    def launcher(self, name: str) -> list[str]:
+        """What starts a training: Python itself, or the launcher of several processes."""
+        training = self._settings[name].training
+        if training.num_nodes * training.num_processes == 1:
+            return ["python"]
+        sizes = [f"--nodes={training.num_nodes}", f"--processes={training.num_processes}"]
+        return ["python", "-m", "workflow_scripts.launch", *sizes, "--"]
+
+    def nodes(self, name: str) -> int:
+        """Nodes of a training's Slurm job."""
+        return self._settings[name].training.num_nodes
+
+    def processes(self, name: str) -> int:
+        """Processes of a training over all nodes; on GPUs one each."""
+        return self.nodes(name) * self._settings[name].training.num_processes
+
     def pipeline(self, name: str) -> str:
         """Pipeline of an experiment."""
         return self._settings[name].pipeline

@@ -59,7 +59,8 @@ class Progress:
         self._started = time.monotonic()
         self._written = self._printed = self._started
         self._resumed_tokens = 0
-        self._path = os.environ.get("STAGE_PROGRESS")
+        self._main = os.environ.get("RANK", "0") == "0"  # of several processes one reports
+        self._path = os.environ.get("STAGE_PROGRESS") if self._main else None
 
     def __enter__(self) -> Progress:
         self._print()
@@ -120,6 +121,8 @@ class Progress:
 
     def _print(self) -> None:
         self._printed = time.monotonic()
+        if not self._main:
+            return
         done = self.tokens.get(self.unit, 0)
         rate = (done - self._resumed_tokens) / max(1e-9, self._printed - self._started)
         of = f"/{self.total}" if self.total else ""

@@ -115,6 +115,12 @@ class LogitCache:
         logits = handle.get_slice("logits")[begin:end].float()
         return SparseTeacher(ids, logits, handle.get_slice("lse")[begin:end][:, column].clone())
 
+    def nothing(self) -> SparseTeacher:
+        """The teacher at no position, for a batch without loss."""
+        return SparseTeacher(
+            torch.empty(0, self._facts["k"], dtype=torch.int64), torch.empty(0, self._facts["k"]), torch.empty(0)
+        )
+
     @staticmethod
     def _high_bits(handle: Any, begin: int, end: int, k: int) -> torch.Tensor:
         first, last = begin * k, end * k

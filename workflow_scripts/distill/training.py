@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,24 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+from workflow_scripts.distill import checkpoints
 from workflow_scripts.distill.batching import pad_rows
 from workflow_scripts.distill.corpus import loss_tokens
 from workflow_scripts.distill.logit_cache import LogitCache
 from workflow_scripts.distill.losses import SparseTeacher, fused_distillation_loss
 from workflow_scripts.distill.models import compute_dtype
+from workflow_scripts.distill.parallel import any_process, barrier, is_main, sum_over_processes, world_size
 from workflow_scripts.progress import Progress
 from workflow_scripts.settings.schema import Training
 from workflow_scripts.settings.slices import KdLoss
 
 IGNORE = -100
+FILLER = -1  # number of a row without loss
 SHOWN = ("loss", "cross_entropy", "kl", "learning_rate", "rewards/margins", "rewards/accuracies", "eval_loss")
+
+
+class ParallelError(RuntimeError):
+    """Several processes were asked for in a way that does not work here."""
 
 
 class Stopped(RuntimeError):
@@ -107,8 +114,10 @@ class DistillationTrainer(_OrderedSampling, SFTTrainer):
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes
         mode = "train" if self.model.training else "eval"
-        for name in ("cross_entropy", "kl"):
-            self._metrics[mode][name].append((sums[name] / count).item())
+        with torch.no_grad():
+            totals = sum_over_processes(torch.stack([sums["cross_entropy"], sums["kl"], count.to(sums["kl"].dtype)]).detach())
+        for name, total in zip(("cross_entropy", "kl"), totals[:2], strict=True):
+            self._metrics[mode][name].append((total / totals[2]).item())
         return (loss, sums) if return_outputs else loss
 
 
@@ -134,17 +143,23 @@ class Collator:
     def __call__(self, examples: Sequence[dict[str, int]]) -> dict[str, torch.Tensor]:
         """Collate examples of `row_numbers`."""
         numbers = [example["row"] for example in examples]
-        rows = [self._rows[number] for number in numbers]
+        rows = [self._rows[number] if number != FILLER else self._filler() for number in numbers]
         batch = pad_rows(rows, self._pad_id)
         labels = torch.full_like(batch.input_ids, IGNORE)
         labels[:, 1:] = torch.where(batch.predicts[:, :-1], batch.input_ids[:, 1:], IGNORE)
         tensors = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "labels": labels}
         if self._cache is not None and numbers[0] < self._train:
-            found = [self._cache.teacher(r["example_id"], self._temperature, loss_tokens(r)) for r in rows]
+            real = [row for row, number in zip(rows, numbers, strict=True) if number != FILLER]
+            found = [self._cache.teacher(r["example_id"], self._temperature, loss_tokens(r)) for r in real]
+            found = found or [self._cache.nothing()]
             tensors["teacher_ids"] = torch.cat([t.ids for t in found])
             tensors["teacher_logits"] = torch.cat([t.logits for t in found])
             tensors["teacher_lse"] = torch.cat([t.lse for t in found])
         return tensors
+
+    def _filler(self) -> dict[str, Any]:
+        """A row without loss."""
+        return {"input_ids": [self._pad_id], "loss_mask": [0]}
 
 
 class PreferenceTrainer(_OrderedSampling, DPOTrainer):
@@ -221,7 +236,8 @@ class WorkCallback(TrainerCallback):
         """Count the step's work."""
         work = self._steps[state.global_step - 1]
         self._progress.add(steps=1, examples=work.examples, loss=work.loss, input=work.input, padded=work.padded)
-        if self.signal is not None:
+        if any_process(self.signal is not None, args.device):
+            self.signal = self.signal or signal.SIGTERM
             control.should_save = True
             control.should_training_stop = True
 
@@ -231,19 +247,21 @@ class WorkCallback(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A whole checkpoint makes the work so far durable."""
+        barrier()  # other processes write their random state into the same folder
+        if is_main():
+            checkpoints.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
         self._progress.saved()
 
 
-def arguments(
-    training: Training, seed: int, steps: int, checkpoints: Path, log_interval: int, report_to: str
-) -> dict[str, Any]:
-    """Trainer arguments shared by all pipelines; steps are optimizer steps."""
+def arguments(training: Training, seed: int, steps: int, folder: Path, log_interval: int, report_to: str) -> dict[str, Any]:
+    """Trainer arguments shared by all pipelines; steps are optimizer steps, checkpoints go to `folder`."""
+    batch = training.batch_size // world_size()
     bf16 = compute_dtype(training.dtype) is torch.bfloat16
     return {
-        "output_dir": str(checkpoints),
+        "output_dir": str(folder),
         "max_steps": steps,
-        "per_device_train_batch_size": training.batch_size,
-        "per_device_eval_batch_size": training.batch_size,
+        "per_device_train_batch_size": batch,
+        "per_device_eval_batch_size": batch,
         "gradient_accumulation_steps": training.gradient_accumulation_steps,
         "optim": {"adamw": "adamw_torch", "adafactor": "adafactor"}[training.optimizer],
         "learning_rate": training.learning_rate,
@@ -264,6 +282,9 @@ def arguments(
         "report_to": report_to,
         "seed": seed,
         "data_seed": seed,
+        "ddp_find_unused_parameters": False,
+        "ddp_backend": "gloo" if world_size() > 1 and not torch.cuda.is_available() else None,
+        "fsdp": "full_shard auto_wrap" if training.fsdp else "",
         "disable_tqdm": True,
         "remove_unused_columns": False,
         "dataloader_pin_memory": torch.cuda.is_available(),
@@ -288,26 +309,39 @@ def _one_device(config: Any) -> Any:
     return config
 
 
-def row_numbers(begin: int, end: int) -> Dataset:
+def whole_batches(order: Sequence[int], batch_size: int, rows: int) -> list[int]:
+    """The order with its last batch filled up by rows without loss, so that several processes get equally many batches.
+
+    The filler is the entry after the `rows` real ones.
+    """
+    missing = -len(order) % batch_size if world_size() > 1 else 0
+    return [*order, *[rows] * missing]
+
+
+def row_numbers(numbers: Iterable[int]) -> Dataset:
     """A data set of row numbers; the collator holds the rows themselves."""
-    return Dataset.from_dict({"row": list(range(begin, end))})
+    return Dataset.from_dict({"row": list(numbers)})
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The whole checkpoint with the highest step number; one cut while it was written has no trainer_state.json."""
-    whole = [p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
-    return max(whole, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+def full_weights(trainer: Any) -> dict[str, torch.Tensor] | None:
+    """The weights gathered in the main process where they are sharded, else None; every process must call this."""
+    state: dict[str, torch.Tensor] | None = trainer.accelerator.get_state_dict(trainer.model) if trainer.args.fsdp else None
+    return state
 
 
-def run(trainer: Any, callback: WorkCallback, checkpoints: Path) -> dict[str, float]:
-    """Train from the newest checkpoint, or from the start. Returns the final metrics; raises Stopped on SIGTERM."""
+def run(trainer: Any, callback: WorkCallback, folder: Path) -> dict[str, float]:
+    """Train from the newest whole checkpoint in `folder`, or from the start. Returns the final metrics.
+
+    Raises Stopped on SIGTERM.
+    """
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(callback)
-    resume = newest_checkpoint(checkpoints)
+    resume = checkpoints.newest(folder)
     if resume:
         print(f"resuming from {resume.name}", flush=True)
-    output = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    if trainer.args.fsdp and not trainer.is_fsdp_enabled:
+        raise ParallelError("training.fsdp = true was not taken up by accelerate on this machine: set it to false")
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     if callback.signal is not None:
         raise Stopped(callback.signal)
-    logged = {k: v for entry in trainer.state.log_history for k, v in entry.items() if k in SHOWN and k != "learning_rate"}
-    return {**logged, "train_loss": float(output.training_loss)}
+    return {k: v for entry in trainer.state.log_history for k, v in entry.items() if k in SHOWN and k != "learning_rate"}

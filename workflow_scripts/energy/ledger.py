@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = "energy-ledger/1"
+HOSTS = "hosts"  # folder beside the attempts: ledgers of further hosts of an attempt
+CLASSES = ("measured", "integrated", "modelled", "unavailable")
 
 
 class LedgerError(ValueError):
@@ -59,6 +61,7 @@ class Attempt:
     ticks: list[dict[str, Any]] = field(default_factory=list)
     end: dict[str, Any] | None = None
     cut_lines: int = 0
+    hosts: list[Attempt] = field(default_factory=list)
 
     @property
     def last(self) -> dict[str, Any]:
@@ -66,6 +69,44 @@ class Attempt:
         if self.end is not None:
             return self.end
         return self.ticks[-1] if self.ticks else {"elapsed_s": 0.0, "joules": {}, "work": None}
+
+    @property
+    def joules(self) -> dict[str, dict[str, Any]]:
+        """Figure of each component, summed over all hosts of the attempt."""
+        merged = dict(self.last["joules"])
+        for host in self.hosts:
+            for name, entry in merged.items():
+                merged[name] = _add(entry, host.last["joules"].get(name), host.start["host"])
+        return merged
+
+    @property
+    def codecarbon(self) -> list[dict[str, Any]]:
+        """CodeCarbon's own figures, one per host that has them."""
+        return [found for a in (self, *self.hosts) if (found := a.last.get("codecarbon"))]
+
+    @property
+    def gpu_peak_watts(self) -> float | None:
+        """Peak power of the GPUs; over several hosts the sum of their peaks, an upper bound."""
+        known = [watts for a in (self, *self.hosts) if (watts := a.last.get("gpu_peak_watts")) is not None]
+        return sum(known) if known else None
+
+
+def _add(entry: dict[str, Any], other: dict[str, Any] | None, host: str) -> dict[str, Any]:
+    """A component's figure with that of a further host; null as soon as one of them is not known."""
+    if other is None or other["joules"] is None:
+        if entry["joules"] is None:
+            return entry
+        reason = f"host {host}: {(other or {}).get('reason') or 'it ended before it had a figure'}"
+        return entry | {"joules": None, "class": "unavailable", "reason": reason}
+    if entry["joules"] is None:
+        return entry
+    summed = {
+        key: entry[key] + other[key]
+        for key in ("joules", "host_joules", "crosscheck", "gap_joules")
+        if entry.get(key) is not None and other.get(key) is not None
+    }
+    worst = max(entry["class"], other["class"], key=CLASSES.index)
+    return entry | summed | {"class": worst, "devices": {**entry["devices"], **other["devices"]}}
 
 
 def read_attempt(path: Path, stage: str) -> Attempt:
@@ -100,6 +141,9 @@ def read_attempt(path: Path, stage: str) -> Attempt:
 def read_attempts(folder: Path, stage: str) -> list[Attempt]:
     """All attempts of a state folder, oldest first by their start time."""
     attempts = [read_attempt(path, stage) for path in folder.glob("*.jsonl") if _has_start(path)]
+    for attempt in attempts:
+        names = f"{attempt.start['attempt']}.*.jsonl"
+        attempt.hosts = [read_attempt(path, stage) for path in sorted((folder / HOSTS).glob(names)) if _has_start(path)]
     return sorted(attempts, key=lambda a: (a.start["time"], a.path.name))
 
 

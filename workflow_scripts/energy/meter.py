@@ -31,13 +31,13 @@ from typing import Any
 from workflow_scripts.artefact import write_json
 from workflow_scripts.energy.child import Child
 from workflow_scripts.energy.display import Bar, tail
-from workflow_scripts.energy.ledger import Attempt, LedgerError, LedgerWriter, read_attempts
+from workflow_scripts.energy.ledger import HOSTS, Attempt, LedgerError, LedgerWriter, read_attempts
 from workflow_scripts.energy.model import StageRecord
 from workflow_scripts.energy.neighbours import Neighbours
 from workflow_scripts.energy.provenance import provenance
 from workflow_scripts.energy.record import build_record
 from workflow_scripts.energy.sampler import Sampler, Trace
-from workflow_scripts.energy.state import BEAT_EVERY_S, Lock, LockedError, fingerprint
+from workflow_scripts.energy.state import BEAT_EVERY_S, Lock, LockedError, fingerprint, host_identity
 
 _SLURM_KEYS = ("SLURM_JOB_ID", "SLURM_JOB_PARTITION", "SLURM_RESTART_COUNT", "SLURM_JOB_GPUS", "SLURM_CLUSTER_NAME")
 LOOK_EVERY_S = 5.0
@@ -247,6 +247,11 @@ class _Run:
             "STAGE_STATE_DIR": str(self.folder.absolute()),
             "STAGE_UNITS_DIR": str((self.stage_folder / "units").absolute()),
             "STAGE_PROGRESS": str(self.progress_file.absolute()),
+            "METER_STAGE": self.options.stage,
+            "METER_ATTEMPT": self.attempt,
+            "METER_HOST": host_identity(),
+            "METER_LEDGERS": str((self.folder / "attempts" / HOSTS).absolute()),
+            "METER_OPTIONS": self.options.options,
             "PYTHONUNBUFFERED": "1",
         }
 

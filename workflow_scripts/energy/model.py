@@ -77,6 +77,7 @@ class AttemptRecord(_Closed):
     duration_seconds: float
     end_source: Literal["meter", "ledger"]
     host: str
+    hosts: list[str] = []
     slurm: dict[str, str]
     joules: dict[str, float | None]
     total_j: float | None

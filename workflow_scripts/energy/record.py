@@ -53,7 +53,7 @@ def build_record(own: Sequence[Attempt], overhead: dict[str, float], split: Sequ
     wasted = _sum(part.wasted_j for part in parts)
     emissions = _codecarbon(attempts)
     gpu = figures.gpu.joules
-    peak = [a.last["gpu_peak_watts"] for a in attempts if a.last.get("gpu_peak_watts") is not None]
+    peak = [a.gpu_peak_watts for a in attempts if a.gpu_peak_watts is not None]
     idle, above_idle = _above_idle(figures.total, duration, labels)
     statuses = {"completed": "complete", "lost": "partial"}
     return StageRecord.model_validate(
@@ -91,7 +91,7 @@ def build_record(own: Sequence[Attempt], overhead: dict[str, float], split: Sequ
                 kind: total / counts[kind] if total is not None and counts.get(kind) else None for kind in TOKEN_TYPES
             },
             "attempts": parts,
-            "devices": _devices(labels.get("devices", []), last.get("devices", [])),
+            "devices": [d for a in (newest, *newest.hosts) for d in _devices(a.start["devices"], a.last.get("devices", []))],
             "work": {key: counts.get(key) for key in Work.model_fields},
             "metrics": work.get("metrics", {}),
             "carbon": _carbon(total, options),
@@ -114,7 +114,7 @@ def _attempt_record(
     attempt = attempts[index]
     last, start, end = attempt.last, attempt.start, attempt.end
     work = last.get("work") or {}
-    joules = {name: entry["joules"] for name, entry in last["joules"].items()}
+    joules = {name: entry["joules"] for name, entry in attempt.joules.items()}
     total = total_joules(joules, options["total_energy_policy"])
     outcome = end["outcome"] if end else "lost"
     if total is None:
@@ -134,10 +134,11 @@ def _attempt_record(
             "duration_seconds": last["elapsed_s"],
             "end_source": "meter" if end else "ledger",
             "host": start["host"],
+            "hosts": [start["host"], *(host.start["host"] for host in attempt.hosts)],
             "slurm": start["slurm"],
             "joules": joules,
             "total_j": total,
-            "devices": {name: entry["devices"] for name, entry in last["joules"].items() if entry["devices"]},
+            "devices": {name: entry["devices"] for name, entry in attempt.joules.items() if entry["devices"]},
             "useful_j": useful,
             "wasted_j": total - (useful or 0.0) if total is not None else None,
             "sampling": last.get("sampling"),
@@ -169,7 +170,14 @@ def _useful(attempts: Sequence[Attempt], index: int, options: dict[str, Any], me
     """
     saved = attempts[index].last.get("saved_joules")
     resumed = merged or any((a.last.get("work") or {}).get("resumed") for a in attempts[index + 1 :])
-    return total_joules(saved, options["total_energy_policy"]) if saved and resumed else 0.0
+    useful = total_joules(saved, options["total_energy_policy"]) if saved and resumed else 0.0
+    if useful and attempts[index].hosts:  # the moment of saving is known of the first host: the others are taken in proportion
+        first = total_joules(
+            {k: v["joules"] for k, v in attempts[index].last["joules"].items()}, options["total_energy_policy"]
+        )
+        everywhere = total_joules({k: v["joules"] for k, v in attempts[index].joules.items()}, options["total_energy_policy"])
+        return useful * everywhere / first if first and everywhere is not None else None
+    return useful
 
 
 def _figures(attempts: Sequence[Attempt], options: dict[str, Any]) -> EnergyFigures:
@@ -198,7 +206,7 @@ def _figures(attempts: Sequence[Attempt], options: dict[str, Any]) -> EnergyFigu
 
 def _component(attempts: Sequence[Attempt], name: str, options: dict[str, Any]) -> Component:
     scope = "device" if name == "gpu" else "host" if name == "node" else attempts[-1].start["scope"]
-    entries = [entry for a in attempts if (entry := a.last["joules"].get(name))]
+    entries = [entry for a in attempts if (entry := a.joules.get(name))]
     known = [entry for entry in entries if entry["joules"] is not None]
     share = entries[-1].get("share") if entries else None
     if not known:
@@ -263,7 +271,7 @@ def _devices(at_start: list[dict[str, Any]], at_end: list[dict[str, Any]]) -> li
 
 
 def _codecarbon(attempts: Sequence[Attempt]) -> dict[str, Any] | None:
-    known = [a.last["codecarbon"] for a in attempts if a.last.get("codecarbon")]
+    known = [found for a in attempts for found in a.codecarbon]
     if not known:
         return None
     return {key: sum(entry[key] for entry in known) for key in ("energy_kwh", "emissions_kg")}

@@ -142,6 +142,11 @@ class Lock:
         return now
 
 
+def host_identity() -> str:
+    """Names a running host: its name and boot, so that two nodes of a test cluster on one machine are one host."""
+    return f"{socket.gethostname()}-{(_boot_id() or '')[:8]}"
+
+
 def _boot_id() -> str | None:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -19,6 +19,7 @@ from workflow_scripts.artefact import open_artefact
 from workflow_scripts.distill import training
 from workflow_scripts.distill.models import load_model, load_tokenizer, model_facts, open_model
 from workflow_scripts.distill.order import training_order
+from workflow_scripts.distill.parallel import die_with_launcher, is_main, world_size
 from workflow_scripts.progress import Progress, state_dir
 from workflow_scripts.settings.slices import DpoTrainingSlice
 from workflow_scripts.stages.common import Arguments, build_dir, publish, restore, run_stage
@@ -29,6 +30,7 @@ COLUMNS = ["prompt_ids", "chosen_ids", "rejected_ids"]
 
 def dpo_training(args: Arguments[DpoTrainingSlice]) -> None:
     """Train to the token budget (chosen + rejected tokens) and publish the policy."""
+    die_with_launcher()
     checkpoints = link_checkpoints(args.out)
     if restore(args.out):
         return
@@ -43,6 +45,8 @@ def dpo_training(args: Arguments[DpoTrainingSlice]) -> None:
     order = training_order(
         completions, completions, options.token_budget, options.max_epochs, options.batch_size, settings.seed
     )
+    if world_size() > 1:  # every process needs as many pairs: the last, short batch is left out
+        order = order[: len(order) // options.batch_size * options.batch_size]
     step_count = math.ceil(len(order) / (options.batch_size * options.gradient_accumulation_steps))
     shared = training.arguments(options, settings.seed, step_count, checkpoints, log_interval, report_to)
     model = load_model(policy_folder, torch.float32, settings.attn_implementation)
@@ -58,16 +62,19 @@ def dpo_training(args: Arguments[DpoTrainingSlice]) -> None:
         order=order,
     )
     work = [pair_work(row) for row in trainer.train_dataset]
-    steps = training.work_per_step(order, work, options.batch_size, options.gradient_accumulation_steps)
+    share = options.batch_size // world_size()
+    steps = training.work_per_step(order, work, share, options.gradient_accumulation_steps * world_size())
     with Progress("loss", total=sum(step.loss for step in steps)) as progress:
-        metrics = training.run(trainer, training.WorkCallback(progress, steps), checkpoints)
-        progress.metrics = metrics
+        progress.metrics = training.run(trainer, training.WorkCallback(progress, steps), checkpoints)
+    weights = training.full_weights(trainer)
+    if not is_main():
+        return
     build = build_dir(args.out)
-    trainer.model.save_pretrained(build)
+    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(build, state_dict=weights)
     tokenizer.save_pretrained(build)
     facts = model_facts(build)
     write_card(build, args.extra["name"], "dpo", policy["name"], progress.tokens["loss"])
-    publish(build, args.out, "model", {"name": args.extra["name"], "source": "trained", **facts, "metrics": metrics})
+    publish(build, args.out, "model", {"name": args.extra["name"], "source": "trained", **facts})
 
 
 def pair_work(row: dict[str, Any]) -> training.ExampleWork:

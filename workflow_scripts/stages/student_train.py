@@ -17,6 +17,7 @@ from workflow_scripts.distill.corpus import loss_tokens, read_table
 from workflow_scripts.distill.logit_cache import LogitCache
 from workflow_scripts.distill.models import load_model, load_tokenizer, model_facts, open_model
 from workflow_scripts.distill.order import training_order
+from workflow_scripts.distill.parallel import die_with_launcher, is_main, world_size
 from workflow_scripts.progress import Progress
 from workflow_scripts.settings.slices import StudentTrainSlice
 from workflow_scripts.stages.common import Arguments, build_dir, publish, restore, run_stage
@@ -25,6 +26,7 @@ from workflow_scripts.stages.tracking import link_checkpoints, start_tracking, w
 
 def student_train(args: Arguments[StudentTrainSlice]) -> None:
     """Train to the token budget and publish a Hugging Face folder."""
+    die_with_launcher()
     checkpoints = link_checkpoints(args.out)
     if restore(args.out):
         return
@@ -40,7 +42,8 @@ def student_train(args: Arguments[StudentTrainSlice]) -> None:
         options.batch_size,
         settings.seed,
     )
-    steps = training.work_per_step(order, work, options.batch_size, options.gradient_accumulation_steps)
+    share = options.batch_size // world_size()
+    steps = training.work_per_step(order, work, share, options.gradient_accumulation_steps * world_size())
     report_to, log_interval = start_tracking(args.extra["wandb"])
     student_folder, student = open_model(args.inputs["student"])
     tokenizer = load_tokenizer(corpus_folder / "tokenizer")
@@ -52,23 +55,25 @@ def student_train(args: Arguments[StudentTrainSlice]) -> None:
         trainer = training.DistillationTrainer(
             model=model,
             args=training.sft_config(shared),
-            train_dataset=training.row_numbers(0, len(rows)),
-            eval_dataset=training.row_numbers(len(rows), len(rows) + len(evaluation)) if evaluation else None,
+            train_dataset=training.row_numbers([*range(len(rows)), training.FILLER]),
+            eval_dataset=training.row_numbers(range(len(rows), len(rows) + len(evaluation))) if evaluation else None,
             processing_class=tokenizer,
             data_collator=training.Collator(
                 rows, evaluation, tokenizer.pad_token_id, cache, settings.kd.temperature if settings.kd else 1.0
             ),
-            order=order,
+            order=training.whole_batches(order, options.batch_size, len(rows)),
             kd=settings.kd,
         )
-        metrics = training.run(trainer, callback, checkpoints)
-        progress.metrics = metrics
+        progress.metrics = training.run(trainer, callback, checkpoints)
+    weights = training.full_weights(trainer)
+    if not is_main():
+        return
     build = build_dir(args.out)
-    trainer.model.save_pretrained(build)
+    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(build, state_dict=weights)
     tokenizer.save_pretrained(build)
     facts = model_facts(build)
     write_card(build, args.extra["name"], settings.pipeline, student["name"], progress.tokens["loss"])
-    publish(build, args.out, "model", {"name": args.extra["name"], "source": "trained", **facts, "metrics": metrics})
+    publish(build, args.out, "model", {"name": args.extra["name"], "source": "trained", **facts})
 
 
 def training_data(

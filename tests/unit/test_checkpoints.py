@@ -1,0 +1,62 @@
+"""A damaged newest checkpoint is named and the one before is taken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from workflow_scripts.distill import checkpoints
+
+
+def make(folder: Path, step: int, sealed: bool = True) -> Path:
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir()
+    torch.save({"step": torch.arange(1000)}, checkpoint / "optimizer.pt")
+    (checkpoint / "model.safetensors").write_bytes(bytes(1000))
+    if sealed:
+        checkpoints.seal(checkpoint)
+    return checkpoint
+
+
+def test_the_whole_checkpoint_with_the_highest_number_is_resumed_from(tmp_path: Path) -> None:
+    assert checkpoints.newest(tmp_path) is None
+    make(tmp_path, 9)
+    tenth = make(tmp_path, 10)
+    assert checkpoints.newest(tmp_path) == tenth, "by number, not by name"
+
+
+def test_without_a_seal_a_checkpoint_was_cut(tmp_path: Path, capsys) -> None:
+    whole = make(tmp_path, 1)
+    make(tmp_path, 2, sealed=False)
+    assert checkpoints.newest(tmp_path) == whole
+    assert "checkpoint-2 is not resumed from: it was cut while it was written (no seal)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda c: (c / "model.safetensors").write_bytes(bytes(400)), "model.safetensors has 400 bytes, not 1000"),
+        (lambda c: (c / "optimizer.pt").unlink(), "optimizer.pt is missing"),
+        (lambda c: flip(c / "optimizer.pt"), "optimizer.pt is damaged at "),
+    ],
+)
+def test_a_damaged_checkpoint_falls_back_and_says_so(tmp_path: Path, capsys, damage, said: str) -> None:
+    whole = make(tmp_path, 1)
+    damage(make(tmp_path, 2))
+    assert checkpoints.newest(tmp_path) == whole
+    assert f"checkpoint-2 is not resumed from: {said}" in capsys.readouterr().out
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    where = content.find(torch.arange(1000).numpy().tobytes()[:800])
+    assert where > 0
+    content[where + 400] ^= 1
+    path.write_bytes(content)
+
+
+def test_nothing_whole_means_from_the_start(tmp_path: Path) -> None:
+    (make(tmp_path, 1) / "model.safetensors").unlink()
+    assert checkpoints.newest(tmp_path) is None

@@ -1,0 +1,52 @@
+"""A training in several processes: who this one is, and what all of them must agree on.
+
+torchrun sets RANK, LOCAL_RANK and WORLD_SIZE; without them there is one process and every function here does nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+
+import torch
+
+_PR_SET_PDEATHSIG = 1
+
+
+def world_size() -> int:
+    """Number of processes over all nodes."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Whether this process writes artefacts and progress."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def die_with_launcher() -> None:
+    """Ask the kernel for SIGTERM when torchrun dies, however it does (Linux), so that no worker is left behind."""
+    if world_size() > 1:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if world_size() > 1:
+        torch.distributed.barrier()
+
+
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Whether `flag` holds in any process; all must call this at the same step."""
+    if world_size() == 1:
+        return flag
+    value = torch.tensor([float(flag)], device=device)
+    torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX)
+    return bool(value.item())
+
+
+def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
+    """Elementwise sum of a tensor that every process has."""
+    if world_size() > 1:
+        torch.distributed.all_reduce(values)
+    return values

@@ -1,0 +1,88 @@
+"""The meter of a further host of a stage that runs on several: adds its host's energy to the running attempt.
+
+    srun … python -m workflow_scripts.energy.follower -- COMMAND …
+
+Started on every node by the launcher, inside the attempt of the stage's own meter, which tells it by METER_* variables where
+to write. On the stage's own host, and where another follower already measures this host, it only runs the command.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+from workflow_scripts.energy.child import Child
+from workflow_scripts.energy.ledger import LedgerWriter
+from workflow_scripts.energy.sampler import Sampler
+from workflow_scripts.energy.state import host_identity
+
+
+def main() -> int:
+    """Run the command after `--`; returns its exit code."""
+    command = sys.argv[sys.argv.index("--") + 1 :]
+    ledger = claim_host()
+    if ledger is None:
+        os.execvp(command[0], command)
+    return measure(command, ledger)
+
+
+def claim_host() -> Path | None:
+    """The ledger to write, or None when this host is measured already."""
+    host = host_identity()
+    if host == os.environ["METER_HOST"]:
+        return None
+    folder = Path(os.environ["METER_LEDGERS"])
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{os.environ['METER_ATTEMPT']}.{host}.jsonl"
+    try:
+        path.open("x").close()
+    except FileExistsError:
+        return None
+    return path
+
+
+def measure(command: list[str], ledger: Path) -> int:
+    """Sample this host until the command ends."""
+    energy = json.loads(os.environ["METER_OPTIONS"])
+    sampler = Sampler(energy)
+    begin = time.monotonic()
+    child = Child(command, sys.stdout.buffer, os.environ)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda signum, frame: child.send(signum))
+    start = {
+        "stage": os.environ["METER_STAGE"],
+        "attempt": os.environ["METER_ATTEMPT"],
+        "host": socket.gethostname(),
+        "time": time.time(),
+        "devices": sampler.devices(),
+    }
+    writer = LedgerWriter(ledger, start)
+    sampler.start(ledger.with_suffix(".codecarbon.csv"))
+    flushed = begin
+    while not child.wait(sampler.period):
+        now = time.monotonic()
+        sampler.sample(now)
+        if now - flushed >= energy["flush_seconds"]:
+            flushed = now
+            sampler.read_share(child.pid)
+            writer.append({"event": "tick", **sampler.line(now, begin)})
+    ended = time.monotonic()
+    sampler.read_share(child.pid)
+    sampler.stop(ended)
+    outcome = child.reap()
+    child.sweep()
+    writer.append({"event": "end", **sampler.line(ended, begin, final=True), **outcome, "devices": sampler.devices()})
+    writer.close()
+    sampler.close()
+    return 128 + outcome["signal"] if outcome["signal"] is not None else int(outcome["exit_code"])
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    os._exit(code)
