@@ -40,6 +40,10 @@ onstart:
     check_before_the_first_job(workflow)
 
 
+onerror:
+    help_after_failure(workflow)
+
+
 localrules:
     all,
     logit_caching,

@@ -17,6 +17,8 @@ rule experiment_summary:
         f"{RUN_DIR}/logs/experiment_summary.log",
     conda:
         "../envs/conda.yaml"
+    envmodules:
+        *MODULES,
     resources:
         meter=1,
     params:
@@ -65,6 +67,8 @@ rule comparison:
         f"{ROOT}/comparison/logs/comparison.log",
     conda:
         "../envs/conda.yaml"
+    envmodules:
+        *MODULES,
     resources:
         meter=1,
     params:

@@ -9,7 +9,14 @@ from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
 
-from workflow_scripts.cluster import SiteError, check_site, check_writable
+from workflow_scripts.cluster import (
+    SiteError,
+    announce,
+    check_site,
+    check_writable,
+    hint_after_failure,
+    read_modules,
+)
 from workflow_scripts.code import sources, stage_environment
 from workflow_scripts.plan import TEACHER_FOLDER, Plan
 from workflow_scripts.settings import SettingsError, load_experiments
@@ -42,6 +49,7 @@ TEACHER_RULES = {
     "preference_dataset": ("rank_pairs", "merge_pairs"),
 }
 STAGE_THREADS = 16
+MODULES = read_modules(Path(workflow.basedir, "envs", "modules.txt"))
 
 
 def check_before_the_first_job(workflow):
@@ -54,8 +62,17 @@ def check_before_the_first_job(workflow):
                 {job.rule.name: dict(job.resources.items()) for job in jobs},
                 workflow.executor_settings.status_command,
             )
+            announce(ROOT)
     except SiteError as error:
         raise WorkflowError(str(error)) from None
+
+
+def help_after_failure(workflow):
+    """On a cluster, say where to look when the jobs left nothing to look at."""
+    if workflow.executor_plugin.name == "slurm":
+        logs = workflow.executor_settings.logdir or Path(".snakemake", "slurm_logs")
+        if hint := hint_after_failure(Path(logs)):
+            print(hint, file=sys.stderr)
 
 
 def code(module):

@@ -16,6 +16,8 @@ rule prerun:
         f"{PRERUN_DIR}/logs/prerun.log",
     conda:
         "../envs/conda.yaml"
+    envmodules:
+        *MODULES,
     threads: STAGE_THREADS
     resources:
         meter=1,
@@ -42,6 +44,8 @@ rule prepare_model:
         f"{ROOT}/models/{{model}}/logs/prepare_model.log",
     conda:
         "../envs/conda.yaml"
+    envmodules:
+        *MODULES,
     threads: STAGE_THREADS
     resources:
         meter=1,
@@ -70,6 +74,8 @@ rule check_tokenizers:
     priority: 100
     conda:
         "../envs/conda.yaml"
+    envmodules:
+        *MODULES,
     resources:
         meter=1,
     params:
@@ -96,6 +102,8 @@ rule preprocess:
         f"{ROOT}/corpus/{{artefact}}/logs/preprocess.log",
     conda:
         "../envs/conda.yaml"
+    envmodules:
+        *MODULES,
     threads: STAGE_THREADS
     resources:
         meter=1,

@@ -21,6 +21,8 @@ rule student_train:
         f"{RUN_DIR}/logs/student_train.log",
     conda:
         "../envs/conda.yaml"
+    envmodules:
+        *MODULES,
     threads: STAGE_THREADS
     resources:
         meter=1,
@@ -54,6 +56,8 @@ rule dpo_training:
         f"{RUN_DIR}/logs/dpo_training.log",
     conda:
         "../envs/conda.yaml"
+    envmodules:
+        *MODULES,
     threads: STAGE_THREADS
     resources:
         meter=1,
@@ -86,6 +90,8 @@ rule evaluation:
         f"{RUN_DIR}/logs/evaluation.log",
     conda:
         "../envs/conda.yaml"
+    envmodules:
+        *MODULES,
     threads: STAGE_THREADS
     resources:
         meter=1,
@@ -114,6 +120,8 @@ rule reference_evaluation:
         f"{ROOT}/reference/{{artefact}}/logs/evaluation.log",
     conda:
         "../envs/conda.yaml"
+    envmodules:
+        *MODULES,
     threads: STAGE_THREADS
     resources:
         meter=1,

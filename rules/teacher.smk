@@ -21,6 +21,8 @@ for stage, (part_rule, merge_rule) in TEACHER_RULES.items():
             f"{TEACHER_DIR}/logs/{stage}.{{part}}.log",
         conda:
             "../envs/conda.yaml"
+        envmodules:
+            *MODULES,
         threads: STAGE_THREADS
         resources:
             meter=1,
@@ -49,6 +51,8 @@ for stage, (part_rule, merge_rule) in TEACHER_RULES.items():
             f"{TEACHER_DIR}/logs/{stage}.log",
         conda:
             "../envs/conda.yaml"
+        envmodules:
+            *MODULES,
         resources:
             meter=1,
         params:

@@ -7,11 +7,15 @@ distinct request.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from workflow_scripts.energy.state import TOKEN_FOLDER, TOKEN_VARIABLE
 
 # what a resource is called in sbatch, and in the site block of profiles/slurm/config.yaml
 _OPTIONS = {
@@ -78,6 +82,31 @@ def check_writable(folders: Iterable[str]) -> None:
                 f"output: {folder} cannot be written to ({existing}: {error.strerror}): set output.root and the other "
                 "`output` folders to a place that this user may write to"
             ) from None
+
+
+def read_modules(path: Path) -> list[str]:
+    """Names of environment modules in a file, one per line, `#` begins a comment."""
+    lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if line]
+
+
+def announce(root: str) -> None:
+    """Leave a token under `root` and in the environment of the jobs, by which a job knows that both see the same folder."""
+    token = secrets.token_hex(8)
+    path = Path(root, "state", TOKEN_FOLDER, token)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    os.environ[TOKEN_VARIABLE] = f"{token}@{socket.gethostname()}"
+
+
+def hint_after_failure(log_folder: Path) -> str | None:
+    """What to look at when jobs failed and left no Slurm log."""
+    if any(log_folder.rglob("*.log")):
+        return None
+    return (
+        f"No job has left a log in {log_folder}: perhaps the working directory is not shared with the compute nodes. The "
+        "checkout, the environment and output.root must be on a file system that all of them mount."
+    )
 
 
 def _sbatch_options(resources: Mapping[str, Any]) -> tuple[str, ...]:

@@ -8,12 +8,15 @@ import re
 import signal
 import socket
 import subprocess
+import threading
 import time
 
 import pytest
 
 from tests.unit.meter_bench import WORKER, Bench, python
-from workflow_scripts.energy.state import Lock, LockedError, fingerprint
+from workflow_scripts.cluster import announce, hint_after_failure
+from workflow_scripts.energy import state
+from workflow_scripts.energy.state import Lock, LockedError, NotSharedError, check_shared, fingerprint
 
 
 def test_a_second_meter_on_the_same_state_is_refused_with_the_owner(tmp_path) -> None:
@@ -160,8 +163,8 @@ def test_what_a_killed_part_had_saved_is_useful_once_the_parts_are_merged(tmp_pa
     code = PART.format(
         steps=5,
         name="a",
-        then=f"time.sleep(0.5); open({str(zone)!r}, 'w').write('60000000'); time.sleep(0.5); raise SystemExit(9)",
-    ).replace("    progress.saved()", f"    open({str(zone)!r}, 'w').write('30000000'); time.sleep(0.3); progress.saved()")
+        then=f"time.sleep(1); open({str(zone)!r}, 'w').write('60000000'); time.sleep(1); raise SystemExit(9)",
+    ).replace("    progress.saved()", f"    open({str(zone)!r}, 'w').write('30000000'); time.sleep(1); progress.saved()")
     assert run_split(bench, "--part", "1-of-2", code=code) == 9
     assert run_split(bench, "--parts", "2", code=MERGE) == 0
     first = bench.record()["attempts"][0]
@@ -175,3 +178,29 @@ def test_lock_wait_is_bounded(tmp_path) -> None:
     with pytest.raises(LockedError, match=re.escape(str(tmp_path))):
         Lock(tmp_path).wait(0.01, "work")
     assert 0.5 < time.monotonic() - begun < 10
+
+
+def test_a_folder_that_is_not_shared_is_named(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(state, "_VISIBLE_WITHIN_S", 0.1)
+    check_shared(tmp_path / "results" / "state")  # no driver has announced itself
+    monkeypatch.setenv(state.TOKEN_VARIABLE, "")
+    announce(str(tmp_path / "results"))
+    check_shared(tmp_path / "results" / "state")
+    with pytest.raises(NotSharedError, match="output.root: .*elsewhere on .* is not the folder that Snakemake writes to"):
+        check_shared(tmp_path / "elsewhere" / "state")
+
+
+def test_a_late_file_system_is_waited_for(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv(state.TOKEN_VARIABLE, "")
+    announce(str(tmp_path))
+    (token,) = (tmp_path / "state" / state.TOKEN_FOLDER).iterdir()
+    hidden = token.rename(tmp_path / "hidden")
+    threading.Timer(0.5, hidden.rename, [token]).start()
+    check_shared(tmp_path / "state")
+
+
+def test_failed_jobs_without_a_log_are_explained(tmp_path) -> None:
+    assert "perhaps the working directory is not shared" in (hint_after_failure(tmp_path) or "")
+    (tmp_path / "rule").mkdir()
+    (tmp_path / "rule" / "1.log").touch()
+    assert hint_after_failure(tmp_path) is None

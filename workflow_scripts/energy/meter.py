@@ -37,7 +37,15 @@ from workflow_scripts.energy.neighbours import Neighbours
 from workflow_scripts.energy.provenance import provenance
 from workflow_scripts.energy.record import build_record
 from workflow_scripts.energy.sampler import Sampler, Trace
-from workflow_scripts.energy.state import BEAT_EVERY_S, Lock, LockedError, fingerprint, host_identity
+from workflow_scripts.energy.state import (
+    BEAT_EVERY_S,
+    Lock,
+    LockedError,
+    NotSharedError,
+    check_shared,
+    fingerprint,
+    host_identity,
+)
 
 _SLURM_KEYS = ("SLURM_JOB_ID", "SLURM_JOB_PARTITION", "SLURM_RESTART_COUNT", "SLURM_JOB_GPUS", "SLURM_CLUSTER_NAME")
 LOOK_EVERY_S = 5.0
@@ -52,9 +60,10 @@ def main(arguments: list[str] | None = None) -> int:
     folder = stage_folder / "parts" / options.part if options.part else stage_folder
     lock = Lock(folder)
     try:
+        check_shared(Path(options.state))
         folder.mkdir(parents=True, exist_ok=True)
         waited = lock.wait(json.loads(options.options)["lock_wait_minutes"], options.stage)
-    except (LockedError, OSError) as error:
+    except (LockedError, NotSharedError, OSError) as error:
         print(f"{options.stage}: {error}", file=sys.stderr)
         return 1
     try:

@@ -115,7 +115,10 @@ def _sampling_trial(settings: PrerunSlice, options: dict[str, Any]) -> dict[str,
     watts = [run["joules"] / run["seconds"] if run["joules"] is not None else None for run in runs]
     failure = difference = None
     if watts[0] is None or watts[1] is None:
-        failure = f"the meter found no energy in a {seconds:g} s load: {runs[0]['reason'] or runs[1]['reason']}"
+        failure = (
+            f"the meter found no energy in a {seconds:g} s load: {runs[0]['reason'] or runs[1]['reason']}: raise "
+            "prerun.burn_in_seconds where CodeCarbon starts slowly (a busy host)"
+        )
     elif watts[0] <= 0:
         failure = f"a {seconds:g} s load used {watts[0]} W: the source does not count"
     else:

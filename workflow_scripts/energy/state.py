@@ -23,6 +23,31 @@ BEAT_EVERY_S = 20.0
 _LOOK_EVERY_S = 2.0
 
 
+TOKEN_FOLDER = "drivers"  # in the state folder: an empty file for each driver that has started
+TOKEN_VARIABLE = "DISTILL_DRIVER_TOKEN"
+_VISIBLE_WITHIN_S = 60.0
+
+
+class NotSharedError(RuntimeError):
+    """The results folder of this host is not the one that Snakemake sees."""
+
+
+def check_shared(state: Path) -> None:
+    """Raise NotSharedError when the driver's token is not in the state folder within a minute; no driver, no check."""
+    announced = os.environ.get(TOKEN_VARIABLE)
+    if announced is None:
+        return
+    token, _, driver = announced.partition("@")
+    deadline = time.monotonic() + _VISIBLE_WITHIN_S
+    while not (state / TOKEN_FOLDER / token).is_file():
+        if time.monotonic() > deadline:
+            raise NotSharedError(
+                f"output.root: {state.parent.absolute()} on {socket.gethostname()} is not the folder that Snakemake writes to "
+                f"on {driver}: set output.root to a file system that the compute nodes share"
+            )
+        time.sleep(1)  # a network file system may show it late
+
+
 class LockedError(RuntimeError):
     """Another process works on this very stage."""
 
