@@ -189,14 +189,24 @@ def test_recover_makes_a_record_of_a_killed_stage(tmp_path) -> None:
     assert record["tokens_processed"] > 0 and record["attempts"][0]["end_source"] == "ledger"
 
 
-def test_the_time_limit_of_a_job_is_a_timeout(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 20))
+@pytest.mark.parametrize(
+    ("started_s_ago", "limit", "outcome"),
+    [(3500, "1:00:00", "timeout"), (60, "1:00:00", "signal"), (90000, "1-01:02:00", "timeout"), (0, "UNLIMITED", "signal")],
+)
+def test_sigterm_near_the_time_limit_of_a_job_is_a_timeout(tmp_path, monkeypatch, started_s_ago, limit, outcome) -> None:
+    squeue = tmp_path / "bin" / "squeue"
+    squeue.parent.mkdir()
+    begin = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() - started_s_ago))
+    squeue.write_text(f"#!/bin/sh\necho {begin} {limit}\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{squeue.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
     bench = Bench(tmp_path)
     process = bench.start(*python(WORKER.format(steps=1000, sleep=0.05)))
     bench.wait_for_tick(process)
     process.terminate()
     assert process.wait(20) == 143
-    assert bench.ledgers()[0].end["outcome"] == "timeout"
+    assert bench.ledgers()[0].end["outcome"] == outcome
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from workflow_scripts.energy.sources.slurm import seconds_to_limit
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-_NEAR_THE_LIMIT_S = 120
+_NEAR_THE_LIMIT_S = 300
 
 
 class Child:
@@ -58,7 +60,7 @@ class Child:
             return {"outcome": "completed", "exit_code": 0, "signal": None}
         if code < 0 or self.received is not None:
             number = -code if code < 0 else self.received
-            outcome = "timeout" if number == signal.SIGTERM and _time_is_up(os.environ) else "signal"
+            outcome = "timeout" if number == signal.SIGTERM and _time_is_up() else "signal"
             return {"outcome": outcome, "exit_code": None if code < 0 else code, "signal": number}
         return {"outcome": "failed", "exit_code": code, "signal": None}
 
@@ -91,7 +93,7 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _time_is_up(environment: Mapping[str, str]) -> bool:
-    """Whether the Slurm job's time limit is what ends it, by SLURM_JOB_END_TIME."""
-    end = environment.get("SLURM_JOB_END_TIME", "")
-    return end.isdigit() and time.time() >= int(end) - _NEAR_THE_LIMIT_S
+def _time_is_up() -> bool:
+    """Whether the Slurm job's time limit is what ends it: a stage may be told some minutes before."""
+    left = seconds_to_limit()
+    return left is not None and left < _NEAR_THE_LIMIT_S
