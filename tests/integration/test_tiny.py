@@ -158,7 +158,7 @@ def test_the_report_has_the_figures(finished: Workflow) -> None:
 
 def test_a_stage_killed_in_the_middle_leaves_log_and_ledger_and_a_rerun_finishes(finished: Workflow) -> None:
     finished.overlay.write_text(
-        finished.overlay.read_text().replace("token_budget: 300", "token_budget: 6000\n  save_steps: 2")
+        finished.overlay.read_text().replace("token_budget: 300", "token_budget: 3000\n  save_steps: 2")
     )
     target = "results/demo_kd/final_model/manifest.json"
     command = [sys.executable, "-m", "snakemake", "--cores", "2", target, "--configfile", str(finished.overlay)]
@@ -204,10 +204,13 @@ def test_a_lost_manifest_is_restored_without_work(finished: Workflow) -> None:
     manifest.unlink()
     finished.snakemake("--cores", "2", "synthetic_generation")
     assert manifest.read_text() == content
-    log = finished.path("results/teacher/synthetic_dataset-*/logs/synthetic_generation.log").read_text()
-    assert "restored" in log
+    log = finished.path("results/teacher/synthetic_dataset-*/logs/synthetic_generation.1-of-1.log").read_text()
+    assert "3 unit(s) are there from earlier attempts" in log
     record = finished.json("results/teacher/synthetic_dataset-*/stages/synthetic_generation.json")
-    assert [a["outcome"] for a in record["attempts"]] == ["completed", "completed"]
+    assert [(a["part"], a["outcome"]) for a in record["attempts"]] == [("1-of-1", "completed"), (None, "completed")] * 2
+    again = record["attempts"][2]
+    assert again["work"] == again["resumed_from"], "it only counted what was there"
+    assert record["tokens_processed"] == again["work"]["generated"]
 
 
 def run_fails(workflow: Workflow, target: str) -> str:

@@ -14,25 +14,7 @@ import yaml
 
 from tests.conftest import Workflow, copy_workflow
 from tests.slurm.cluster import Cluster
-
-QUICK = ("--slurm-init-seconds-before-status-checks", "3", "--latency-wait", "10")
-FAMILIES = """
-    teacher: { partition: gpu, gpus: 1, gpu_model: l40s, cpus: 2, mem_gb: 1.5, hours: 0.5 }
-    student: { partition: gpu, gpus: 1, gpu_model: l40s, cpus: 2, mem_gb: 1.5, hours: 0.5 }
-    evaluation: { partition: gpu, gpus: 1, gpu_model: l40s, cpus: 2, mem_gb: 1.5, hours: 0.5 }
-    data: { partition: cpu, gpus: 0, gpu_model: null, cpus: 2, mem_gb: 1.5, hours: 0.5 }
-    accounting: { partition: null, gpus: 0, gpu_model: null, cpus: 1, mem_gb: 0.5, hours: 0.2 }
-"""
-
-
-def settle(workflow: Workflow, families: str = FAMILIES, account: str = "null", accounting: str = "false") -> None:
-    """Fill in the site block of the profile, as the README says."""
-    path = workflow.folder / "profiles" / "slurm" / "config.yaml"
-    text = path.read_text()
-    text = re.sub(r"account: \S+ #", f"account: {account} #", text, count=1)
-    text = re.sub(r"accounting: true #", f"accounting: {accounting} #", text, count=1)
-    text = re.sub(r"(  families:\n)(    \w+: \{.*\n)+", rf"\1{families.lstrip(chr(10))}", text, count=1)
-    path.write_text(text)
+from tests.slurm.site import QUICK, families, settle
 
 
 def on_slurm(workflow: Workflow, *arguments: str, **options) -> subprocess.CompletedProcess[str]:
@@ -47,7 +29,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 def test_the_tiny_experiment_on_slurm_in_parts(tiny_run: Workflow, cluster: Cluster, tmp_path: Path, downloads: Path) -> None:
     workflow = copy_workflow(tmp_path / "workflow", downloads)
-    settle(workflow)
+    settle(workflow.folder)
     (workflow.folder / "parts.yaml").write_text("scatter: {logit_caching: 3, synthetic_generation: 2, preference_dataset: 2}\n")
     on_slurm(workflow, overlay="parts.yaml")
     for pattern in ("teacher/*/*/manifest.json", "demo_*/final_*/manifest.json"):
@@ -76,7 +58,7 @@ def check_requests(cluster: Cluster, workflow: Workflow) -> None:
 
 
 def test_the_plan_shows_the_resources(finished: Workflow) -> None:
-    settle(finished)
+    settle(finished.folder)
     shutil.rmtree(finished.folder / "results" / "demo_kd")
     plan = on_slurm(finished, "-n", "demo_kd").stdout
     (training,) = re.findall(r"rule student_train:.*?resources: (.*?)\n", plan, re.DOTALL)
@@ -100,7 +82,7 @@ def test_the_plan_shows_the_resources(finished: Workflow) -> None:
 def test_what_the_site_refuses_is_said_before_the_first_job(
     finished: Workflow, cluster: Cluster, change: tuple[str, str], message: str
 ) -> None:
-    settle(finished, FAMILIES.replace(*change))
+    settle(finished.folder, families().replace(*change))
     for folder in ("results/teacher", "results/demo_kd"):
         shutil.rmtree(finished.folder / folder)
     before = cluster.run("squeue", "--states=all", "--noheader", "--format=%i")
@@ -111,14 +93,14 @@ def test_what_the_site_refuses_is_said_before_the_first_job(
 
 def test_no_sbatch_and_no_database_are_named(finished: Workflow, cluster: Cluster, tmp_path: Path) -> None:
     shutil.rmtree(finished.folder / "results" / "demo_kd")
-    settle(finished, accounting="true")
+    settle(finished.folder, accounting="true")
     result = on_slurm(finished, "demo_kd", check=False)
     assert "set `accounting: false` in the profile's site block" in result.stderr
     tools = tmp_path / "bin"
     tools.mkdir()
     for name in ("bash", "which", "python3", "scontrol"):
         (tools / name).symlink_to(shutil.which(name) or name)
-    settle(finished, accounting="false")
+    settle(finished.folder, accounting="false")
     result = on_slurm(finished, "demo_kd", check=False, PATH=str(tools))
     assert "--executor slurm, but there is no sbatch on PATH: run this on a login node" in result.stderr
 
@@ -139,10 +121,10 @@ def test_with_accounting_states_come_from_sacct_and_a_wrong_account_is_refused(f
     for folder in ("results/demo_kd/final_model", "results/state/student_train"):
         shutil.rmtree(finished.folder / folder)
     with Cluster(tmp_path / "slurm", accounting=True) as cluster:
-        settle(finished, account="nobody", accounting="true")
+        settle(finished.folder, account="nobody", accounting="true")
         result = on_slurm(finished, "demo_kd", check=False)
         assert "site block: account" in result.stderr, result.stderr
-        settle(finished, account="default", accounting="true")
+        settle(finished.folder, account="default", accounting="true")
         on_slurm(finished, "demo_kd")
         states = cluster.run("sacct", "-n", "-X", "--format=State,Account").split()
         assert states.count("COMPLETED") >= 2 and set(states) == {"COMPLETED", "default"}, states
@@ -151,7 +133,7 @@ def test_with_accounting_states_come_from_sacct_and_a_wrong_account_is_refused(f
 def test_two_nodes_train_as_one_and_this_machine_is_counted_once(
     tiny_run: Workflow, finished: Workflow, cluster: Cluster
 ) -> None:
-    settle(finished, FAMILIES.replace("student: { partition: gpu, gpus: 1", "student: { partition: batch, gpus: 0"))
+    settle(finished.folder, families().replace("student: { partition: gpu, gpus: 1", "student: { partition: batch, gpus: 0"))
     (finished.folder / "two.yaml").write_text(yaml.safe_dump({"training": {"num_nodes": 2}}))
     on_slurm(finished, "results/demo_kd/final_model/manifest.json", overlay="two.yaml")
     one, two = (w.json("results/demo_kd/stages/student_train.json") for w in (tiny_run, finished))

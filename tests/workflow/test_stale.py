@@ -90,6 +90,15 @@ def test_learning_rate_reruns_that_training_and_what_follows(finished: Workflow)
     assert jobs["evaluation demo_kd"].startswith("Input files updated by another job")
 
 
+def test_another_number_of_parts_reruns_nothing_and_holds_for_what_is_made_next(finished: Workflow) -> None:
+    edit(finished, "config/base.yaml", set_key("scatter.logit_caching", 3))
+    assert plan(finished) == {}
+    edit(finished, "config/base.yaml", set_key("distillation.cache_temperatures", [1.0]))
+    finished.overlay.write_text(finished.overlay.read_text().replace("cache_temperatures: [1.0, 2.0]", "batch_size: 7"))
+    text = finished.snakemake("-n").stdout
+    assert text.count("rule cache_logits:") == 3 and text.count("rule merge_logits:") == 1
+
+
 def test_swapped_values_are_seen(finished: Workflow) -> None:
     def swap(content: dict) -> None:
         content["training"] = {"num_warmup_steps": 3, "gradient_accumulation_steps": 2}
@@ -103,8 +112,8 @@ def test_top_k_reruns_the_cache_and_kd(finished: Workflow) -> None:
     edit(finished, "config/base.yaml", set_key("distillation.shard_examples", 4))
     finished.overlay.write_text(finished.overlay.read_text().replace("top_k_logits: 16", "top_k_logits: 8"))
     jobs = plan(finished)
-    assert set(jobs) == TRAINING_KD | {"cache_logits"}
-    assert jobs["cache_logits"].startswith("Missing output files: results/teacher/logit_cache-")
+    assert set(jobs) == TRAINING_KD | {"cache_logits", "merge_logits"}
+    assert jobs["merge_logits"].startswith("Missing output files: results/teacher/logit_cache-")
 
 
 def test_kd_temperature_within_the_cache_retrains_only(finished: Workflow) -> None:
@@ -117,12 +126,13 @@ def test_generation_temperature_reruns_generation_and_sft(finished: Workflow) ->
     jobs = plan(finished)
     assert set(jobs) == {
         "generate_answers",
+        "merge_answers",
         "student_train demo_sft",
         "evaluation demo_sft",
         "experiment_summary demo_sft",
         "comparison",
     }
-    assert jobs["generate_answers"].startswith("Missing output files: results/teacher/synthetic_dataset-")
+    assert jobs["merge_answers"].startswith("Missing output files: results/teacher/synthetic_dataset-")
 
 
 def test_beta_reruns_dpo_only(finished: Workflow) -> None:
@@ -162,9 +172,9 @@ def test_a_deleted_cache_comes_back_when_something_needs_it(finished: Workflow) 
     """A cache whose students are trained may be deleted to free the disk; nothing is made until it is needed."""
     finished.path("results/teacher/logit_cache-*/logit_cache/manifest.json").unlink()
     assert plan(finished) == {}
-    assert set(plan(finished, "logit_caching")) == {"cache_logits"}
+    assert set(plan(finished, "logit_caching")) == {"cache_logits", "merge_logits"}
     finished.path("results/demo_kd/final_model/manifest.json").unlink()
-    assert set(plan(finished)) == TRAINING_KD | {"cache_logits"}
+    assert set(plan(finished)) == TRAINING_KD | {"cache_logits", "merge_logits"}
 
 
 def test_a_new_experiment_with_the_same_teacher_settings_shares_the_teacher(finished: Workflow) -> None:
@@ -222,7 +232,7 @@ def test_targets_of_the_guide(finished: Workflow) -> None:
     for target in (*TEACHER_TARGETS, "demo_sft"):
         assert plan(finished, target) == {}
     finished.path("results/teacher/preference_dataset-*/preference_dataset/manifest.json").unlink()
-    assert set(plan(finished, "preference_dataset")) == {"rank_pairs"}
+    assert set(plan(finished, "preference_dataset")) == {"rank_pairs", "merge_pairs"}
 
 
 @pytest.mark.parametrize(
