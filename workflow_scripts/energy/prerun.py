@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import socket
 import statistics
 import subprocess
@@ -26,6 +27,7 @@ import psutil
 from workflow_scripts.artefact import read_json, write_json
 from workflow_scripts.energy.provenance import cpu_brand
 from workflow_scripts.energy.sources.nvml import open_nvml
+from workflow_scripts.energy.state import TOKEN_VARIABLE
 from workflow_scripts.settings.slices import PrerunSlice
 
 SAMPLING_TRIALS = 3
@@ -100,16 +102,19 @@ def check_sampling(settings: PrerunSlice, options: dict[str, Any]) -> dict[str, 
     """The same load through the whole meter at the configured period and at half of it: the mean powers must agree.
 
     Other work on the host changes the power between the two loads by chance, a fault of the sampling does so every time;
-    so a disagreement is tried again, twice at most, and every trial is reported.
+    so a disagreement is tried again, twice at most, and every trial is reported. On a busy host CodeCarbon may need longer to
+    start than the load takes: then the next load is twice as long.
     """
     trials: list[dict[str, Any]] = []
+    seconds = settings.prerun.burn_in_seconds
     while len(trials) < SAMPLING_TRIALS and (not trials or trials[-1]["failure"]):
-        trials.append(_sampling_trial(settings, options))
+        trials.append(_sampling_trial(seconds, settings.prerun.sampling_tolerance, options))
+        if None in trials[-1]["mean_watts"]:
+            seconds *= 2
     return {"trials": trials, "bound": settings.prerun.sampling_tolerance, "failure": trials[-1]["failure"]}
 
 
-def _sampling_trial(settings: PrerunSlice, options: dict[str, Any]) -> dict[str, Any]:
-    seconds, bound = settings.prerun.burn_in_seconds, settings.prerun.sampling_tolerance
+def _sampling_trial(seconds: float, bound: float, options: dict[str, Any]) -> dict[str, Any]:
     period = options["nvml_poll_interval_ms"]
     runs = [_metered_burn(seconds, options | {"nvml_poll_interval_ms": p}) for p in (period, period // 2)]
     watts = [run["joules"] / run["seconds"] if run["joules"] is not None else None for run in runs]
@@ -145,7 +150,10 @@ def _metered(child: list[str], options: dict[str, Any], window_s: float | None =
     with tempfile.TemporaryDirectory() as folder:
         base = [sys.executable, "-m", "workflow_scripts.energy.meter", "--stage", "load", "--role", "prerun"]
         paths = ["--record", f"{folder}/record.json", "--log", f"{folder}/log", "--state", f"{folder}/state"]
-        process = subprocess.Popen([*base, *paths, "--options", json.dumps(options), "--", *child], stderr=subprocess.PIPE)
+        environment = {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}  # a folder of our own
+        process = subprocess.Popen(
+            [*base, *paths, "--options", json.dumps(options), "--", *child], stderr=subprocess.PIPE, env=environment
+        )
         while process.poll() is None:
             load.append((psutil.cpu_percent(interval=0.25), time.monotonic()))
         ended = time.monotonic()
