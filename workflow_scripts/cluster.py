@@ -26,11 +26,11 @@ _OPTIONS = {
     "nodes": ("--nodes", "nodes"),
 }
 _FAULTS = (
-    ("partition", "partition"),
     ("account", "account"),
+    ("partition", "partition"),
     ("gres", "gpus, gpu_model or partition"),
     ("generic resource", "gpus, gpu_model or partition"),
-    ("node configuration", "gpus, cpus, mem_gb or partition"),
+    ("node configuration", "gpus, gpu_model, cpus, mem_gb or partition"),
     ("memory", "mem_gb"),
     ("time limit", "hours"),
 )

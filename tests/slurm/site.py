@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
+
+from tests.conftest import Workflow
 
 QUICK = ("--slurm-init-seconds-before-status-checks", "3", "--latency-wait", "20")
 
@@ -28,3 +31,8 @@ def settle(folder: Path, block: str | None = None, account: str = "null", accoun
     text = re.sub(r"accounting: \w+ #", f"accounting: {accounting} #", text, count=1)
     text = re.sub(r"(  families:\n)(    \w+: \{.*\n)+", rf"\g<1>{block or families()}", text, count=1)
     path.write_text(text)
+
+
+def on_slurm(workflow: Workflow, *arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    """Run Snakemake with the settled profile."""
+    return workflow.snakemake("--workflow-profile", "profiles/slurm", *QUICK, *arguments, **options)

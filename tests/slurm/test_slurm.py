@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,11 +13,7 @@ import yaml
 
 from tests.conftest import Workflow, copy_workflow
 from tests.slurm.cluster import Cluster
-from tests.slurm.site import QUICK, families, settle
-
-
-def on_slurm(workflow: Workflow, *arguments: str, **options) -> subprocess.CompletedProcess[str]:
-    return workflow.snakemake("--workflow-profile", "profiles/slurm", *QUICK, *arguments, **options)
+from tests.slurm.site import families, on_slurm, settle
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +35,7 @@ def test_the_tiny_experiment_on_slurm_in_parts(tiny_run: Workflow, cluster: Clus
     assert [a["part"] for a in record["attempts"]].count(None) == 1 and record["parts"] == 3
     assert {a["part"] for a in record["attempts"]} == {"1-of-3", "2-of-3", "3-of-3", None}
     assert len({a["slurm"]["SLURM_JOB_ID"] for a in record["attempts"]}) == 4, "a Slurm job each"
-    assert record["total_energy_joules"] == pytest.approx(sum(a["total_j"] for a in record["attempts"]))
+    assert record["total_energy_joules"] == pytest.approx(sum(a["total_j"] or 0 for a in record["attempts"]))
     check_requests(cluster, workflow)
     assert "Nothing to be done" in on_slurm(workflow, "-n").stdout, "another number of parts reruns nothing"
 
@@ -114,20 +109,7 @@ def test_a_results_folder_that_cannot_be_written_is_named(finished: Workflow) ->
 def test_more_parts_than_units_are_refused_while_planning(finished: Workflow) -> None:
     (finished.folder / "many.yaml").write_text("scatter: {logit_caching: 4}\n")
     result = finished.snakemake("-n", overlay="many.yaml", check=False)
-    assert "scatter.logit_caching = 4, but the work has 3 unit(s) at most" in result.stderr
-
-
-def test_with_accounting_states_come_from_sacct_and_a_wrong_account_is_refused(finished: Workflow, tmp_path: Path) -> None:
-    for folder in ("results/demo_kd/final_model", "results/state/student_train"):
-        shutil.rmtree(finished.folder / folder)
-    with Cluster(tmp_path / "slurm", accounting=True) as cluster:
-        settle(finished.folder, account="nobody", accounting="true")
-        result = on_slurm(finished, "demo_kd", check=False)
-        assert "site block: account" in result.stderr, result.stderr
-        settle(finished.folder, account="default", accounting="true")
-        on_slurm(finished, "demo_kd")
-        states = cluster.run("sacct", "-n", "-X", "--format=State,Account").split()
-        assert states.count("COMPLETED") >= 2 and set(states) == {"COMPLETED", "default"}, states
+    assert "scatter.logit_caching = 4, but the work has 3 unit(s) at most" in result.stdout + result.stderr
 
 
 def test_two_nodes_train_as_one_and_this_machine_is_counted_once(
@@ -135,7 +117,8 @@ def test_two_nodes_train_as_one_and_this_machine_is_counted_once(
 ) -> None:
     settle(finished.folder, families().replace("student: { partition: gpu, gpus: 1", "student: { partition: batch, gpus: 0"))
     (finished.folder / "two.yaml").write_text(yaml.safe_dump({"training": {"num_nodes": 2}}))
-    on_slurm(finished, "results/demo_kd/final_model/manifest.json", overlay="two.yaml")
+    tasks = ("--set-resources", "student_train:tasks=2")  # without GPUs Slurm is asked for one task, which needs one node
+    on_slurm(finished, "--retries", "0", "results/demo_kd/final_model/manifest.json", *tasks, overlay="two.yaml")
     one, two = (w.json("results/demo_kd/stages/student_train.json") for w in (tiny_run, finished))
     assert two["metrics"]["cross_entropy"] == pytest.approx(one["metrics"]["cross_entropy"], abs=1e-4)
     assert two["attempts"][-1]["hosts"] == [os.uname().nodename], "both nodes are this machine"

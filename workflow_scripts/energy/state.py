@@ -128,7 +128,8 @@ class Lock:
     def release(self) -> None:
         """Give the lock back, unless another took it over."""
         if self._owner() == self._mine:
-            self._path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # where it cannot be removed it is that of a dead process from now on
+                self._path.unlink(missing_ok=True)
 
     def _owner(self) -> dict[str, Any]:
         try:
