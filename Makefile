@@ -1,5 +1,6 @@
 # make demo    the whole comparison on a small real model, CPU only
 # make test    the tests, the tiny experiment end to end among them
+# make faults  the fault campaign: about a hundred kills, full disks and damaged files, each survived or reported
 # make checks  what CI runs before the tests: format, lint, types
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ SNAKEMAKE := $(BIN)/snakemake
 REPORT := results/report.html
 COMPARISON := results/comparison/comparison.json
 
-.PHONY: demo test checks format lock reference
+.PHONY: demo test faults checks format lock reference
 
 demo: $(READY)
 	$(SNAKEMAKE) --quiet host progress reason rules
@@ -21,6 +22,9 @@ $(REPORT): $(COMPARISON)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+faults: $(READY)
+	$(BIN)/python -m tests.faults.campaign
 
 checks: $(READY)
 	$(BIN)/ruff format --check .

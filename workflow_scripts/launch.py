@@ -26,7 +26,9 @@ def main() -> int:
     options, stage = parser.parse_args(sys.argv[1:split]), sys.argv[split + 1 :]
     if options.nodes > 1 and options.rendezvous is None:
         command = on_every_node(options.nodes, options.processes, stage)
-        os.execvp(command[0], command)
+        # the variables of the step that this runs in describe one node of the job
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SRUN_", "SBATCH_"))}
+        os.execvpe(command[0], command, environment)
     if threads := os.environ.get("OMP_NUM_THREADS"):
         os.environ["OMP_NUM_THREADS"] = str(max(1, int(threads) // options.processes))
     meet = ["--standalone"]
@@ -47,8 +49,22 @@ def on_every_node(nodes: int, processes: int, stage: list[str]) -> list[str]:
     hosts = _output("scontrol", "show", "hostnames", names).split()
     if len(hosts) != nodes:
         sys.exit(f"error: training.num_nodes = {nodes}, but Slurm job {job} has {len(hosts)} node(s): {', '.join(hosts)}")
-    srun = ["srun", "--overlap", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
-    again = [f"--nodes={nodes}", f"--processes={processes}", f"--rendezvous={hosts[0]}:{20000 + int(job) % 20000}", "--"]
+    srun = [
+        "srun",
+        f"--jobid={job}",
+        "--overlap",
+        "--mem=0",
+        f"--nodes={nodes}",
+        f"--ntasks={nodes}",
+        "--ntasks-per-node=1",
+        "--kill-on-bad-exit=1",
+    ]
+    again = [
+        f"--nodes={nodes}",
+        f"--processes={processes}",
+        f"--rendezvous={_address(hosts[0])}:{20000 + int(job) % 20000}",
+        "--",
+    ]
     python = [sys.executable, "-m"]
     return [*srun, *python, "workflow_scripts.energy.follower", "--", *python, "workflow_scripts.launch", *again, *stage]
 
@@ -69,6 +85,12 @@ def torchrun(arguments: list[str]) -> int:
     except SignalException as stopped:
         return 128 + int(stopped.sigval)
     return 0
+
+
+def _address(node: str) -> str:
+    """Where Slurm itself reaches a node."""
+    words = _output("scontrol", "--oneliner", "show", "node", node).split()
+    return next((word.partition("=")[2] for word in words if word.startswith("NodeAddr=")), node)
 
 
 def _output(*command: str) -> str:
