@@ -70,7 +70,7 @@ def test_the_launcher_passes_exit_codes_and_signals_on(tmp_path) -> None:
         "import os, signal, sys, time\n"
         "signal.signal(signal.SIGTERM, lambda *a: sys.exit(143))\n"
         "if sys.argv[1] == 'fail' and os.environ['RANK'] == '1': sys.exit(7)\n"
-        "print('ready', flush=True)\n"
+        "if os.environ['RANK'] == '0': os.write(1, b'ready\\n')\n"
         "time.sleep(0 if sys.argv[1] == 'end' else 60)\n"
     )
     command = [sys.executable, "-m", "workflow_scripts.launch", "--nodes=1", "--processes=2", "--", "-m", "stage"]

@@ -5,7 +5,7 @@ import pytest
 from workflow_scripts.distill.batching import pad_rows
 from workflow_scripts.distill.corpus import loss_tokens
 from workflow_scripts.distill.order import training_order
-from workflow_scripts.distill.training import IGNORE, Collator, ExampleWork, StepWork, newest_checkpoint, work_per_step
+from workflow_scripts.distill.training import IGNORE, Collator, ExampleWork, StepWork, work_per_step
 
 
 def test_order_ends_at_the_budget_and_covers_every_epoch_once() -> None:
@@ -40,13 +40,3 @@ def test_work_per_step_counts_padding_per_batch() -> None:
     steps = work_per_step([0, 1, 2, 0], work, batch_size=2, accumulation=1)
     assert steps == [StepWork(2, 3, 6, 2), StepWork(2, 5, 16, 5)]
     assert work_per_step([0, 1, 2, 0], work, batch_size=2, accumulation=2) == [StepWork(4, 8, 22, 7)]
-
-
-def test_the_newest_checkpoint_is_the_highest_whole_one(tmp_path) -> None:
-    """By number, not by name: 22200 comes after 9800. A cut one has no trainer_state.json."""
-    assert newest_checkpoint(tmp_path) is None
-    for step in (9800, 22200, 22400):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-    for step in (9800, 22200):
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
-    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-22200"
