@@ -30,7 +30,6 @@ from tests.faults import checks
 from tests.faults.faults import Fault, Unable, faults
 from tests.faults.run import METER, TARGETS, Base, Lost, Missed, Run, Target
 from tests.faults.slurm_faults import slurm_faults
-from tests.faults.watch import LOOK_EVERY_S
 from tests.integration.test_kills import WATTS, Host
 from tests.slurm.cluster import Cluster
 
@@ -86,7 +85,7 @@ def plan(choice: list[Fault], targets: list[str], count: int, seed: int, latest:
     return trials
 
 
-def attempt(trial: Trial, fraction: float, base: Base, folder: Path, host: Host) -> Outcome:
+def attempt(trial: Trial, fraction: float, base: Base, folder: Path, host: Host, whole: bool) -> Outcome:
     """One fault and all that follows; `injected` is false when the stage had ended before the moment."""
     began = time.monotonic()
     shutil.rmtree(folder, ignore_errors=True)
@@ -95,8 +94,9 @@ def attempt(trial: Trial, fraction: float, base: Base, folder: Path, host: Host)
     try:
         disturb(run, trial.fault, outcome.moment)
         outcome.injected = True
-        run.finish(trial.fault.unlock)
+        run.finish(trial.fault.unlock, whole)
         outcome.bill = judge(run, trial.fault, outcome)
+        outcome.problems += checks.summaries(run.folder) if whole else []
     except Missed:
         pass
     except Unable as error:
@@ -135,8 +135,7 @@ def judge(run: Run, fault: Fault, outcome: Outcome) -> checks.Bill:
     outcome.problems += checks.same_results(run.folder, run.base.workflow.folder, run.base.results)
     outcome.problems += checks.locks(run.folder)
     outcome.notes += [f"left over: {path}" for path in checks.leftovers(run.folder)]
-    unsaved = METER["flush_seconds"] + METER["nvml_poll_interval_ms"] / 1000 + LOOK_EVERY_S
-    found = checks.bill(run.folder, run.started, run.watch.stages, WATTS, unsaved, fault.excused(run))
+    found = checks.bill(run.folder, run.started, run.watch.stages, WATTS, METER, fault.excused(run))
     outcome.problems += found.problems
     if found.difference_pct > checks.CLOCK_PCT:
         outcome.notes.append(f"not on the bill: {found.clock - found.seconds:.2f} s")
@@ -145,11 +144,11 @@ def judge(run: Run, fault: Fault, outcome: Outcome) -> checks.Bill:
     return found
 
 
-def run_trial(trial: Trial, base: Base, folder: Path, host: Host) -> Outcome:
-    """Try at earlier and earlier moments until the stage is met alive."""
+def run_trial(trial: Trial, base: Base, folder: Path, host: Host, whole: bool = True) -> Outcome:
+    """Try at earlier and earlier moments until the stage is met alive. With `whole`, all default targets are made then."""
     fraction = trial.fraction
     for _ in range(TRIES):
-        outcome = attempt(trial, fraction, base, folder / f"trial-{trial.number:03d}", host)
+        outcome = attempt(trial, fraction, base, folder / f"trial-{trial.number:03d}", host, whole)
         if outcome.injected:
             break
         fraction *= EARLIER

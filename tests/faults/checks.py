@@ -88,11 +88,11 @@ class Bill:
         return 100 * abs(self.seconds - self.clock) / self.clock if self.clock else 0.0
 
 
-def bill(folder: Path, since: float, stages: Iterable[Stage], watts: float, unsaved: float, excused: float) -> Bill:
+def bill(folder: Path, since: float, stages: Iterable[Stage], watts: float, energy: dict[str, Any], excused: float) -> Bill:
     """Compare what /proc has seen since `since` with the records.
 
-    The sums may differ by 2 %, or by `unsaved` seconds (a flush and a sampling period) for each attempt whose meter was killed,
-    and by `excused` seconds that the fault kept off the disk.
+    The sums may differ by 2 %, or by a sampling period for each attempt and a flush for each whose meter was killed; and by
+    `excused` seconds that the fault kept off the disk.
     """
     attempts = {a["id"]: a for record in _records(folder) for a in record["attempts"] if a["start_time"] >= since}
     by_meter = {int(id_.rpartition("-")[2]): a for id_, a in attempts.items()}
@@ -111,7 +111,9 @@ def bill(folder: Path, since: float, stages: Iterable[Stage], watts: float, unsa
     seconds = sum(a["duration_seconds"] for a in attempts.values())
     joules = sum(a["joules"].get("cpu") or 0.0 for a in attempts.values())  # of the test's counters; DRAM is CodeCarbon's
     killed = sum(a["end_source"] == "ledger" for a in attempts.values())
-    found = Bill(clock, seconds, joules, unmetered, max(CLOCK_PCT / 100 * clock, killed * unsaved) + excused, problems)
+    period = energy["nvml_poll_interval_ms"] / 1000
+    allowed = max(CLOCK_PCT / 100 * clock, period * len(attempts) + energy["flush_seconds"] * killed)
+    found = Bill(clock, seconds, joules, unmetered, allowed + excused, problems)
     for name, value in (("seconds", seconds), ("joules / watts", joules / watts)):
         if abs(value - clock) > found.allowed:
             problems.append(f"{name} of all attempts {value:.2f}, external clock {clock:.2f} s, allowed {found.allowed:.2f}")
@@ -126,12 +128,18 @@ def _records(folder: Path) -> list[dict[str, Any]]:
 
 
 def _sums(folder: Path) -> list[str]:
-    """Records whose totals are not those of their attempts, and summaries that say something else than their records."""
+    """Records whose totals are not those of their attempts."""
     problems = []
     for record in _records(folder):
         joules = sum(a["total_j"] or 0.0 for a in record["attempts"])
         if abs(joules - (record["total_energy_joules"] or 0.0)) > 1e-6 * joules:
             problems.append(f"record of {record['stage_name']}: {record['total_energy_joules']} J, its attempts {joules} J")
+    return problems
+
+
+def summaries(folder: Path) -> list[str]:
+    """Summaries that say something else than their stages' records."""
+    problems = []
     for path in folder.glob("results/demo_*/experiment_summary.json"):
         for name, record in json.loads(path.read_text())["stages"].items():
             own = path.parent / "stages" / f"{name}.json"

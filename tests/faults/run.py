@@ -20,6 +20,7 @@ import yaml
 from tests.conftest import PARTS, REPOSITORY, Workflow, _link_or_copy, copy_workflow
 from tests.faults import checks
 from tests.faults.watch import Stage, Watch, now, processes_of
+from workflow_scripts.artefact import SCHEMA, write_json
 
 OVERLAY = Path(__file__).with_name("overlay.yaml")
 DRIVER_S, REST_S = 600.0, 30.0  # how long Snakemake may take, and a stage after it
@@ -45,13 +46,13 @@ class Target:
     module: str
     output: str
     record: str
-    keep_units: bool = False  # of a merge: the parts' work is there, so that the merge is all that there is to do
+    merge: bool = False  # the parts' work is there, so that the merge is all that there is to do
 
 
-def _target(name: str, stage: str, folder: str, output: str, module: str = "", keep_units: bool = False) -> Target:
+def _target(name: str, stage: str, folder: str, output: str, module: str = "", merge: bool = False) -> Target:
     record = f"results/{folder}/stages/{stage}.json"
     module = f"workflow_scripts.stages.{module or stage}"
-    return Target(name, stage, module, f"results/{folder}/{output}", record, keep_units)
+    return Target(name, stage, module, f"results/{folder}/{output}", record, merge)
 
 
 def _targets() -> dict[str, Target]:
@@ -65,7 +66,7 @@ def _targets() -> dict[str, Target]:
         ("preference_dataset", "rank_pairs", "merge_pairs", "preference_dataset"),
     ):
         found.append(_target(part, stage, f"teacher/{kind}-*", f"{kind}/manifest.json"))
-        found.append(_target(merge, stage, f"teacher/{kind}-*", f"{kind}/manifest.json", merge, keep_units=True))
+        found.append(_target(merge, stage, f"teacher/{kind}-*", f"{kind}/manifest.json", merge, merge=True))
     for name in ("kd", "sft", "baseline"):
         found.append(_target(f"train_{name}", "student_train", f"demo_{name}", "final_model/manifest.json"))
     found.append(_target("train_dpo", "dpo_training", "demo_dpo", "final_policy/manifest.json"))
@@ -234,8 +235,11 @@ class Run:
         self.start(*arguments)
         return self.wait()
 
-    def finish(self, unlock: bool) -> None:
-        """Run Snakemake again, as a user would, until everything is there. Raises Lost when it will not be."""
+    def finish(self, unlock: bool, whole: bool = True) -> None:
+        """Run Snakemake again, as a user would, until the output is there, then (`whole`) the default targets.
+
+        Raises Lost when it will not be there, or something is to be done after that.
+        """
         if list(self.folder.glob(".snakemake/locks/*")):
             if not unlock:
                 raise Lost("the working directory is left locked")
@@ -245,9 +249,9 @@ class Run:
             if self.reruns == MOST_RERUNS:
                 raise Lost(f"still fails in run {self.reruns} after the fault:\n{self.log()[-3000:]}")
         self.reruns += 1
-        if self.snakemake():
+        if whole and self.snakemake():
             raise Lost(f"the default targets fail:\n{self.log()[-3000:]}")
-        if self.snakemake("-n") or "Nothing to be done" not in self.log():
+        if self.snakemake("-n", *([] if whole else self.wanted)) or "Nothing to be done" not in self.log():
             raise Lost(f"there is still something to be done:\n{self.log()[-3000:]}")
 
     def close(self) -> list[str]:
@@ -270,18 +274,25 @@ class Run:
 
     def _clear(self) -> None:
         """Remove what the stage has made: artefact, record, state."""
-        units, aside = self.state / "units", self.folder / "units"
-        if self.target.keep_units:
-            units.rename(aside)
-            for shard in self.output.parent.glob("shard-*"):  # back to where they were before they were merged
-                shutil.copy2(shard, aside)
-            (aside / "merged_into.json").unlink(missing_ok=True)
-        shutil.rmtree(self.state)
-        if self.target.keep_units:
-            self.state.mkdir()
-            aside.rename(units)
+        if self.target.merge:
+            self._restore_parts()
+        else:
+            shutil.rmtree(self.state)
         if self.output.name == "manifest.json":
             shutil.rmtree(self.output.parent)
         else:
             self.output.unlink()
         self.record.unlink()
+
+    def _restore_parts(self) -> None:
+        """Put back what was there before the merge: shards in the state folder, manifests of the parts."""
+        units = self.state / "units"
+        for shard in self.output.parent.glob("shard-*"):
+            shutil.copy2(shard, units)
+        (units / "merged_into.json").unlink(missing_ok=True)
+        for leftover in self.state.iterdir():
+            if leftover.name not in ("units", "parts"):
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        count = len(list(units.glob("unit-*.json")))
+        manifest = self.output.parents[1] / "parts" / self.target.stage / "1-of-1.json"
+        write_json(manifest, {"schema": SCHEMA, "kind": "part", "part": "1-of-1", "units": count})

@@ -71,7 +71,9 @@ def main(arguments: list[str] | None = None) -> int:
         read_attempts(folder / "attempts", options.stage)
         return _Run(options, command, folder, mark, lock, begun + waited).run()
     except (LedgerError, OSError) as error:
-        print(f"{options.stage}: meter: {error}", file=sys.stderr)
+        unnamed = isinstance(error, OSError) and error.filename is None
+        where = f" (while writing {options.record}, or the ledger in {folder})" if unnamed else ""
+        print(f"{options.stage}: meter: {error}{where}", file=sys.stderr)
         return 1
     finally:
         lock.release()
