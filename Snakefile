@@ -31,11 +31,6 @@ wildcard_constraints:
     teacher="[A-Za-z0-9._-]+",
 
 
-# Meters share a host in a local run; each job of a cluster has its own allocation.
-resource_scopes:
-    meter="local",
-
-
 onstart:
     check_before_the_first_job(workflow)
 
