@@ -63,6 +63,16 @@ def test_every_record_fits_the_schema_and_says_how_it_was_obtained(tiny_run: Wor
     assert summary["stages"]["student_train"]["total_energy_joules"] > 0
 
 
+def test_no_two_metered_stages_overlap_in_a_local_run(tiny_run: Workflow) -> None:
+    """Host-level counters would count twice."""
+    paths = [*tiny_run.folder.glob("results/**/stages/*.json"), *tiny_run.folder.glob("results/models/*/checks/*.record.json")]
+    attempts = {a["id"]: a for path in paths for a in json.loads(path.read_text())["attempts"]}
+    ordered = sorted(attempts.values(), key=lambda a: a["start_time"])
+    assert len(ordered) > 20
+    for before, after in zip(ordered, ordered[1:], strict=False):
+        assert after["start_time"] > before["end_time"] - 0.1, (before["id"], after["id"])
+
+
 def test_the_summary_adds_up(tiny_run: Workflow) -> None:
     for name in EXPERIMENTS:
         summary = tiny_run.json(f"results/{name}/experiment_summary.json")
