@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import jsonschema
@@ -69,7 +70,7 @@ def test_no_two_metered_stages_overlap_in_a_local_run(tiny_run: Workflow) -> Non
     attempts = {a["id"]: a for path in paths for a in json.loads(path.read_text())["attempts"]}
     ordered = sorted(attempts.values(), key=lambda a: a["start_time"])
     assert len(ordered) > 20
-    for before, after in zip(ordered, ordered[1:], strict=False):
+    for before, after in pairwise(ordered):
         assert after["start_time"] > before["end_time"] - 0.1, (before["id"], after["id"])
 
 
