@@ -34,12 +34,16 @@ def write_json(path: Path, content: Any) -> None:
     """Write JSON so that a reader sees the old file or the whole new one: temporary name, fsync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as handle:
-        json.dump(content, handle, indent=1, allow_nan=False)
-        handle.write("\n")
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as handle:
+            json.dump(content, handle, indent=1, allow_nan=False)
+            handle.write("\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_json(path: Path) -> Any:
@@ -50,6 +54,12 @@ def read_json(path: Path) -> Any:
         raise ArtefactError(f"{path} does not exist") from None
     except json.JSONDecodeError as error:
         raise ArtefactError(f"{path} is not whole JSON ({error}): delete it and run again") from None
+
+
+def is_full(folder: Path) -> bool:
+    """Whether the file system of a folder (or of its nearest parent that exists) has less than 1 MiB left."""
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    return shutil.disk_usage(existing).free < 1 << 20
 
 
 def inventory(folder: Path) -> dict[str, dict[str, Any]]:

@@ -28,7 +28,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from workflow_scripts.artefact import write_json
+from workflow_scripts.artefact import is_full, write_json
 from workflow_scripts.energy.child import Child
 from workflow_scripts.energy.display import Bar, tail
 from workflow_scripts.energy.ledger import HOSTS, Attempt, LedgerError, LedgerWriter, read_attempts
@@ -306,6 +306,8 @@ class _Run:
         print(f"{name}: {outcome['outcome']} after {seconds:.1f} s, {energy}", file=sys.stderr)
         if outcome["outcome"] != "completed":
             print("\n".join([f"--- end of {log}", *tail(log), "---"]), file=sys.stderr)
+            if is_full(log.parent):
+                print(f"error: No space left on device: {log.parent}: the log may lack the stage's last words", file=sys.stderr)
 
 
 def _read_idle(path: str | None) -> dict[str, Any] | None:

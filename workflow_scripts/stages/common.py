@@ -77,14 +77,9 @@ def run_stage(
         if isinstance(error, ValueError | RuntimeError) and type(error).__module__.startswith("workflow_scripts"):
             print(f"error: {error}", file=sys.stderr)
             sys.exit(getattr(error, "exit_code", 1))
-        if full := [folder for folder in (Path(options["out"]).parent, state_dir()) if _is_full(folder)]:
+        if full := [folder for folder in (Path(options["out"]).parent, state_dir()) if artefact.is_full(folder)]:
             sys.exit(f"error: No space left on device: {full[0]} ({type(error).__name__}: {error})")  # a library's own words
         raise
-
-
-def _is_full(folder: Path) -> bool:
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    return shutil.disk_usage(existing).free < 1 << 20
 
 
 def build_dir(out: Path, bulk: Path | None = None, kind: str = "") -> Path:
