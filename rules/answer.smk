@@ -20,7 +20,7 @@ rule experiment_summary:
     envmodules:
         *MODULES,
     resources:
-        meter=1,
+        meter=METERS,
     params:
         meter=meter("experiment_summary", "accounting", f"{RUN_DIR}"),
         plan=lambda wildcards: PLAN.summary_plan(wildcards.experiment, PRERUN),
@@ -70,7 +70,7 @@ rule comparison:
     envmodules:
         *MODULES,
     resources:
-        meter=1,
+        meter=METERS,
     params:
         meter=meter("comparison", "accounting", f"{ROOT}/comparison"),
         options=PLAN.comparison_options(),

@@ -49,6 +49,8 @@ TEACHER_RULES = {
     "preference_dataset": ("rank_pairs", "merge_pairs"),
 }
 STAGE_THREADS = 16
+# Two metered stages never share this machine (profiles/default has one `meter`); jobs of a cluster have nodes of their own.
+METERS = 0 if workflow.non_local_exec else 1
 MODULES = read_modules(Path(workflow.basedir, "envs", "modules.txt"))
 
 
