@@ -6,6 +6,7 @@ is not stale when a stage is repeated with the same result.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -56,10 +57,12 @@ def read_json(path: Path) -> Any:
         raise ArtefactError(f"{path} is not whole JSON ({error}): delete it and run again") from None
 
 
-def is_full(folder: Path) -> bool:
-    """Whether the file system of a folder (or of its nearest parent that exists) has less than 1 MiB left."""
+def refusal(folder: Path) -> str | None:
+    """Why nothing can be written to a folder (or to its nearest parent that exists): no space left, or read-only."""
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    return shutil.disk_usage(existing).free < 1 << 20
+    if os.statvfs(existing).f_flag & os.ST_RDONLY:
+        return os.strerror(errno.EROFS)
+    return os.strerror(errno.ENOSPC) if shutil.disk_usage(existing).free < 1 << 20 else None
 
 
 def inventory(folder: Path) -> dict[str, dict[str, Any]]:

@@ -129,8 +129,9 @@ class ReadOnly(Fault):
         run.cleanups.append(lambda: mounts.unmount(run.folder / "results"))
 
     def after(self, run: Run, code: int) -> None:
-        if code:
-            explained(run, "Read-only file system")
+        if not code:
+            raise Missed  # all that it writes was there
+        explained(run, "Read-only file system")
         if run.snakemake(*run.wanted) == 0:
             raise Lost("Snakemake finds nothing wrong with a read-only folder")
         explained(run, "Read-only file system")

@@ -11,6 +11,7 @@ import ctypes
 import fcntl
 import os
 import random
+import re
 import secrets
 import shutil
 import signal
@@ -199,12 +200,11 @@ class Cluster:
         self._end(node)
 
     def wait_for_nodes(self, state: str = "idle", timeout: float = 60, nodes: Collection[str] = NODES) -> None:
-        """Wait until nodes are in a state of sinfo (`down` includes `down*`: down and not responding)."""
-        wanted = {state, "down*"} if state == "down" else {state}
+        """Wait until nodes are in a state (`down` is also what does not respond)."""
         seen: dict[str, str] = {}
         for _ in _ticks(timeout):
             seen = {node: self._node_state(node) for node in nodes}
-            if wanted.issuperset(seen.values()):
+            if set(seen.values()) == {state}:
                 return
         raise SlurmError(f"nodes are not {state} after {timeout} s: {seen}")
 
@@ -306,7 +306,9 @@ class Cluster:
         return self._node_state(node) == "idle"
 
     def _node_state(self, node: str) -> str:
-        return self.run("sinfo", "--noheader", "--Node", f"--nodes={node}", "--format=%T", check=False).split("\n")[0].strip()
+        """As scontrol says it: sinfo may go on saying `mixed` long after the last job has ended."""
+        found = re.search(r" State=(\w+)", self.run("scontrol", "--oneliner", "show", "node", node, check=False))
+        return found[1].lower() if found else ""
 
 
 def _check(folder: Path, accounting: bool) -> None:

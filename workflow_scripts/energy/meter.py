@@ -28,7 +28,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from workflow_scripts.artefact import is_full, write_json
+from workflow_scripts.artefact import refusal, write_json
 from workflow_scripts.energy.child import Child
 from workflow_scripts.energy.display import Bar, tail
 from workflow_scripts.energy.ledger import HOSTS, Attempt, LedgerError, LedgerWriter, read_attempts
@@ -151,6 +151,8 @@ class _Run:
         code = 128 + outcome["signal"] if outcome["signal"] is not None else outcome["exit_code"]
         record = self._record()
         self._say(record, outcome, log)
+        if code == 0 and record.status != "complete":
+            code = 1
         self.sampler.close()
         self.neighbours.leave()
         self.progress_file.unlink(missing_ok=True)
@@ -306,8 +308,11 @@ class _Run:
         print(f"{name}: {outcome['outcome']} after {seconds:.1f} s, {energy}", file=sys.stderr)
         if outcome["outcome"] != "completed":
             print("\n".join([f"--- end of {log}", *tail(log), "---"]), file=sys.stderr)
-            if is_full(log.parent):
-                print(f"error: No space left on device: {log.parent}: the log may lack the stage's last words", file=sys.stderr)
+            if reason := refusal(log.parent):
+                print(f"error: {reason}: {log.parent}: the log may lack the stage's last words", file=sys.stderr)
+        elif record.status != "complete":
+            reason = refusal(self.folder) or "the ledger's last line is missing"
+            print(f"error: {reason}: {self.folder}: without this attempt's end there is no record: run again", file=sys.stderr)
 
 
 def _read_idle(path: str | None) -> dict[str, Any] | None:

@@ -77,8 +77,9 @@ def run_stage(
         if isinstance(error, ValueError | RuntimeError) and type(error).__module__.startswith("workflow_scripts"):
             print(f"error: {error}", file=sys.stderr)
             sys.exit(getattr(error, "exit_code", 1))
-        if full := [folder for folder in (Path(options["out"]).parent, state_dir()) if artefact.is_full(folder)]:
-            sys.exit(f"error: No space left on device: {full[0]} ({type(error).__name__}: {error})")  # a library's own words
+        for folder in (Path(options["out"]).parent, state_dir()):
+            if reason := artefact.refusal(folder):
+                sys.exit(f"error: {reason}: {folder} ({type(error).__name__}: {error})")  # a library's own words
         raise
 
 
