@@ -1,0 +1,119 @@
+"""Trainings of the same rows, batches and model by different trainers."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from trl import SFTTrainer
+
+from workflow_scripts.artefact import read_json
+from workflow_scripts.distill import training
+from workflow_scripts.distill.corpus import read_table
+from workflow_scripts.distill.logit_cache import LogitCache
+from workflow_scripts.distill.models import load_model, load_tokenizer
+from workflow_scripts.settings.schema import Training
+from workflow_scripts.settings.slices import KdLoss
+
+KD = KdLoss(alpha=0.5, temperature=1.0, tail="ghost")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a finished `make demo` left: student, rows of the corpus, the teacher's logits on them."""
+
+    student: Any
+    tokenizer: Any
+    rows: list[dict[str, Any]]
+    cache: LogitCache
+
+    @classmethod
+    def read(cls, results: Path, rows: int, length: int | None = None) -> Inputs:
+        """The first `rows` rows, or those nearest to `length` tokens. Raises FileNotFoundError without a finished demo."""
+        corpus = one(results, "corpus/*/dataset")
+        found = read_table(corpus / "train.parquet")
+        if length is not None:
+            found.sort(key=lambda row: abs(len(row["input_ids"]) - length))
+        cache = one(results, "teacher/logit_cache-*/logit_cache")
+        return cls(
+            load_model(one(results, "models/*pruned/model"), torch.float32),
+            load_tokenizer(corpus / "tokenizer"),
+            found[:rows],
+            LogitCache(cache, read_json(cache / "manifest.json")),
+        )
+
+
+def one(results: Path, pattern: str) -> Path:
+    """The first match of a pattern under the results."""
+    for path in sorted(results.glob(pattern)):
+        return path
+    raise FileNotFoundError(f"{results}/{pattern}: run `make demo` first, or give --results")
+
+
+class _Clock(TrainerCallback):
+    """Seconds of each optimizer step."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._began = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seconds.append(time.perf_counter() - self._began)
+
+
+class _Stock(training._OrderedSampling, Trainer):
+    """The Hugging Face Trainer with the model's own loss."""
+
+
+class _StockTrl(training._OrderedSampling, SFTTrainer):
+    """TRL's SFTTrainer with its own loss."""
+
+
+def train(which: str, inputs: Inputs, batch: int, steps: int, padded_rows: list[dict[str, Any]] | None = None) -> float:
+    """Tokens (padding left out) per second over all steps but the first, of trainer `kd`, `sft`, `stock` or `trl`."""
+    inputs = replace(inputs, student=copy.deepcopy(inputs.student))
+    rows = padded_rows or inputs.rows
+    order = [i % len(rows) for i in range(batch * steps)]
+    clock = _Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = _trainer(which, inputs, rows, order, batch, steps, Path(folder))
+        trainer.order = order
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(clock)
+        trainer.train()
+    if len(clock.seconds) != steps:
+        raise RuntimeError(f"{which}: {len(clock.seconds)} steps were timed, {steps} asked for")
+    counted = order[batch:] or order
+    tokens = sum(len(inputs.rows[i]["input_ids"]) for i in counted)
+    return tokens / sum(clock.seconds[1:] or clock.seconds)
+
+
+def _trainer(
+    which: str, inputs: Inputs, rows: list[dict[str, Any]], order: list[int], batch: int, steps: int, folder: Path
+) -> Any:
+    options = Training(token_budget=1, batch_size=batch, learning_rate=1e-5, dtype="auto")
+    shared = training.arguments(options, 0, steps, folder, log_interval=1000, report_to="none") | {"save_strategy": "no"}
+    numbers = training.row_numbers(range(len(rows)))
+    cache = inputs.cache if which == "kd" else None
+    common = {
+        "model": inputs.student.train(),
+        "train_dataset": numbers,
+        "processing_class": inputs.tokenizer,
+        "data_collator": training.Collator(rows, [], inputs.tokenizer.pad_token_id, cache),
+    }
+    if which in ("kd", "sft"):
+        args = training.sft_config(shared)
+        return training.DistillationTrainer(**common, args=args, order=order, kd=KD if which == "kd" else None)
+    if which == "trl":
+        return _StockTrl(**common, args=training.sft_config(shared))
+    known = {name: value for name, value in shared.items() if name not in ("max_length", "activation_checkpointing")}
+    return _Stock(**common, args=TrainingArguments(**known))
