@@ -80,4 +80,4 @@ def test_out_of_memory_halves_the_batch_and_says_so(toy_model, monkeypatch) -> N
     found = [a for batch in generate(toy_model, PROMPTS, options, [2], 0, said.append) for a in batch]
     assert {a.key for a in found} == {0, 1, 2, 3, 4}
     assert sizes == [5, 2, 3, 1, 2]
-    assert said[0] == "out of memory with 5 prompts per batch: going on with 2"
+    assert said[0] == "out of memory with 5 rows per batch: going on with 2"

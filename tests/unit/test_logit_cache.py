@@ -1,11 +1,15 @@
 """The cache against a live forward, and what it refuses."""
 
+import copy
+
 import pytest
 import torch
 
 from workflow_scripts.artefact import ArtefactError, open_artefact, publish
 from workflow_scripts.distill import logit_cache
 from workflow_scripts.distill.logit_cache import CacheError, LogitCache
+from workflow_scripts.distill.training import Collator, _distillation_forward
+from workflow_scripts.settings.slices import KdLoss
 
 ROWS = [
     {"example_id": 10 * i, "input_ids": [3 + (i * 5 + j) % 90 for j in range(4 + i)], "loss_mask": [0, 0] + [1] * (2 + i)}
@@ -37,6 +41,40 @@ def test_cached_logits_equal_a_live_forward(tmp_path, toy_model) -> None:
             assert found.ids.tolist() == top.indices.tolist()
             torch.testing.assert_close(found.logits, top.values, rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(found.lse, torch.logsumexp(live / temperature, -1), rtol=1e-5, atol=1e-5)
+
+
+def test_a_bf16_cache_is_as_near_to_a_live_forward_as_two_live_forwards_are(tmp_path, toy_model) -> None:
+    model = copy.deepcopy(toy_model).to(torch.bfloat16)
+    cache = LogitCache(*open_artefact(make(tmp_path, model), "logit_cache"))
+    to_cache, control = 0.0, 0.0
+    for row in ROWS:
+        with torch.no_grad():
+            alone = model(torch.tensor([row["input_ids"]])).logits[0, 1:-1].float()
+            beside = model(torch.tensor([row["input_ids"], row["input_ids"]])).logits[1, 1:-1].float()
+        found = cache.teacher(row["example_id"], 1.0, len(alone))
+        assert torch.equal(found.logits, found.logits.bfloat16().float()), "nothing is lost by storing bf16"
+        to_cache = max(to_cache, (found.logits - alone.gather(1, found.ids)).abs().max().item())
+        control = max(control, (alone - beside).abs().max().item())
+    largest = alone.abs().max().item()
+    assert to_cache <= max(2 * control, largest * 2**-7), (to_cache, control)
+
+
+@torch.no_grad()
+def test_a_shuffled_padded_kd_batch_is_the_sum_of_its_examples(tmp_path, toy_model) -> None:
+    cache = LogitCache(*open_artefact(make(tmp_path, toy_model), "logit_cache"))
+    collate = Collator(ROWS, [], pad_id=0, cache=cache, temperature=2.0)
+    student = copy.deepcopy(toy_model)
+    student.lm_head.weight.mul_(0.7)  # another distribution than the teacher's
+
+    def loss(numbers: list[int]) -> torch.Tensor:
+        batch = collate([{"row": number} for number in numbers])
+        terms = _distillation_forward(student, **batch, kd=KdLoss(alpha=0.3, temperature=2.0, tail="ghost"))
+        return torch.stack([terms["loss"], terms["cross_entropy"], terms["kl"]])
+
+    order = [3, 0, 4, 1, 2, 3, 0]  # two epochs, cut
+    alone = sum(loss([number]) for number in order)
+    torch.testing.assert_close(loss(order), alone, rtol=1e-5, atol=1e-4)
+    assert (alone > 0.1).all()
 
 
 def test_ids_above_65535_survive_packing(tmp_path) -> None:

@@ -1,11 +1,14 @@
 """Training order, padding and per-step work against counts made by hand."""
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 
 from workflow_scripts.distill.batching import pad_rows
 from workflow_scripts.distill.corpus import loss_tokens
 from workflow_scripts.distill.order import training_order
-from workflow_scripts.distill.training import IGNORE, Collator, ExampleWork, StepWork, work_per_step
+from workflow_scripts.distill.training import IGNORE, Collator, ExampleWork, MemoryShort, StepWork, run, work_per_step
 
 
 def test_order_ends_at_the_budget_and_covers_every_epoch_once() -> None:
@@ -40,3 +43,18 @@ def test_work_per_step_counts_padding_per_batch() -> None:
     steps = work_per_step([0, 1, 2, 0], work, batch_size=2, accumulation=1)
     assert steps == [StepWork(2, 3, 6, 2), StepWork(2, 5, 16, 5)]
     assert work_per_step([0, 1, 2, 0], work, batch_size=2, accumulation=2) == [StepWork(4, 8, 22, 7)]
+
+
+def test_memory_that_runs_out_in_a_training_names_the_remedy(tmp_path) -> None:
+    class Full:
+        args = SimpleNamespace(per_device_train_batch_size=8, fsdp="")
+
+        def remove_callback(self, callback: object) -> None: ...
+
+        def add_callback(self, callback: object) -> None: ...
+
+        def train(self, resume_from_checkpoint: str | None) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore words")
+
+    with pytest.raises(MemoryShort, match="with 8 rows .*halve training.batch_size and double .*Tried to allocate 2 GiB\\)$"):
+        run(Full(), object(), tmp_path)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 
 Row = TypeVar("Row")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -50,3 +51,25 @@ def by_length(rows: Sequence[Row], size: int, length: Any) -> list[list[Row]]:
     """Batches of up to `size` rows of similar `length(row)`, longest first (so that memory fails early)."""
     ordered = sorted(rows, key=length, reverse=True)
     return [ordered[begin : begin + size] for begin in range(0, len(ordered), size)]
+
+
+def in_batches(
+    batches: Sequence[list[Row]], work: Callable[[list[Row]], Result], say: Callable[[str], None] = print
+) -> Iterator[tuple[list[Row], Result]]:
+    """Yield each batch with what `work` makes of it.
+
+    When memory runs out the batch is halved, which is said; one row that does not fit alone raises.
+    """
+    todo = list(batches)
+    while todo:
+        batch = todo.pop(0)
+        try:
+            result = work(batch)
+        except (torch.OutOfMemoryError, MemoryError):
+            if len(batch) == 1:
+                raise
+            half = len(batch) // 2
+            say(f"out of memory with {len(batch)} rows per batch: going on with {half}")
+            todo[:0] = [batch[:half], batch[half:]]
+            continue
+        yield batch, result

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from workflow_scripts.distill.batching import by_length
+from workflow_scripts.distill.batching import by_length, in_batches
 from workflow_scripts.settings.schema import Generation
 
 
@@ -103,17 +103,9 @@ def generate(
 
     When memory runs out the batch is halved, which is said; one prompt that does not fit alone raises.
     """
-    todo = by_length(prompts, options.batch_size, lambda prompt: len(prompt.input_ids))
-    while todo:
-        batch = todo.pop(0)
-        try:
-            yield _generate_batch(model, batch, options, eos_ids, pad_id)
-        except (torch.OutOfMemoryError, MemoryError):
-            if len(batch) == 1:
-                raise
-            half = len(batch) // 2
-            say(f"out of memory with {len(batch)} prompts per batch: going on with {half}")
-            todo[:0] = [batch[:half], batch[half:]]
+    batches = by_length(prompts, options.batch_size, lambda prompt: len(prompt.input_ids))
+    for _, answers in in_batches(batches, lambda batch: _generate_batch(model, batch, options, eos_ids, pad_id), say):
+        yield answers
 
 
 @torch.no_grad()

@@ -35,6 +35,10 @@ class ParallelError(RuntimeError):
     """Several processes were asked for in a way that does not work here."""
 
 
+class MemoryShort(RuntimeError):
+    """The accelerator has no room for a step."""
+
+
 class Stopped(RuntimeError):
     """The training was asked to stop by a signal; a checkpoint holds its work."""
 
@@ -332,7 +336,7 @@ def full_weights(trainer: Any) -> dict[str, torch.Tensor] | None:
 def run(trainer: Any, callback: WorkCallback, folder: Path) -> dict[str, float]:
     """Train from the newest whole checkpoint in `folder`, or from the start. Returns the final metrics.
 
-    Raises Stopped on SIGTERM.
+    Raises Stopped on SIGTERM, MemoryShort when a step does not fit.
     """
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(callback)
@@ -341,7 +345,15 @@ def run(trainer: Any, callback: WorkCallback, folder: Path) -> dict[str, float]:
         print(f"resuming from {resume.name}", flush=True)
     if trainer.args.fsdp and not trainer.is_fsdp_enabled:
         raise ParallelError("training.fsdp = true was not taken up by accelerate on this machine: set it to false")
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    except torch.OutOfMemoryError as error:
+        rows = trainer.args.per_device_train_batch_size
+        raise MemoryShort(
+            f"out of memory with {rows} rows per forward pass and device: halve training.batch_size and double "
+            "training.gradient_accumulation_steps (the effective batch stays), or set training.gradient_checkpointing: true "
+            f"({str(error).splitlines()[0]})"
+        ) from error
     if callback.signal is not None:
         raise Stopped(callback.signal)
     return {k: v for entry in trainer.state.log_history for k, v in entry.items() if k in SHOWN and k != "learning_rate"}

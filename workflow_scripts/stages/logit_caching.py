@@ -12,7 +12,7 @@ from typing import Any
 
 from workflow_scripts.artefact import open_artefact
 from workflow_scripts.distill import logit_cache
-from workflow_scripts.distill.batching import by_length, pad_rows
+from workflow_scripts.distill.batching import by_length, in_batches, pad_rows
 from workflow_scripts.distill.corpus import loss_tokens, read_table
 from workflow_scripts.distill.models import compute_dtype, load_model, load_tokenizer, open_model
 from workflow_scripts.progress import Progress
@@ -68,8 +68,12 @@ def compute_shard(
 ) -> logit_cache.Shard:
     """One shard, in batches of similar length."""
     pieces = []
-    for batch in by_length(rows, settings.batch_size, lambda row: len(row["input_ids"])):
-        piece = logit_cache.teacher_rows(model, batch, settings.top_k_logits, settings.cache_temperatures, pad_id, vocabulary)
+    batches = by_length(rows, settings.batch_size, lambda row: len(row["input_ids"]))
+
+    def forward(batch: list[dict[str, Any]]) -> logit_cache.Shard:
+        return logit_cache.teacher_rows(model, batch, settings.top_k_logits, settings.cache_temperatures, pad_id, vocabulary)
+
+    for batch, piece in in_batches(batches, forward):
         progress.add(
             examples=len(batch),
             loss=sum(piece.positions),

@@ -13,7 +13,7 @@ from typing import Any
 
 from workflow_scripts.artefact import open_artefact
 from workflow_scripts.distill import corpus
-from workflow_scripts.distill.batching import by_length
+from workflow_scripts.distill.batching import by_length, in_batches
 from workflow_scripts.distill.generation import Answer, Prompt, generate, prompt_seed, prompt_tokens
 from workflow_scripts.distill.models import compute_dtype, load_model, load_tokenizer, open_model
 from workflow_scripts.distill.scoring import log_likelihoods
@@ -72,8 +72,9 @@ def sample_and_score(
             "generated": sum(answer.generated for answer in answers),
             "input": sum(len(row["input_ids"]) for row in rows),
         }
-        for batch in by_length(rows, settings.generation.batch_size, lambda row: len(row["input_ids"])):
-            for row, likelihood in zip(batch, log_likelihoods(model, batch, tokenizer.pad_token_id), strict=True):
+        batches = by_length(rows, settings.generation.batch_size, lambda row: len(row["input_ids"]))
+        for batch, likelihoods in in_batches(batches, lambda batch: log_likelihoods(model, batch, tokenizer.pad_token_id)):
+            for row, likelihood in zip(batch, likelihoods, strict=True):
                 found.append(sample_row(row, likelihood, by_key[row["key"]], tokenizer))
         work = {kind: count + added[kind] for kind, count in work.items()}
         progress.add(**added)
