@@ -56,6 +56,7 @@ class Progress:
         self.resumed: dict[str, Any] | None = None
         self.durable: dict[str, int] | None = None
         self.metrics: dict[str, Any] = {}
+        self.measured: dict[str, int] = {}  # at which step each metric was measured
         self._started = time.monotonic()
         self._written = self._printed = self._started
         self._resumed_tokens = 0
@@ -91,6 +92,12 @@ class Progress:
         if now - self._printed >= _PRINT_EVERY_S:
             self._print()
 
+    def measure(self, metrics: dict[str, float]) -> None:
+        """Keep the newest metrics, and write at once, so that the meter sees them with the joules of this instant."""
+        self.metrics.update(metrics)
+        self.measured.update(dict.fromkeys(metrics, self.steps))
+        self.write()
+
     def saved(self) -> None:
         """Declare all work so far durable: a killed stage resumes from here."""
         self.durable = self._counts()
@@ -108,6 +115,7 @@ class Progress:
             "durable": self.durable,
             "resumed": self.resumed,
             "metrics": self.metrics,
+            "measured": self.measured,
         }
         temporary = f"{self._path}.{os.getpid()}"
         try:

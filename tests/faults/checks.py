@@ -14,7 +14,7 @@ from tests.faults.watch import LOOK_EVERY_S, Stage
 ROOMS = ("models", "corpus", "teacher", "demo_*")
 CONTENT = ("*.safetensors", "*.parquet", "manifest.json")
 EVALUATIONS = ("demo_*/evaluation.json", "reference/*/evaluation.json")
-TIMINGS = ("seconds", "tokens_per_second")
+TIMINGS = ("start_time", "seconds", "tokens_per_second")
 CLOCK_PCT = 2.0
 
 

@@ -3,7 +3,9 @@
     python -m workflow_scripts.accounting.comparison --summary FILE … --quality FIELD
         [--baseline NAME] --out DIR/comparison.json
 
-Writes comparison.json, comparison.csv, break_even.csv, energy_by_stage.svg and energy_quality.svg.
+Writes comparison.json and, each as csv and parquet, the tables comparison (a row per experiment), stage_energy (experiment and
+stage), amortised (experiment and N), runs (means over seeds), break_even and repayment; the figures are svg. A summary that
+cannot be read is named and left out; the exit code is 1 when none is left.
 """
 
 from __future__ import annotations
@@ -13,157 +15,170 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from workflow_scripts.accounting import figures
-from workflow_scripts.accounting.formulas import break_even_reuse, pareto_front
-from workflow_scripts.artefact import ArtefactError, read_json, write_json
+from workflow_scripts.accounting import figures, figures_course, tables
+from workflow_scripts.accounting.costs import campaign, total_cost, users, with_lineage
+from workflow_scripts.accounting.errors import DRAWS, Figure, sample
+from workflow_scripts.accounting.fairness import boundary_refusal, differences, quality_refusal
+from workflow_scripts.accounting.formulas import pareto_front
+from workflow_scripts.accounting.load import Loaded, load
+from workflow_scripts.accounting.reuse import amortised_rows, break_even, repayment
+from workflow_scripts.accounting.runs import Group, averages, find, group
+from workflow_scripts.artefact import write_json
 
+__all__ = ["break_even", "compare", "differences", "main", "with_lineage"]
 LOWER_IS_BETTER = {"cross_entropy": True, "kl_to_teacher": True, "top1_agreement": False}
-SHARED_ROLES = ("prerun", "data", "teacher")
+SHOWN_WARNINGS = 20
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Read the summaries, write tables and figures."""
     parser = argparse.ArgumentParser(prog="workflow_scripts.accounting.comparison", allow_abbrev=False)
     parser.add_argument("--summary", nargs="+", required=True)
-    parser.add_argument("--quality", required=True, choices=sorted(LOWER_IS_BETTER))
+    parser.add_argument("--quality", default="cross_entropy", choices=sorted(LOWER_IS_BETTER))
     parser.add_argument("--baseline")
-    parser.add_argument("--out", required=True)
-    arguments = parser.parse_args()
-    try:
-        summaries = [read_json(Path(path)) for path in arguments.summary]
-    except ArtefactError as error:
-        print(f"error: {error}", file=sys.stderr)
+    parser.add_argument("--out", default="comparison/comparison.json")
+    options = parser.parse_args(arguments)
+    loaded = load([Path(path) for path in options.summary])
+    if not loaded.summaries:
+        for text in loaded.warnings:
+            print(f"warning: {text}", file=sys.stderr)
+        print(f"error: none of the {len(options.summary)} summaries can be read", file=sys.stderr)
         return 1
-    out = Path(arguments.out)
-    table = tabulate(summaries)
-    comparison = compare(summaries, table, arguments.quality, arguments.baseline)
+    out = Path(options.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(out.with_suffix(".csv"), index=False)
-    pd.DataFrame(comparison["break_even"]).to_csv(out.with_name("break_even.csv"), index=False)
-    figures.energy_by_stage(summaries, out.with_name("energy_by_stage.svg"))
-    figures.energy_quality(table, arguments.quality, set(comparison["pareto"]), out.with_name("energy_quality.svg"))
+    comparison, written = compare(loaded, options.quality, options.baseline)
+    for name, table in written.items():
+        tables.write(table, out.with_name(name))
+    comparison["warnings"] += draw(loaded.summaries, comparison, options.quality, out.parent)
+    comparison["counts"]["warnings"] = len(comparison["warnings"])
     write_json(out, comparison)
+    say(comparison)
     return 0
 
 
-def tabulate(summaries: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row per experiment; energies in kWh by role, J per loss token of the training, quality on held-out text."""
-    rows = []
-    for s in summaries:
-        training = s["stages"]["dpo_training" if s["pipeline"] == "dpo" else "student_train"]
-        quality, preference = s["quality"], s["quality"]["preference"]
-        rows.append(
-            {
-                "experiment": s["experiment_name"],
-                "pipeline": s["pipeline"],
-                **{f"{role}_kwh": entry["kwh"] for role, entry in s["roles"].items()},
-                "total_kwh": s["total_energy_kwh"],
-                "total_uncertainty_kwh": None if s["energy"]["uncertainty_j"] is None else s["energy"]["uncertainty_j"] / 3.6e6,
-                "lineage_kwh": s["lineage"]["total_energy_kwh"] if s["lineage"] else None,
-                "total_with_lineage_kwh": with_lineage(s, s["total_energy_kwh"]),
-                "wasted_kwh": s["wasted_j"] / 3.6e6 if s["wasted_j"] is not None else None,
-                "carbon_g": s["carbon_grams"],
-                "training_tokens": training["tokens_processed"],
-                "joules_per_token": training["joules_per_token"],
-                "tokens_per_second": training["tokens_per_second"],
-                "cross_entropy": quality["cross_entropy"],
-                "untrained_cross_entropy": s["references"]["student"]["cross_entropy"],
-                "teacher_cross_entropy": s["references"]["teacher"]["cross_entropy"],
-                "kl_to_teacher": quality["kl_to_teacher"],
-                "top1_agreement": quality["top1_agreement"],
-                "preference_margin": preference["mean_margin"] if preference else None,
-                "preference_accuracy": preference["accuracy"] if preference else None,
-                "energy_class": s["energy"]["class"],
-                "boundary": "; ".join(s["energy"]["boundary"]),
-            }
-        )
-    return pd.DataFrame(rows)
+def say(comparison: dict[str, Any]) -> None:
+    """Warnings and what was counted, on standard error."""
+    for text in comparison["warnings"][:SHOWN_WARNINGS]:
+        print(f"warning: {text}", file=sys.stderr)
+    if len(comparison["warnings"]) > SHOWN_WARNINGS:
+        print(f"warning: … {len(comparison['warnings']) - SHOWN_WARNINGS} more in comparison.json", file=sys.stderr)
+    counts = ", ".join(f"{key} {value}" for key, value in comparison["counts"].items())
+    print(f"comparison: {counts}", file=sys.stderr)
 
 
-def with_lineage(summary: dict[str, Any], kwh: float | None) -> float | None:
-    """Energy [kWh] with what training the starting policy has cost; None when either is not known."""
-    if summary["lineage"] is None:
-        return kwh
-    before = summary["lineage"]["total_energy_kwh"]
-    return kwh + before if kwh is not None and before is not None else None
+def compare(loaded: Loaded, quality: str, baseline: str | None) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
+    """The content of comparison.json, and the tables by file name.
 
-
-def compare(summaries: list[dict[str, Any]], table: pd.DataFrame, quality: str, baseline: str | None) -> dict[str, Any]:
-    """Break-even against `baseline`, Pareto front, campaign total (shared stages once), and what is not comparable."""
-    sign = -1.0 if LOWER_IS_BETTER[quality] else 1.0
-    points = {r["experiment"]: (r["total_with_lineage_kwh"], sign * r[quality]) for r in table.to_dict("records")}
-    points = {name: point for name, point in points.items() if pd.notna(point[0])}
-    unique = {
-        (stage["provenance"]["fingerprint"], stage["start_time"]): stage["total_energy_joules"]
-        for s in summaries
-        for stage in s["stages"].values()
-    }
-    return {
+    Break-even against `baseline`, Pareto front, campaign total (shared stages once), and what is not comparable.
+    """
+    summaries = loaded.summaries
+    groups, shares = group(summaries), users(summaries)
+    table = tables.experiments(summaries, shares)
+    by_group = averages(groups, table)
+    front = pareto(groups, by_group, quality, quality_refusal(summaries, quality))
+    gold = find(groups, baseline) if baseline else None
+    sharing = {g.name: max((tables.teacher_users(s, shares) or 1 for s in g.runs), default=1) for g in groups}
+    amortised, left_out = amortised_rows(summaries, baseline, sharing)
+    pays, repaid = break_even(summaries, baseline) if baseline else [], repayment(summaries)
+    whole = campaign(summaries)
+    for row in by_group:
+        row |= {"pareto": row["group"] in front["front"], "pareto_probability": front["probability"].get(row["group"])}
+    comparison = {
         "schema": "comparison/1",
         "quality": quality,
         "baseline": baseline,
-        "experiments": table.astype(object).where(table.notna(), None).to_dict("records"),
-        "break_even": break_even(summaries, baseline) if baseline else [],
-        "pareto": sorted(pareto_front(points)),
-        "campaign_kwh": sum(j for j in unique.values() if j is not None) / 3.6e6,
-        "warnings": differences(summaries),
+        "experiments": tables.rows(table),
+        "break_even": pays,
+        "pareto": sorted(name for g in groups if g.name in front["front"] for name in g.members),
+        "campaign_kwh": whole["kwh"],
+        "warnings": [
+            *loaded.warnings,
+            *([f"baseline {baseline} is not among the summaries: no break-even"] if baseline and gold is None else []),
+            *differences(summaries),
+            *front["warnings"],
+            *left_out,
+            *_incomplete(whole),
+        ],
+        "pareto_refused": front["refused"],
+        "groups": by_group,
+        "repayment": repaid,
+        "amortised": amortised,
+        "campaign": whole,
+        "skipped": loaded.skipped,
+        "counts": {"read": len(summaries), "left_out": len(loaded.skipped), "groups": len(groups), "warnings": 0},
     }
+    written = {
+        "comparison": table,
+        "stage_energy": tables.stages(summaries, shares),
+        "amortised": pd.DataFrame(amortised),
+        "runs": pd.DataFrame(by_group),
+        "break_even": pd.DataFrame(pays),
+        "repayment": pd.DataFrame(repaid),
+    }
+    return comparison, written
 
 
-def break_even(summaries: list[dict[str, Any]], baseline: str) -> list[dict[str, Any]]:
-    """N* of each distilled experiment: reuses of its teacher output until it beats the baseline's training energy.
+def _incomplete(whole: dict[str, Any]) -> list[str]:
+    missing = whole["without_figure"]
+    return (
+        [f"the campaign's total leaves out {len(missing)} stage(s) without a figure: {', '.join(missing)}"] if missing else []
+    )
 
-    Counts student-training energies only, those that led to a starting policy included; `never` when they alone cost at least
-    as much as the baseline's.
+
+def pareto(groups: list[Group], by_group: list[dict[str, Any]], quality: str, refused: str | None) -> dict[str, Any]:
+    """The front over energy (starting policies included) and quality, of means over runs.
+
+    `probability` is the share of draws of the errors in which a group is on the front. Refused, with the reason, where
+    qualities are not of one scale, and where there are fewer than two points.
     """
-    by_name = {s["experiment_name"]: s for s in summaries}
-    if baseline not in by_name:
-        return []
-    gold = by_name[baseline]["roles"]["student"]["joules"]
-    rows = []
-    for name, s in by_name.items():
-        teacher, own = s["roles"]["teacher"]["joules"], s["roles"]["student"]["kwh"]
-        kwh = with_lineage(s, own)
-        student = kwh * 3.6e6 if kwh is not None else None
-        if name == baseline or s["roles"]["teacher"]["stages"] == 0:
+    sign = -1.0 if LOWER_IS_BETTER[quality] else 1.0
+    points: dict[str, tuple[Figure, Figure]] = {}
+    warnings = []
+    for each, row in zip(groups, by_group, strict=True):
+        energy, value = total_cost(each), row[f"{quality}_mean"]
+        if energy is None or value is None or each.problems:
+            why = each.problems[0] if each.problems else "no energy total" if energy is None else f"no {quality}"
+            warnings.append(f"{each.name} is no point of the Pareto front: {why}")
             continue
-        if teacher is None or student is None or gold is None:
-            rows.append({"experiment": name, "reuses": None, "verdict": "unknown: an energy is missing"})
-            continue
-        reuses = break_even_reuse(teacher, student, gold)
-        verdict = "never: its training alone costs no less" if reuses is None else f"after {reuses:.1f} reuses"
-        rows.append({"experiment": name, "reuses": reuses, "verdict": verdict})
-    return rows
+        points[each.name] = (energy, Figure(sign * value, {}, row[f"{quality}_sd"], row[f"{quality}_n"]))
+    if refused is None and len(points) < 2:
+        refused = f"a front needs two points, there is {len(points)}" + "".join(f" ({name})" for name in points)
+    result: dict[str, Any] = {"front": set(), "probability": {}, "refused": refused, "warnings": warnings}
+    if refused is not None:
+        return result | {"warnings": [*warnings, f"no Pareto front: {refused}"]}
+    if text := boundary_refusal([g for g in groups if g.name in points], ("teacher", "student", "evaluation")):
+        warnings.append(f"the Pareto front sets unlike energies against each other: {text.removeprefix('refused: ')}")
+    front = pareto_front({name: (energy.value, value.value) for name, (energy, value) in points.items()})
+    return result | {"front": front, "probability": _front_probability(points)}
 
 
-def differences(summaries: list[dict[str, Any]]) -> list[str]:
-    """What must agree for a fair comparison and does not, one line per property."""
-    properties = {
-        s["experiment_name"]: {
-            "hardware": hardware(s),
-            "boundary": "; ".join(s["energy"]["boundary"]),
-            "energy class": s["energy"]["class"],
-            "evaluation split": s["quality"]["split_sha256"][:12],
-            **s["comparable"],
-        }
-        for s in summaries
-    }
-    incomplete = [s["experiment_name"] for s in summaries if not s["energy"]["complete"]]
-    lines = [f"{name}: a stage has no energy figure, so it has no total" for name in incomplete]
-    for what in next(iter(properties.values())):
-        values = {name: own[what] for name, own in properties.items()}
-        if len(set(values.values())) > 1:
-            lines.append(f"{what} differs: " + "; ".join(f"{name}: {value}" for name, value in values.items()))
-    return lines
+def _front_probability(points: dict[str, tuple[Figure, Figure]]) -> dict[str, float]:
+    names = list(points)
+    drawn = sample([*(points[n][0] for n in names), *(points[n][1] for n in names)])
+    if drawn is None:
+        return {}
+    energy, value = drawn[: len(names)], drawn[len(names) :]
+    found = {}
+    for i, name in enumerate(names):
+        dominated = np.zeros(DRAWS, dtype=bool)
+        for j in range(len(names)):
+            strictly = (energy[j] < energy[i]) | (value[j] > value[i])
+            dominated |= (energy[j] <= energy[i]) & (value[j] >= value[i]) & strictly
+        found[name] = float(1 - dominated.mean())
+    return found
 
 
-def hardware(summary: dict[str, Any]) -> str:
-    """CPUs and GPUs that the experiment's stages ran on."""
-    records = summary["stages"].values()
-    names = {r["provenance"]["cpu"] or "unknown CPU" for r in records}
-    return ", ".join(sorted(names | {d.get("name") or "unknown GPU" for r in records for d in r["devices"]}))
+def draw(summaries: list[dict[str, Any]], comparison: dict[str, Any], quality: str, folder: Path) -> list[str]:
+    """Draw all figures; returns what they could not show."""
+    unlike = [text.partition(" differs:")[0] for text in comparison["warnings"] if " differs: " in text]
+    figures.energy_by_stage(summaries, folder / "energy_by_stage.svg", unlike)
+    figures.energy_quality(comparison, quality, folder / "energy_quality.svg", unlike)
+    figures.cost_by_reuse(comparison, folder / "cost_by_reuse.svg", unlike)
+    missing = figures_course.power(summaries, folder / "power.svg")
+    return [*missing, *figures_course.loss(summaries, folder / "loss_by_joules.svg")]
 
 
 if __name__ == "__main__":

@@ -15,6 +15,25 @@ def break_even_reuse(teacher_j: float, distilled_student_j: float, baseline_stud
     return teacher_j / saved if saved > 0 else None
 
 
+def served_tokens_until_repaid(extra_j: float, reference_j_per_token: float, student_j_per_token: float) -> float | None:
+    """T*: generated tokens after which the energy `extra_j` spent on making the student is repaid by serving it.
+
+    T* = E_extra / (j_reference - j_student), in tokens; None means never (a token of the student costs no less).
+    """
+    saved = reference_j_per_token - student_j_per_token
+    return extra_j / saved if saved > 0 else None
+
+
+def amortised(teacher_j: float, student_j: float, reuses: float) -> float:
+    """E(N) = E_teacher / N + E_student [J]: what one student costs when N students use the teacher's output.
+
+    Raises ValueError when `reuses` is not positive.
+    """
+    if reuses <= 0:
+        raise ValueError(f"reuses = {reuses}: a teacher's output is used at least once")
+    return teacher_j / reuses + student_j
+
+
 def pareto_front(points: Mapping[str, tuple[float, float]]) -> set[str]:
     """Names of the points (energy, quality; more quality is better) that no other point dominates.
 

@@ -46,6 +46,19 @@ class Lineage(_Closed):
     total_energy_kwh: float | None
 
 
+class Deployment(_Closed):
+    """What serving a model costs: joules per generated token in its evaluation, by which method, from which components."""
+
+    joules_per_token: float | None
+    tokens: int | None
+    seconds: float | None
+    watts: float | None
+    boundary: list[str]
+    components: list[dict[str, Any]]
+    method: Literal["trace", "mean power of the evaluation"] | None
+    reason: str | None
+
+
 class ExperimentSummary(_Closed):
     """All stages of one experiment added up. Energies in J and kWh, durations in s.
 
@@ -82,5 +95,7 @@ class ExperimentSummary(_Closed):
     references: dict[str, dict[str, Any]]
     comparable: dict[str, Any]
     config_fingerprint: str
+    seedless_fingerprint: str | None = None
+    deployment: dict[str, Deployment] = Field(default_factory=dict)
     stages: dict[str, dict[str, Any]]
     warnings: list[str]

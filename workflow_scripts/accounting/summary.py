@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from workflow_scripts.accounting.deployment import deployed_cost
 from workflow_scripts.accounting.model import ExperimentSummary, RoleEnergy
 from workflow_scripts.artefact import ArtefactError, read_json, write_json
 from workflow_scripts.uncertainty import instrument, propagate
@@ -25,6 +26,7 @@ from workflow_scripts.uncertainty import instrument, propagate
 RECORD_SCHEMA = "energy-stage/1"
 ROLES = ("prerun", "data", "teacher", "student", "evaluation")
 CLASSES = ("measured", "integrated", "modelled", "unavailable")
+NO_SETTINGS = ("experiment", "wandb", "output", "comparison", "scatter")  # of the resolved configuration: change no result
 TOKEN_TYPES = ("loss", "input", "generated", "padded", "discarded")
 
 
@@ -155,6 +157,8 @@ def summarise(plan: dict[str, Any], config: dict[str, Any], records: dict[str, d
             "references": references,
             "comparable": plan["comparable"],
             "config_fingerprint": _fingerprint(config),
+            "seedless_fingerprint": seedless_fingerprint(plan, config),
+            "deployment": deployment(plan, records, evaluation, references),
             "stages": {**ancestors(plan), **records},
             "warnings": warnings,
         }
@@ -197,6 +201,31 @@ def ancestors(plan: dict[str, Any]) -> dict[str, Any]:
     parent = read_json(Path(plan["lineage"]))
     trainings = {stage: r for stage, r in parent["stages"].items() if r["role"] == "student"}
     return {stage: {"lineage": parent["experiment_name"], **record} for stage, record in trainings.items()}
+
+
+def deployment(
+    plan: dict[str, Any], records: dict[str, Any], evaluation: dict[str, Any], references: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Joules per generated token of the trained `model`, and of the reference models by the records of their evaluations."""
+    found = {"model": deployed_cost(evaluation, records.get("evaluation"), Path(plan["evaluation"]))}
+    for name, result in references.items():
+        path = Path(plan["references"][name])
+        record = path.parent / "stages" / "evaluation.json"
+        found[name] = deployed_cost(result, read_json(record) if record.is_file() else None, path)
+    return found
+
+
+def seedless_fingerprint(plan: dict[str, Any], config: dict[str, Any]) -> str:
+    """Equal for experiments that differ in their seed only (and in description, W&B run and paths): runs of one experiment.
+
+    A starting policy counts by the fingerprint of the experiment that trained it, so that it may have another seed, too.
+    """
+    settings = {key: value for key, value in config.items() if key not in NO_SETTINGS}
+    if plan["lineage"]:
+        parent = read_json(Path(plan["lineage"]))
+        before = parent.get("seedless_fingerprint") or parent["experiment_name"]
+        settings["model"] = {**settings.get("model", {}), "policy": before}
+    return _fingerprint(settings)
 
 
 def _total(values: list[float | None]) -> float | None:

@@ -247,7 +247,8 @@ class WorkCallback(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Keep the newest metrics."""
-        self._progress.metrics.update({k: float(v) for k, v in (logs or {}).items() if k in SHOWN})
+        if shown := {k: float(v) for k, v in (logs or {}).items() if k in SHOWN}:
+            self._progress.measure(shown)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A whole checkpoint makes the work so far durable."""

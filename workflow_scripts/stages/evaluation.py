@@ -69,7 +69,10 @@ def evaluation(args: Arguments[EvaluationSlice]) -> None:
 def generation_speed(
     model: Any, rows: list[dict[str, Any]], tokenizer: Any, settings: EvaluationSlice, progress: Progress
 ) -> dict[str, Any]:
-    """Greedy answers to held-out prompts: tokens, seconds, tokens/s, and the first answer to look at."""
+    """Greedy answers to held-out prompts: tokens, seconds, tokens/s, and the first answer to look at.
+
+    `start_time` [Unix s] lets the accounting find the joules of just these seconds in the meter's trace.
+    """
     options = Generation(
         decoding_strategy="greedy",
         max_new_tokens=settings.evaluation.max_new_tokens,
@@ -82,7 +85,7 @@ def generation_speed(
             prompts.append(Prompt(row["example_id"], prompt_tokens(tokenizer, question), 0))
     if not prompts:
         return {"prompts": 0, "reason": "no held-out row has a user turn"}
-    started = time.monotonic()
+    start_time, started = time.time(), time.monotonic()
     answers = [
         a for batch in generate(model, prompts, options, [tokenizer.eos_token_id], tokenizer.pad_token_id) for a in batch
     ]
@@ -92,6 +95,7 @@ def generation_speed(
     return {
         "prompts": len(answers),
         "generated_tokens": generated,
+        "start_time": start_time,
         "seconds": seconds,
         "tokens_per_second": generated / seconds,
         "sample": tokenizer.decode(answers[0].token_ids, skip_special_tokens=True),

@@ -1,0 +1,154 @@
+"""Energies with their errors, so that differences and ratios of them get an honest interval.
+
+A figure of instrument k reads J (1 + e_k p_k): p_k is the relative half-width of the record, e_k one number for all figures
+that this instrument of this host gave, because its error is systematic (JCGM 100:2008, 5.2). Hence
+
+    E_a - E_b = sum over k of (J_ak - J_bk) (1 + e_k p_k)
+
+has the half-width p_k |J_ak - J_bk| by instrument k: the common part cancels. Where one instrument gave all three figures,
+E_t / (E_b - E_s) does not depend on e_k at all: (1 + e_k p_k) cancels in the ratio.
+
+With several instruments the ratio has no simple distribution (its denominator may cross zero, which means `never`), so it is
+drawn: e_k is normal with 95 % of it inside one half-width, the seed is fixed, the interval is the middle 95 % of DRAWS draws.
+Where several runs (seeds) of an experiment exist, the spread of their mean is drawn as well, as Student's t with n - 1 degrees
+of freedom (JCGM 100:2008, 4.2 and G.3). A single run says nothing about its repeatability: its interval holds instruments only.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from workflow_scripts.uncertainty import instrument
+
+DRAWS = 20_000
+SEED = 20_230_515
+HALF_WIDTH = 1.959964  # standard deviations of a normal distribution, 95 % of it inside
+Instrument = tuple[str, str]  # name and whose: the host, or the GPUs
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A value [J, or J per token], its half-width by instrument, and the spread over runs.
+
+    `errors` is None when a half-width is not known. `spread` is the sample standard deviation over `runs`, None for one run.
+    """
+
+    value: float
+    errors: Mapping[Instrument, float] | None = field(default_factory=dict)
+    spread: float | None = None
+    runs: int = 1
+
+    def __add__(self, other: Figure) -> Figure:
+        """The sum within one run; errors of one instrument add up linearly."""
+        if self.errors is None or other.errors is None:
+            return Figure(self.value + other.value, None)
+        keys = {**self.errors, **other.errors}
+        return Figure(self.value + other.value, {k: self.errors.get(k, 0.0) + other.errors.get(k, 0.0) for k in keys})
+
+    def scaled(self, factor: float) -> Figure:
+        """The figure times a known number."""
+        errors = None if self.errors is None else {k: v * factor for k, v in self.errors.items()}
+        return Figure(self.value * factor, errors, None if self.spread is None else self.spread * factor, self.runs)
+
+    @property
+    def half_width(self) -> float | None:
+        """Half-width by the instruments alone: different instruments add in quadrature."""
+        return None if self.errors is None else math.sqrt(sum(v**2 for v in self.errors.values()))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Middle 95 % of the draws; a bound is None where it is infinite (`never`), `never` the probability of that."""
+
+    low: float | None
+    high: float | None
+    never: float
+
+
+def mean(figures: Sequence[Figure]) -> Figure:
+    """Mean over runs, with the sample standard deviation from two runs on."""
+    total = figures[0]
+    for figure in figures[1:]:
+        total += figure
+    averaged = total.scaled(1 / len(figures))
+    spread = statistics.stdev(f.value for f in figures) if len(figures) > 1 else None
+    return Figure(averaged.value, averaged.errors, spread, len(figures))
+
+
+def total(figures: Iterable[Figure]) -> Figure:
+    """Sum within one run."""
+    result = Figure(0.0)
+    for figure in figures:
+        result += figure
+    return result
+
+
+def figure_of(record: Mapping[str, Any]) -> Figure | None:
+    """The energy of a stage record; None when it has none."""
+    joules = record.get("total_energy_joules")
+    if joules is None:
+        return None
+    errors: dict[Instrument, float] = {}
+    for name in record["energy"]["total"]["boundary"]:
+        component = record["energy"].get(name) or {}
+        if component.get("joules") is None or component.get("uncertainty_pct") is None:
+            return Figure(joules, None)
+        key = (instrument(component["method"]), whose(record, name))
+        errors[key] = errors.get(key, 0.0) + component["joules"] * component["uncertainty_pct"] / 100
+    return Figure(joules, errors or None)
+
+
+def whose(record: Mapping[str, Any], component: str) -> str:
+    """The devices or hosts whose sensors gave a component; those of other machines err on their own."""
+    if component == "gpu":
+        return "+".join(sorted({str(d.get("uuid")) for d in record.get("devices", [])}))
+    hosts = {host for a in record.get("attempts", []) for host in a.get("hosts") or [a.get("host")]}
+    return "+".join(sorted(str(host) for host in hosts))
+
+
+def sample(figures: Sequence[Figure]) -> list[np.ndarray] | None:
+    """DRAWS joint draws of each figure, [DRAWS] each; None when an uncertainty is not known."""
+    known = [f.errors for f in figures if f.errors is not None]
+    if len(known) < len(figures):
+        return None
+    keys = sorted({key for errors in known for key in errors})
+    generator = np.random.default_rng(SEED)
+    common = dict(zip(keys, generator.standard_normal((len(keys), DRAWS)) / HALF_WIDTH, strict=True))
+    drawn = []
+    for figure, errors in zip(figures, known, strict=True):
+        values = np.full(DRAWS, figure.value)
+        for key, half_width in errors.items():
+            values += half_width * common[key]
+        if figure.spread is not None:
+            values += figure.spread / math.sqrt(figure.runs) * generator.standard_t(figure.runs - 1, DRAWS)
+        drawn.append(values)
+    return drawn
+
+
+def ratio_interval(above: Figure, minuend: Figure, subtrahend: Figure) -> Interval | None:
+    """Interval of above / (minuend - subtrahend); a denominator that is not positive counts as `never`, infinity."""
+    drawn = sample([above, minuend, subtrahend])
+    if drawn is None:
+        return None
+    saved = drawn[1] - drawn[2]
+    values = np.full(DRAWS, np.inf)
+    np.divide(drawn[0], saved, out=values, where=saved > 0)
+    ordered = np.sort(values)
+    low, high = (float(ordered[round(q * (DRAWS - 1))]) for q in (0.025, 0.975))
+    return Interval(_finite(low), _finite(high), float(np.mean(~np.isfinite(values))))
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """Middle 95 % of draws."""
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

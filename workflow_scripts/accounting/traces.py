@@ -1,0 +1,144 @@
+"""Power and loss over the course of a stage, from the files that the meter keeps of each attempt in the state folder.
+
+`traces/<attempt>.csv.gz` has cumulative joules per component at every sample (of the whole host, where the job is charged a
+share of it), `attempts/<attempt>.jsonl` has, a few times a minute or more, joules, work and metrics of one instant. Both are
+scaled per component so that they end at what the attempt's record charges.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+BINS = 120  # of a power curve at most
+SLOWEST_S = 2.0  # CodeCarbon measures once a second: finer bins would show its steps, not the power
+
+
+class TraceError(ValueError):
+    """A trace or ledger that is not there or cannot be read; the text names it."""
+
+
+def locate(named: str, near: Path) -> Path:
+    """A file that a record names relative to the working directory of its run: here, or in a folder above `near`.
+
+    A trace may have been compressed after it was named. Raises TraceError when it is nowhere.
+    """
+    path = Path(named)
+    other = path.with_suffix("") if path.suffix == ".gz" else path.with_name(f"{path.name}.gz")
+    for folder in (Path(), *near.absolute().parents):
+        for candidate in (folder / path, folder / other):
+            if candidate.is_file():
+                return candidate
+    raise TraceError(f"{named} is not there any more")
+
+
+def energy_curve(record: dict[str, Any], attempt: dict[str, Any], near: Path) -> pd.DataFrame:
+    """Columns `elapsed_s` and `joules`: cumulative energy [J] of one attempt over the record's boundary.
+
+    Begins with the first sample at which every component of the boundary has a figure. Raises TraceError.
+    """
+    if not attempt.get("trace"):
+        raise TraceError(f"attempt {attempt.get('id')} kept no trace")
+    path = locate(attempt["trace"], near)
+    try:
+        table = pd.read_csv(path, on_bad_lines="skip")
+        samples = table.apply(pd.to_numeric, errors="coerce")
+    except (OSError, EOFError, ValueError) as error:  # pandas' own errors are ValueErrors
+        raise TraceError(f"{path} cannot be read ({error})") from None
+    boundary = _boundary(record, attempt)
+    columns = [f"{name}_j" for name in boundary]
+    if not boundary or not {"elapsed_s", *columns} <= set(samples):
+        raise TraceError(f"{path} has not the columns of the boundary {'+'.join(boundary) or '(none)'}")
+    samples = samples.dropna(subset=["elapsed_s", *columns])
+    if len(samples) < 2:
+        raise TraceError(f"{path} has fewer than two samples with every component of {'+'.join(boundary)}")
+    joules = sum(samples[f"{name}_j"] * _scale(attempt, name, samples[f"{name}_j"].iloc[-1]) for name in boundary)
+    return pd.DataFrame({"elapsed_s": samples["elapsed_s"].to_numpy(), "joules": np.asarray(joules, dtype=float)})
+
+
+def _boundary(record: dict[str, Any], attempt: dict[str, Any]) -> list[str]:
+    """Components of the record's boundary that the attempt is charged; a short attempt may lack one."""
+    return [name for name in record["energy"]["total"]["boundary"] if attempt["joules"].get(name) is not None]
+
+
+def _scale(attempt: dict[str, Any], component: str, last: float) -> float:
+    """What the attempt is charged of a component, by what its trace ends at; 1 where either is not known."""
+    charged = attempt["joules"].get(component)
+    return charged / last if charged is not None and last > 0 else 1.0
+
+
+def power_curve(curve: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Edges [s], [n + 1], and mean power [W], [n], of an energy curve in equal bins; the area is the energy."""
+    first, last = curve["elapsed_s"].iloc[0], curve["elapsed_s"].iloc[-1]
+    count = max(1, min(BINS, math.floor((last - first) / SLOWEST_S)))
+    edges = np.linspace(first, last, count + 1)
+    joules = np.interp(edges, curve["elapsed_s"], curve["joules"])
+    return edges, np.diff(joules) / np.diff(edges)
+
+
+def joules_between(curve: pd.DataFrame, begin: float, end: float) -> float | None:
+    """Energy [J] between two times [s since the attempt began]; None where the curve does not cover them."""
+    times = curve["elapsed_s"].to_numpy()
+    if begin < times[0] or end > times[-1] + 1e-3 or end <= begin:
+        return None
+    joules = np.interp([begin, end], times, curve["joules"].to_numpy())
+    return float(joules[1] - joules[0])
+
+
+def loss_curve(record: dict[str, Any], metric: str, near: Path) -> list[tuple[float, float]]:
+    """Points (joules spent so far, metric) of a training, from the ledgers of all its attempts in order.
+
+    A point's joules are those of the first ledger line that has the new value: at most one flush period late. Energy of
+    attempts that were repeated is in them, so a resumed training goes on further to the right. Raises TraceError.
+    """
+    points = []
+    before = 0.0
+    for attempt in record["attempts"]:
+        boundary = _boundary(record, attempt)
+        lines = list(_ledger(attempt, near))
+        factor = _ledger_scale(lines, attempt, boundary)
+        known: Any = None
+        for line in lines:
+            work = line.get("work") or {}
+            value, joules = (work.get("metrics") or {}).get(metric), _sum(line, boundary)
+            measured = (work.get("measured") or {}).get(metric, value)  # older ledgers do not say at which step
+            if value is None or joules is None or measured == known:
+                continue
+            known = measured
+            points.append((before + joules * factor, float(value)))
+        before += attempt.get("total_j") or 0.0
+    return points
+
+
+def _ledger(attempt: dict[str, Any], near: Path) -> Iterator[dict[str, Any]]:
+    """Lines of an attempt's ledger that have joules; a line cut by a kill is left out."""
+    if not attempt.get("trace"):
+        raise TraceError(f"attempt {attempt.get('id')} names no trace, so its ledger is not found")
+    folder = Path(attempt["trace"]).parents[1]
+    path = locate(str(folder / "attempts" / f"{attempt['id']}.jsonl"), near)
+    with path.open(encoding="utf-8", errors="replace") as handle:
+        for text in handle:
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(line, dict) and "joules" in line:
+                yield line
+
+
+def _sum(line: dict[str, Any], boundary: list[str]) -> float | None:
+    found = [(line["joules"].get(name) or {}).get("joules") for name in boundary]
+    known = [float(value) for value in found if value is not None]
+    return math.fsum(known) if known and len(known) == len(found) else None
+
+
+def _ledger_scale(lines: list[dict[str, Any]], attempt: dict[str, Any], boundary: list[str]) -> float:
+    """Several hosts: the ledger is the first host's, the record charges all."""
+    last = next((total for line in reversed(lines) if (total := _sum(line, boundary))), None)
+    return attempt["total_j"] / last if last and attempt.get("total_j") is not None else 1.0
