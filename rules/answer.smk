@@ -3,6 +3,9 @@
 #   comparison          -> <root>/comparison/    tables, break-even, figures of the report
 
 
+report: "../workflow_scripts/accounting/captions/report.rst"
+
+
 rule experiment_summary:
     input:
         upstream=lambda wildcards: PLAN.summary_inputs(wildcards.experiment),
@@ -38,29 +41,88 @@ rule comparison:
         code=code("accounting.comparison"),
     output:
         comparison=COMPARISON,
-        table=report(
-            f"{ROOT}/comparison/comparison.csv",
-            caption="../workflow_scripts/accounting/captions/comparison.rst",
-            category="Comparison",
-            labels={"what": "table"},
-        ),
-        break_even=report(
-            f"{ROOT}/comparison/break_even.csv",
-            caption="../workflow_scripts/accounting/captions/break_even.rst",
-            category="Comparison",
-            labels={"what": "break-even"},
+        answer=report(
+            f"{ROOT}/comparison/answer.html",
+            caption="../workflow_scripts/accounting/captions/answer.rst",
+            category="Answer",
+            labels={"what": "the comparison on one page"},
         ),
         energy=report(
             f"{ROOT}/comparison/energy_by_stage.svg",
             caption="../workflow_scripts/accounting/captions/energy_by_stage.rst",
-            category="Comparison",
+            category="Energy",
             labels={"what": "energy by stage"},
         ),
         quality=report(
             f"{ROOT}/comparison/energy_quality.svg",
             caption="../workflow_scripts/accounting/captions/energy_quality.rst",
-            category="Comparison",
+            category="Quality",
             labels={"what": "energy and quality"},
+        ),
+        reuse=report(
+            f"{ROOT}/comparison/cost_by_reuse.svg",
+            caption="../workflow_scripts/accounting/captions/cost_by_reuse.rst",
+            category="Reuse",
+            labels={"what": "cost over reuses"},
+        ),
+        break_even=report(
+            f"{ROOT}/comparison/break_even.csv",
+            caption="../workflow_scripts/accounting/captions/break_even.rst",
+            category="Reuse",
+            labels={"what": "break-even N*"},
+        ),
+        repayment=report(
+            f"{ROOT}/comparison/repayment.csv",
+            caption="../workflow_scripts/accounting/captions/repayment.rst",
+            category="Reuse",
+            labels={"what": "tokens until repaid T*"},
+        ),
+        power=report(
+            f"{ROOT}/comparison/power.svg",
+            caption="../workflow_scripts/accounting/captions/power.rst",
+            category="Course",
+            labels={"what": "power over time"},
+        ),
+        loss=report(
+            f"{ROOT}/comparison/loss_by_joules.svg",
+            caption="../workflow_scripts/accounting/captions/loss_by_joules.rst",
+            category="Course",
+            labels={"what": "loss over joules"},
+        ),
+        table=report(
+            f"{ROOT}/comparison/comparison.csv",
+            caption="../workflow_scripts/accounting/captions/comparison.rst",
+            category="Tables",
+            labels={"what": "experiments"},
+        ),
+        stages=report(
+            f"{ROOT}/comparison/stage_energy.csv",
+            caption="../workflow_scripts/accounting/captions/stage_energy.rst",
+            category="Tables",
+            labels={"what": "stages"},
+        ),
+        amortised=report(
+            f"{ROOT}/comparison/amortised.csv",
+            caption="../workflow_scripts/accounting/captions/amortised.rst",
+            category="Tables",
+            labels={"what": "cost over reuses"},
+        ),
+        runs=report(
+            f"{ROOT}/comparison/runs.csv",
+            caption="../workflow_scripts/accounting/captions/runs.rst",
+            category="Tables",
+            labels={"what": "runs"},
+        ),
+        parquet=expand(
+            f"{ROOT}/comparison/{{table}}.parquet",
+            table=[
+                "comparison",
+                "stage_energy",
+                "amortised",
+                "runs",
+                "break_even",
+                "repayment",
+            ],
         ),
         record=f"{ROOT}/comparison/stages/comparison.json",
     log:

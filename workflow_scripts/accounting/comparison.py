@@ -3,9 +3,9 @@
     python -m workflow_scripts.accounting.comparison --summary FILE … --quality FIELD
         [--baseline NAME] --out DIR/comparison.json
 
-Writes comparison.json and, each as csv and parquet, the tables comparison (a row per experiment), stage_energy (experiment and
-stage), amortised (experiment and N), runs (means over seeds), break_even and repayment; the figures are svg. A summary that
-cannot be read is named and left out; the exit code is 1 when none is left.
+Writes comparison.json; answer.html, the same on one page; the figures as svg; and as csv and parquet the tables comparison (a
+row per experiment), stage_energy (experiment and stage), amortised (experiment and N), runs (means over seeds), break_even and
+repayment. A summary that cannot be read is named and left out; the exit code is 1 when none is left.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workflow_scripts.accounting import figures, figures_course, tables
+from workflow_scripts.accounting import answer, figures, figures_course, tables
 from workflow_scripts.accounting.costs import campaign, total_cost, users, with_lineage
 from workflow_scripts.accounting.errors import DRAWS, Figure, sample
 from workflow_scripts.accounting.fairness import boundary_refusal, differences, quality_refusal
 from workflow_scripts.accounting.formulas import pareto_front
 from workflow_scripts.accounting.load import Loaded, load
-from workflow_scripts.accounting.reuse import amortised_rows, break_even, repayment
+from workflow_scripts.accounting.reuse import AMORTISED, BREAK_EVEN, amortised_rows, break_even, repayment
 from workflow_scripts.accounting.runs import Group, averages, find, group
 from workflow_scripts.artefact import write_json
 
@@ -54,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         tables.write(table, out.with_name(name))
     comparison["warnings"] += draw(loaded.summaries, comparison, options.quality, out.parent)
     comparison["counts"]["warnings"] = len(comparison["warnings"])
+    answer.page(comparison, out.with_name("answer.html"))
     write_json(out, comparison)
     say(comparison)
     return 0
@@ -113,9 +114,9 @@ def compare(loaded: Loaded, quality: str, baseline: str | None) -> tuple[dict[st
     written = {
         "comparison": table,
         "stage_energy": tables.stages(summaries, shares),
-        "amortised": pd.DataFrame(amortised),
+        "amortised": pd.DataFrame(amortised, columns=AMORTISED),
         "runs": pd.DataFrame(by_group),
-        "break_even": pd.DataFrame(pays),
+        "break_even": pd.DataFrame(pays, columns=BREAK_EVEN),
         "repayment": pd.DataFrame(repaid),
     }
     return comparison, written

@@ -26,7 +26,7 @@ import numpy as np
 
 from workflow_scripts.uncertainty import instrument
 
-DRAWS = 20_000
+DRAWS = 100_000
 SEED = 20_230_515
 HALF_WIDTH = 1.959964  # standard deviations of a normal distribution, 95 % of it inside
 Instrument = tuple[str, str]  # name and whose: the host, or the GPUs
@@ -122,7 +122,7 @@ def sample(figures: Sequence[Figure]) -> list[np.ndarray] | None:
     common = dict(zip(keys, generator.standard_normal((len(keys), DRAWS)) / HALF_WIDTH, strict=True))
     drawn = []
     for figure, errors in zip(figures, known, strict=True):
-        values = np.full(DRAWS, figure.value)
+        values = np.full(DRAWS, float(figure.value))
         for key, half_width in errors.items():
             values += half_width * common[key]
         if figure.spread is not None:

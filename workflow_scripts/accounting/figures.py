@@ -103,9 +103,7 @@ def energy_quality(comparison: dict[str, Any], quality: str, path: Path, unlike:
     factor, unit = unit_of(max(point["x"] for point in points))
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     front = sorted((p for p in points if p["front"]), key=lambda p: p["x"])
-    axes.plot(
-        [p["x"] * factor for p in front], [p["y"] for p in front], color="#999999", linestyle=":", linewidth=1.2, zorder=1
-    )
+    axes.step([p["x"] * factor for p in front], [p["y"] for p in front], ":", where="post", color="#777777", zorder=1)
     for i, point in enumerate(points):
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
         x, spread = point["x"] * factor, point["dx"] * factor if point["dx"] is not None else None
@@ -155,10 +153,12 @@ def cost_by_reuse(comparison: dict[str, Any], path: Path, unlike: list[str]) -> 
         return
     by_name = {name: [r for r in rows if r["experiment"] == name] for name in dict.fromkeys(r["experiment"] for r in rows)}
     factor, unit = unit_of(max(r["amortised_kwh"] for r in rows))
-    figure, axes = plt.subplots(figsize=(8.5, 5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8.5, 5.4), layout="constrained")
+    order = [row["group"] for row in comparison["groups"]]
     stars = {row["experiment"]: row for row in comparison["break_even"]}
-    for i, (name, own) in enumerate(by_name.items()):
-        colour, label = COLOURS[(i + 1) % len(COLOURS)], name
+    for name, own in by_name.items():
+        i, label = order.index(name), name
+        colour = COLOURS[i % len(COLOURS)]
         reuses = [r["reuses"] for r in own]
         axes.plot(reuses, [r["amortised_kwh"] * factor for r in own], color=colour, linestyle=DASHES[i % len(DASHES)])
         if own[0]["low_kwh"] is not None:
@@ -190,10 +190,12 @@ def _pays(star: dict[str, Any]) -> str:
     """The break-even in a few words."""
     if star["reuses"] is None:
         return star["verdict"].partition(":")[0]
+    text = f"pays from N* = {star['reuses']:.3g}"
     if star["low"] is None:
-        return f"pays from N* = {star['reuses']:.3g}"
+        return text
     high = f"{star['high']:.3g}" if star["high"] is not None else "never"
-    return f"pays from N* = {star['reuses']:.3g} (95 %: {star['low']:.3g} to {high})"
+    meters = "" if star["interval"].endswith("runs") else "; meters only, one run"
+    return f"{text} (95 %: {star['low']:.3g} to {high}{meters})"
 
 
 def _mark(axes: Any, star: dict[str, Any], level: float, reuses: list[int], colour: str) -> None:

@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 
 from workflow_scripts.accounting.costs import stage_key
 from workflow_scripts.accounting.figures import COLOURS, DASHES, MARKERS, ROLE_STYLE, empty, save
+from workflow_scripts.accounting.runs import group
 from workflow_scripts.accounting.traces import TraceError, energy_curve, loss_curve, power_curve
 
 COLUMNS = 4
@@ -86,6 +87,7 @@ def _grid(panels: list[Any], path: Path) -> None:
         axes.set_ylim(bottom=0)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
+        axes.locator_params(axis="x", nbins=5)
     figure.supylabel("mean power [W]", fontsize=10)
     figure.supxlabel(f"time since the stage began [{unit}]", fontsize=10)
     save(figure, path, [])
@@ -110,26 +112,32 @@ def loss(summaries: list[dict[str, Any]], path: Path) -> list[str]:
                 missing.append(f"{summary['experiment_name']} ({error})")
     shown = {metric: own for metric, own in curves.items() if own}
     if shown:
-        _loss_panels(shown, [s["experiment_name"] for s in summaries], path)
+        _loss_panels(shown, {name: each.name for each in group(summaries) for name in each.members}, path)
     else:
         empty(path, "no training reported a loss with its joules" + (f": {missing[0]}" if missing else ""))
     return [f"no loss over joules of {len(missing)} training(s): {'; '.join(missing)}"] if missing else []
 
 
-def _loss_panels(shown: dict[str, dict[str, list[tuple[float, float]]]], names: list[str], path: Path) -> None:
-    figure, grid = plt.subplots(1, len(shown), figsize=(1.5 + 4.6 * len(shown), 4.6), layout="constrained", squeeze=False)
+def _loss_panels(shown: dict[str, dict[str, list[tuple[float, float]]]], group_of: dict[str, str], path: Path) -> None:
+    """Runs of one experiment look alike and are named once."""
+    figure, grid = plt.subplots(
+        1, len(shown), figsize=(1.5 + 4.6 * len(shown), 4.6), sharex=True, layout="constrained", squeeze=False
+    )
     most = max(points[-1][0] for own in shown.values() for points in own.values())
     scale, unit = (1e-6, "MJ") if most > 2e6 else (1e-3, "kJ") if most > 2e3 else (1.0, "J")
-    handles = {}
+    order = list(dict.fromkeys(group_of.values()))
+    handles: dict[str, Any] = {}
     for axes, (metric, own) in zip(grid[0], shown.items(), strict=True):
         for name, points in own.items():
-            i = names.index(name)
-            style = {"color": COLOURS[i % 7], "linestyle": DASHES[i % 7], "marker": MARKERS[i % 7] if len(points) < 30 else ""}
-            (handles[name],) = axes.plot([x * scale for x, _ in points], [y for _, y in points], markersize=5, **style)
-        axes.set_xlim(left=0)
+            i = order.index(group_of[name])
+            marker = MARKERS[i % len(MARKERS)] if len(points) < 30 else ""
+            (line,) = axes.plot([x * scale for x, _ in points], [y for _, y in points], marker=marker, markersize=5)
+            line.set(color=COLOURS[i % len(COLOURS)], linestyle=DASHES[i % len(DASHES)])
+            handles.setdefault(group_of[name], line)
         axes.set_xlabel(f"energy of the training [{unit}]")
         axes.set_ylabel(METRICS[metric])
         axes.grid(alpha=0.3)
-    listed = [name for name in names if name in handles]
+    grid[0][0].set_xlim(left=0)
+    listed = [name for name in order if name in handles]
     figure.legend([handles[n] for n in listed], listed, loc="outside upper center", ncol=min(4, len(listed)), frameon=False)
     save(figure, path, [])

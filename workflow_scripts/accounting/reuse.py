@@ -13,8 +13,17 @@ from workflow_scripts.accounting.fairness import boundary_refusal
 from workflow_scripts.accounting.formulas import amortised, break_even_reuse, served_tokens_until_repaid
 from workflow_scripts.accounting.runs import Group, find, group
 
-GRID = (1, 2, 5)  # per decade
-MOST = 10_000
+GRID = (1, 1.5, 2, 3, 4, 5, 6, 8)  # per decade
+DECADES = 3  # at least; more where N* is larger, up to MOST_DECADES
+MOST_DECADES = 7
+BREAK_EVEN = (
+    *("experiment", "reuses", "verdict", "runs", "low", "high", "never_probability"),
+    *("teacher_kwh", "saved_kwh", "saving_pct", "interval"),
+)
+AMORTISED = (
+    *("experiment", "reuses", "amortised_kwh", "low_kwh", "high_kwh", "teacher_share_kwh", "student_kwh"),
+    *("baseline_kwh", "cheaper_probability", "here"),
+)
 MISSING = "unknown: an energy is missing"
 
 
@@ -33,7 +42,7 @@ def break_even(summaries: list[dict[str, Any]], baseline: str) -> list[dict[str,
 
 def _break_even(each: Group, gold: Group) -> dict[str, Any]:
     row: dict[str, Any] = {"experiment": each.name, "reuses": None, "verdict": "", "runs": len(each.runs)}
-    row |= dict.fromkeys(("low", "high", "never_probability", "teacher_kwh", "saved_kwh", "saving_pct", "interval"))
+    row |= dict.fromkeys(BREAK_EVEN[4:])
     teacher, student, reference = teacher_cost(each), student_cost(each), student_cost(gold)
     if problem := _problem(each, gold):
         return row | {"verdict": problem}
@@ -107,7 +116,8 @@ def amortised_rows(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """One row per experiment and N: E(N) [kWh] with its 95 % interval, and the probability to cost less than the baseline.
 
-    N are 1, 2, 5, … and the number of experiments that share the teacher's output here (`shares` by group name, `here`).
+    N are 1, 2, 3, … 1000, further where N* is, and the number of experiments that share the teacher's output here (`shares`
+    by group name, `here`).
     Returns the rows and why experiments are left out.
     """
     groups = group(summaries)
@@ -121,12 +131,16 @@ def amortised_rows(
             continue
         assert teacher is not None and student is not None
         here = shares.get(each.name, 1)
-        rows += [_amortised(each, n, teacher, student, reference, n == here) for n in _grid(here)]
+        star = break_even_reuse(teacher.value, student.value, reference.value) if reference else None
+        drawn = sample([teacher, student, *([reference] if reference else [])])
+        rows += [_amortised(each, n, (teacher, student, reference), drawn, n == here) for n in _grid(here, star)]
     return rows, left_out
 
 
-def _amortised(each: Group, n: int, teacher: Figure, student: Figure, gold: Figure | None, here: bool) -> dict[str, Any]:
-    drawn = sample([teacher, student, *([gold] if gold else [])])
+def _amortised(
+    each: Group, n: int, costs: tuple[Figure, Figure, Figure | None], drawn: list[np.ndarray] | None, here: bool
+) -> dict[str, Any]:
+    teacher, student, gold = costs
     low = high = cheaper = None
     if drawn is not None:
         cost = drawn[0] / n + drawn[1]
@@ -146,9 +160,10 @@ def _amortised(each: Group, n: int, teacher: Figure, student: Figure, gold: Figu
     }
 
 
-def _grid(here: int) -> list[int]:
-    decades = range(round(math.log10(MOST)))
-    return sorted({*(step * 10**decade for decade in decades for step in GRID), MOST, here})
+def _grid(here: int, star: float | None) -> list[int]:
+    decades = min(MOST_DECADES, max(DECADES, math.ceil(math.log10(2 * star)))) if star else DECADES
+    steps = {step * 10**decade for decade in range(decades) for step in GRID}
+    return sorted({*(int(n) for n in steps if n == int(n)), 10**decades, here})
 
 
 def _served_boundaries(each: Group) -> str | None:
@@ -173,5 +188,5 @@ def _bounds(found: Interval | None) -> dict[str, float | None]:
 
 def _covers(*figures: Figure) -> str:
     """What an interval holds, in words."""
-    runs = "runs" if all(f.spread is not None for f in figures) else "run-to-run spread unknown: one run"
-    return f"95 %, instruments and {runs}" if runs == "runs" else f"95 %, instruments only, {runs}"
+    repeated = all(f.spread is not None for f in figures)
+    return "95 %, instruments and runs" if repeated else "95 %, instruments only: one run says nothing of its repeatability"

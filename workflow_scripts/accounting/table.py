@@ -60,7 +60,12 @@ def render(comparison: dict[str, Any]) -> list[str]:
     )
     lines.append(f"Stages of the compared experiments, shared ones once: {comparison['campaign_kwh']:.6f} kWh")
     for row in comparison["break_even"]:
-        lines.append(f"Teacher output of {row['experiment']} pays against {comparison['baseline']}: {row['verdict']}")
+        lines.append(
+            f"Teacher output of {row['experiment']} pays against {comparison['baseline']}: {row['verdict']}{_sure(row)}"
+        )
+    for row in comparison.get("repayment", []):
+        if row["tokens"] is not None:
+            lines.append(f"{row['experiment']} repays its training against serving {row['reference']}: {row['verdict']}")
     for entry in comparison["experiments"]:
         if entry["lineage_kwh"] is not None:
             lines.append(
@@ -69,6 +74,14 @@ def render(comparison: dict[str, Any]) -> list[str]:
             )
     lines += [f"warning: {text}" for text in comparison["warnings"]]
     return lines
+
+
+def _sure(row: dict[str, Any]) -> str:
+    """How sure a break-even is, in brackets."""
+    if row.get("low") is None:
+        return ""
+    high = f"{row['high']:.1f}" if row["high"] is not None else "never"
+    return f" ({row['low']:.1f} to {high}: {row['interval']})"
 
 
 if __name__ == "__main__":

@@ -135,6 +135,8 @@ def _plain(value: Any) -> Any:
 def write(table: pd.DataFrame, path: Path) -> None:
     """Write csv and parquet beside each other; columns that are wholly unknown keep their place."""
     lists = [column for column in table if any(isinstance(value, list) for value in table[column])]
-    flat = table.assign(**{column: table[column].map("; ".join) for column in lists})
+    flat = table.copy()
+    for column in lists:
+        flat[column] = table[column].map("; ".join)
     flat.to_csv(path.with_suffix(".csv"), index=False)
     flat.to_parquet(path.with_suffix(".parquet"), index=False)

@@ -41,7 +41,8 @@ def locate(named: str, near: Path) -> Path:
 def energy_curve(record: dict[str, Any], attempt: dict[str, Any], near: Path) -> pd.DataFrame:
     """Columns `elapsed_s` and `joules`: cumulative energy [J] of one attempt over the record's boundary.
 
-    Begins with the first sample at which every component of the boundary has a figure. Raises TraceError.
+    The first point is 0 at the start, the next the first sample at which every component of the boundary has a figure, so the
+    seconds before it, in which CodeCarbon starts, count at their mean power. Raises TraceError.
     """
     if not attempt.get("trace"):
         raise TraceError(f"attempt {attempt.get('id')} kept no trace")
@@ -56,10 +57,11 @@ def energy_curve(record: dict[str, Any], attempt: dict[str, Any], near: Path) ->
     if not boundary or not {"elapsed_s", *columns} <= set(samples):
         raise TraceError(f"{path} has not the columns of the boundary {'+'.join(boundary) or '(none)'}")
     samples = samples.dropna(subset=["elapsed_s", *columns])
-    if len(samples) < 2:
-        raise TraceError(f"{path} has fewer than two samples with every component of {'+'.join(boundary)}")
+    if samples.empty:
+        raise TraceError(f"{path} has no sample with every component of {'+'.join(boundary)}")
     joules = sum(samples[f"{name}_j"] * _scale(attempt, name, samples[f"{name}_j"].iloc[-1]) for name in boundary)
-    return pd.DataFrame({"elapsed_s": samples["elapsed_s"].to_numpy(), "joules": np.asarray(joules, dtype=float)})
+    seconds, energy = samples["elapsed_s"].to_numpy(dtype=float), np.asarray(joules, dtype=float)
+    return pd.DataFrame({"elapsed_s": np.concatenate([[0.0], seconds]), "joules": np.concatenate([[0.0], energy])})
 
 
 def _boundary(record: dict[str, Any], attempt: dict[str, Any]) -> list[str]:
