@@ -1,0 +1,108 @@
+"""The report in a real browser, offline: categories, captions, figures that show something.
+
+Needs Chromium (Debian's package `chromium`): skipped without it, unless REQUIRE_BROWSER=1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import Workflow
+
+CATEGORIES = ("Answer", "Course", "Energy", "Quality", "Reuse", "Tables")
+SENTENCES = {  # figure -> what only its caption says, and colours [RGB] that it draws
+    "energy_by_stage.svg": ("one segment per stage", [(0, 114, 178), (86, 180, 233), (204, 121, 167)]),
+    "energy_quality.svg": ("The dotted staircase is the front", [(0, 114, 178), (213, 94, 0)]),
+    "cost_by_reuse.svg": ("Where a curve crosses it lies N*", [(213, 94, 0), (0, 158, 115)]),
+    "power.svg": ("The area under a curve is the energy on the bill", [(0, 114, 178), (86, 180, 233), (204, 121, 167)]),
+    "loss_by_joules.svg": ("A curve does not start at 0", [(0, 114, 178), (213, 94, 0)]),
+}
+OFFLINE = ("--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=10000")
+
+
+@pytest.fixture(scope="module")
+def browser() -> str:
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None and os.environ.get("REQUIRE_BROWSER") != "1":
+        pytest.skip("no Chromium on this machine; REQUIRE_BROWSER=1 makes that an error")
+    assert found is not None, "REQUIRE_BROWSER=1, but there is no chromium: apt-get install chromium"
+    return found
+
+
+@pytest.fixture(scope="module")
+def report(tiny_run: Workflow, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    tiny_run.snakemake("--report", str(folder / "report.html"))
+    return folder / "report.html"
+
+
+def chromium(browser: str, page: Path, *options: str) -> str:
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", *OFFLINE, *options]
+    profile = f"--user-data-dir={page.parent / 'profile'}"
+    result = subprocess.run([*command, profile, page.as_uri()], capture_output=True, text=True, timeout=180, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return result.stdout
+
+
+def opened(report: Path, path: str) -> Path:
+    """A copy of the report that opens a result by itself, as a click on it does."""
+    kind = "html" if path.endswith(".html") else "img"
+    key = json.dumps(path)
+    view = f"{{navbarMode: 'resultinfo', resultPath: {key}, content: '{kind}', contentPath: results[{key}].data_uri}}"
+    script = f"<script>(function open() {{ app ? app.setView({view}) : setTimeout(open, 50); }})();</script>"
+    head, _, tail = report.read_text().rpartition("</body>")
+    page = report.with_name(f"{Path(path).stem}.html")
+    page.write_text(f"{head}{script}</body>{tail}")
+    return page
+
+
+def text_of(dom: str) -> str:
+    """Visible text: no scripts, no tags, plain spaces."""
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", re.sub(r"<(script|style)\b.*?</\1>", "", dom, flags=re.S)))
+
+
+def test_the_report_opens_offline_with_its_categories(browser: str, report: Path) -> None:
+    dom = chromium(browser, report, "--dump-dom")
+    shown = text_of(dom)
+    for category in CATEGORIES:
+        assert category in shown
+    assert "Which way of distilling a language model costs how many joules for what quality?" in shown
+    assert not re.search(r"<(?:script|img|iframe|link)\b[^>]*(?:src|href)=[\"']?https?:", dom), "nothing comes from the network"
+
+
+@pytest.mark.parametrize("figure", SENTENCES)
+def test_every_figure_is_drawn_and_explained(browser: str, report: Path, figure: str) -> None:
+    sentence, colours = SENTENCES[figure]
+    page = opened(report, f"results/comparison/{figure}")
+    dom = chromium(browser, page, "--dump-dom")
+    assert sentence in text_of(dom)
+    assert re.search(r'<img src="data:image/svg\+xml', dom)
+    screenshot = page.with_suffix(".png")
+    chromium(browser, page, f"--screenshot={screenshot}", "--window-size=1700,1250")
+    pixels = np.asarray(Image.open(screenshot).convert("RGB")).astype(int)[:, 420:]  # right of the menu
+    white = (pixels > 250).all(axis=2).mean()
+    assert 0.2 < white < 0.97, f"{white:.0%} of the page is white"
+    for colour in colours:
+        near = (np.abs(pixels - np.array(colour)).max(axis=2) < 12).sum()
+        assert near > 60, f"{figure}: {near} pixels of {colour}"
+
+
+def test_the_answer_page_says_what_differs_and_what_pays(browser: str, report: Path, tiny_run: Workflow) -> None:
+    comparison = tiny_run.json("results/comparison/comparison.json")
+    page = tiny_run.path("results/comparison/answer.html")
+    shown = text_of(chromium(browser, page, "--dump-dom"))
+    assert f"Beware ({len(comparison['warnings'])})" in shown
+    for row in comparison["break_even"]:
+        assert row["verdict"] in shown
+    assert "token budget differs" in shown
+    dom = chromium(browser, opened(report, "results/comparison/answer.html"), "--dump-dom")
+    assert re.search(r"<iframe[^>]+src=\"data:text/html", dom)
