@@ -125,7 +125,7 @@ def _table(head: list[str], rows: list[list[str]], text: tuple[int, ...] = ()) -
 def _number(value: float | None, error: float | None = None, factor: float = 1.0) -> str:
     if value is None:
         return ""
-    return f"{value * factor:.4g}" + (f" ± {error * factor:.2g}" if error is not None else "")
+    return f"{value * factor:.4g}" + (f" ± {error * factor:.2g}" if error else "")
 
 
 def _range(row: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def energy_quality(comparison: dict[str, Any], quality: str, path: Path, unlike:
     axes.set_xlabel(f"energy of the experiment, its starting policy's included [{unit}]")
     axes.set_ylabel(_QUALITY.get(quality, quality))
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside upper center", ncol=min(4, len(points)), frameon=False)
+    figure.legend(loc="outside upper center", ncol=columns(p["name"] for p in points), frameon=False)
     title = f"no Pareto front: {refused}" if refused else "filled, dotted line: Pareto front"
     axes.set_title(textwrap.fill(title, 90), fontsize=9, loc="right")
     save(figure, path, unlike)
@@ -208,6 +209,12 @@ def _mark(axes: Any, star: dict[str, Any], level: float, reuses: list[int], colo
         axes.plot([star["low"], min(right, reuses[-1])], [level, level], color=colour, linewidth=4, alpha=0.5, zorder=3)
 
 
+def columns(names: Iterable[str]) -> int:
+    """Columns of a legend in which the longest name has room."""
+    lengths = [len(name) + 8 for name in names]
+    return max(1, min(4, len(lengths), 90 // max(lengths, default=90)))
+
+
 def empty(path: Path, why: str) -> None:
     """A figure that says why there is nothing to show."""
     figure, axes = plt.subplots(figsize=(8, 1.6), layout="constrained")
@@ -223,5 +230,5 @@ def save(figure: Any, path: Path, unlike: list[str]) -> None:
     if unlike:
         note = textwrap.fill(f"Caution, not alike: {', '.join(unlike)}", 110)
         figure.supxlabel(note, fontsize=9, color="#A03000", weight="bold")
-    figure.savefig(path, metadata={"Date": None})
+    figure.savefig(path, metadata={"Date": None}, bbox_inches="tight", pad_inches=0.1)
     plt.close(figure)

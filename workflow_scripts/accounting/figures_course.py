@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from workflow_scripts.accounting.costs import stage_key
-from workflow_scripts.accounting.figures import COLOURS, DASHES, MARKERS, ROLE_STYLE, empty, save
+from workflow_scripts.accounting.figures import COLOURS, DASHES, MARKERS, ROLE_STYLE, columns, empty, save
 from workflow_scripts.accounting.runs import group
 from workflow_scripts.accounting.traces import TraceError, energy_curve, loss_curve, power_curve
 
@@ -37,7 +37,13 @@ def power(summaries: list[dict[str, Any]], path: Path) -> list[str]:
         _grid(panels, path)
     else:
         empty(path, "no stage has a power trace" + (f": {missing[0]}" if missing else ""))
-    return [f"no power over time of {len(missing)} attempt(s): {'; '.join(missing)}"] if missing else []
+    return [f"no power over time of {len(missing)} attempt(s): {_some(missing)}"] if missing else []
+
+
+def _some(texts: list[str]) -> str:
+    """The first few of them, and how many there are more."""
+    more = f"; and {len(texts) - 3} more" if len(texts) > 3 else ""
+    return "; ".join(texts[:3]) + more
 
 
 def _stages(summaries: list[dict[str, Any]]) -> list[tuple[str, str, dict[str, Any], Path]]:
@@ -115,7 +121,7 @@ def loss(summaries: list[dict[str, Any]], path: Path) -> list[str]:
         _loss_panels(shown, {name: each.name for each in group(summaries) for name in each.members}, path)
     else:
         empty(path, "no training reported a loss with its joules" + (f": {missing[0]}" if missing else ""))
-    return [f"no loss over joules of {len(missing)} training(s): {'; '.join(missing)}"] if missing else []
+    return [f"no loss over joules of {len(missing)} training(s): {_some(missing)}"] if missing else []
 
 
 def _loss_panels(shown: dict[str, dict[str, list[tuple[float, float]]]], group_of: dict[str, str], path: Path) -> None:
@@ -139,5 +145,5 @@ def _loss_panels(shown: dict[str, dict[str, list[tuple[float, float]]]], group_o
         axes.grid(alpha=0.3)
     grid[0][0].set_xlim(left=0)
     listed = [name for name in order if name in handles]
-    figure.legend([handles[n] for n in listed], listed, loc="outside upper center", ncol=min(4, len(listed)), frameon=False)
+    figure.legend([handles[n] for n in listed], listed, loc="outside upper center", ncol=columns(listed), frameon=False)
     save(figure, path, [])
