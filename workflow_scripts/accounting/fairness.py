@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from workflow_scripts.accounting.costs import boundaries, own_stages
+from workflow_scripts.accounting.costs import boundaries
 from workflow_scripts.accounting.runs import Group, group
 
 AGREEMENT = ("kl_to_teacher", "top1_agreement")
@@ -76,8 +76,3 @@ def boundary_refusal(groups: Iterable[Group], roles: tuple[str, ...] = ("teacher
         return None
     listed = "; ".join(f"{boundary}: {', '.join(sorted(names))}" for boundary, names in sorted(found.items()))
     return f"refused: boundaries differ ({listed})"
-
-
-def without_figure(summary: dict[str, Any]) -> list[str]:
-    """Stages of an experiment that have no energy figure."""
-    return [stage for stage, r in own_stages(summary).items() if r.get("total_energy_joules") is None]
