@@ -15,6 +15,7 @@ from workflow_scripts.dry_run import PlannedJob
 # Where the corpus is not made yet: share of data.max_sequence_length that a row fills, and share of loss tokens in it.
 FILLED = Range(0.1, 0.5, 1.0)
 LOSS_SHARE = Range(0.2, 0.5, 0.9)
+PREPARE = "(`snakemake --until prepare_model` makes the models only)"
 
 
 class UnpricedError(ValueError):
@@ -88,7 +89,7 @@ class Artefacts:
             return float(count_parameters(folder))
         facts = self.facts(manifest)  # a package names exact weights, so what was made of it before holds
         if facts is None or source["source"] != "package":
-            raise UnpricedError(f"the parameters of {job.settings['name']} are not known before it is prepared")
+            raise UnpricedError(f"the parameters of {job.settings['name']} are not known before it is prepared {PREPARE}")
         return float(facts["parameters"])
 
     def _pruned(self, parent: str, layers: int) -> float:
@@ -98,7 +99,9 @@ class Artefacts:
         if folder is None and facts is not None:
             folder = Path(parent).parent / facts["path"]
         if folder is None or not (folder / "config.json").is_file():
-            raise UnpricedError(f"the parameters of a pruned model are not known before its parent {parent} is prepared")
+            raise UnpricedError(
+                f"the parameters of a pruned model are not known before its parent {parent} is prepared {PREPARE}"
+            )
         return float(count_parameters(folder, layers))
 
 

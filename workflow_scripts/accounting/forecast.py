@@ -153,7 +153,7 @@ def estimate(group: Sequence[PlannedJob], work: Work, artefacts: Artefacts, hist
     if samples:
         return from_history(samples, work.amount, len(group), devices)
     if work.driver != "flops":
-        raise UnpricedError("there is no record of such a stage, and its work is not counted in FLOPs")
+        raise UnpricedError("there is no record of such a stage with a figure, and its work is not counted in FLOPs")
     return from_flops(work.amount, len(group), devices, device(where, history, job.name in GENERATING))
 
 
@@ -226,15 +226,19 @@ def render(result: Forecast) -> list[str]:
     lines = [lines[0], rule, *lines[1:-1], rule, lines[-1]]
     if total.unpriced:
         lines.append(f"The total is without {len(total.unpriced)} stage(s) that cannot be priced:")
-    lines += [f"  {row.label}: {row.reason}" for row in result.rows if row.reason]
+    unpriced = _grouped((row.reason, row.label) for row in result.rows if row.reason)
+    lines += [f"  {labels}: {reason}" for reason, labels in unpriced]
     lines.append(f"Hardware: {result.hardware}. Hours: job hours, one after the other. Bounds of the total: bounds added up.")
-    notes: dict[str, list[str]] = {}
-    for row in result.rows:
-        for text in row.notes:
-            notes.setdefault(text, []).append(row.label)
-    return (
-        lines + [f"note: {', '.join(labels)}: {text}" for text, labels in notes.items()] + [f"note: {n}" for n in result.notes]
-    )
+    notes = _grouped((text, row.label) for row in result.rows for text in row.notes)
+    return lines + [f"note: {labels}: {text}" for text, labels in notes] + [f"note: {text}" for text in result.notes]
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Each text once, with the labels that it holds for."""
+    groups: dict[str, list[str]] = {}
+    for text, name in pairs:
+        groups.setdefault(text, []).append(name)
+    return [(text, ", ".join(names)) for text, names in groups.items()]
 
 
 def _cells(kwh: Bounds | None, hours: Bounds | None, grams: Bounds | None) -> list[str]:
