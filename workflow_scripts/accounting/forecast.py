@@ -46,14 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not jobs:
             print("Nothing to forecast: no metered job is stale.")
             return 0
-        out = out or root_of(jobs) / "forecast.json"
+        read_by_summary = root_of(jobs) / "forecast.json"
+        out = out or read_by_summary
         result = forecast(jobs, passed_on, out, time.time())
         write_json(out, result.model_dump(mode="json", by_alias=True))
     except (DryRunError, ArtefactError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print("\n".join(render(result)))
-    print(f"\nWritten to {out}; experiment_summary.json will set it against the outcome.")
+    print(f"\nWritten to {out}; experiment_summary.json sets {read_by_summary} against the outcome.")
     return 0
 
 
@@ -148,7 +149,7 @@ def estimate(group: Sequence[PlannedJob], work: Work, artefacts: Artefacts, hist
         if amount > 0:
             joules, seconds = past.cost()
             processes = 1 + (past.record["parts"] or 0)
-            doubts = tuple(differences(job, past, artefacts, where))
+            doubts = tuple(differences(job, past, artefacts, where, work.driver == "flops"))
             samples.append(Sample(amount, joules, seconds, processes, devices_of(past.settings, where), doubts))
     if samples:
         return from_history(samples, work.amount, len(group), devices)
@@ -157,8 +158,8 @@ def estimate(group: Sequence[PlannedJob], work: Work, artefacts: Artefacts, hist
     return from_flops(work.amount, len(group), devices, device(where, history, job.name in GENERATING))
 
 
-def differences(job: PlannedJob, past: Past, artefacts: Artefacts, where: Target) -> list[str]:
-    """Why a past stage may tell little of the planned one."""
+def differences(job: PlannedJob, past: Past, artefacts: Artefacts, where: Target, by_parameters: bool) -> list[str]:
+    """Why a past stage may tell little of the planned one; a model that has changed matters `by_parameters` only."""
     found = []
     if past.hardware != where.key:
         found.append(f"other hardware ({describe(past.hardware)})")
@@ -171,7 +172,7 @@ def differences(job: PlannedJob, past: Past, artefacts: Artefacts, where: Target
         found.append(f"training.dtype {_dtype(past.settings)}")
     if job.name in ("prepare_model", "prerun") and past.settings != job.settings:
         found.append("another model" if job.name == "prepare_model" else "other prerun settings")
-    if past.published is None and (changed := remade(past, artefacts)):
+    if by_parameters and past.published is None and (changed := remade(past, artefacts)):
         found.append(f"a model that was made again since ({changed})")
     return found
 
