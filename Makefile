@@ -1,7 +1,8 @@
-# make demo    the whole comparison on a small real model, CPU only
-# make test    the tests, the tiny experiment end to end among them
-# make faults  the fault campaign: about a hundred kills, full disks and damaged files, each survived or reported
-# make checks  what CI runs before the tests: format, lint, types
+# make demo       the whole comparison on a small real model, CPU only
+# make test       the tests, the tiny experiment end to end among them
+# make forecast   what the stale jobs will cost, before anything runs; ARGS='demo_kd --configfile my.yaml' goes to snakemake -n
+# make faults     the fault campaign: about a hundred kills, full disks and damaged files, each survived or reported
+# make checks     what CI runs before the tests: format, lint, types
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +11,7 @@ SNAKEMAKE := $(BIN)/snakemake
 REPORT := results/report.html
 COMPARISON := results/comparison/comparison.json
 
-.PHONY: demo test faults checks format lock reference
+.PHONY: demo forecast test faults checks format lock reference
 
 demo: $(READY)
 	$(SNAKEMAKE) --quiet host progress reason rules
@@ -19,6 +20,9 @@ demo: $(READY)
 
 $(REPORT): $(COMPARISON)
 	$(SNAKEMAKE) --quiet all --report $(REPORT)
+
+forecast: $(READY)
+	@$(BIN)/python -m workflow_scripts.accounting.forecast $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest

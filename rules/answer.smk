@@ -1,5 +1,6 @@
 # From records to the answer.
-#   experiment_summary  -> <run_dir>/experiment_summary.json, run_config.yaml, environment.json, stages/ of shared records
+#   experiment_summary  -> <run_dir>/experiment_summary.json, run_config.yaml, environment.json, stages/ of shared records;
+#                          reads <root>/forecast.json where `make forecast` has left one: no input, so it makes nothing stale
 #   comparison          -> <root>/comparison/    tables, break-even, figures of the report
 
 
@@ -28,11 +29,14 @@ rule experiment_summary:
         meter=meter("experiment_summary", "accounting", f"{RUN_DIR}"),
         plan=lambda wildcards: PLAN.summary_plan(wildcards.experiment, PRERUN),
         config=untracked(lambda wildcards: PLAN.resolved(wildcards.experiment)),
+        forecast=untracked(
+            lambda wildcards: PLAN.forecast_options(wildcards.experiment)
+        ),
     shell:
         "{params.meter:q} --idle {input.prerun:q} --record {output.record:q} --log {log:q}"
         " --input {input.upstream:q} {input.code:q} --"
         " python -m workflow_scripts.accounting.summary --plan {params.plan:q}"
-        " --config {params.config:q} --out {output.summary:q}"
+        " --config {params.config:q} {params.forecast:q} --out {output.summary:q}"
 
 
 rule comparison:

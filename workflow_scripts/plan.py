@@ -265,6 +265,20 @@ class Plan:
         }
         return json.dumps(content, sort_keys=True)
 
+    def forecast_options(self, name: str) -> list[str]:
+        """Arguments of the summary: where a forecast is, and marks of the settings that it must have been made for, JSON.
+
+        Records of shared artefacts but models need no mark: their paths name their settings.
+        """
+        plan = self.experiments[name]
+        record_dir = self.output.record_dir().format(experiment=name)
+        models = {self.model_record(key): job for key, job in self.models.items()}
+        jobs = {path: models[path] for path in plan.shared.values() if path in models}
+        jobs[f"{record_dir}/stages/{plan.training_stage}.json"] = plan.training
+        jobs[f"{record_dir}/stages/evaluation.json"] = plan.evaluation
+        marks = {path: slices.settings_mark(job.settings) for path, job in jobs.items()}
+        return ["--forecast", f"{self.output.root}/forecast.json", "--forecast-settings", json.dumps(marks, sort_keys=True)]
+
     def summary_inputs(self, name: str) -> list[str]:
         """Files that the summary of an experiment reads."""
         plan = json.loads(self.summary_plan(name, ""))

@@ -14,8 +14,8 @@ import jsonschema
 import pandas as pd
 import pytest
 
+from workflow_scripts.carbon import intensity
 from workflow_scripts.energy.attribution import CpuShare, scope
-from workflow_scripts.energy.carbon import intensity
 from workflow_scripts.energy.ledger import Attempt
 from workflow_scripts.energy.prerun import _mean_watts
 from workflow_scripts.energy.record import build_record

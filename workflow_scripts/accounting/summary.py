@@ -1,10 +1,12 @@
 """experiment_summary: all stage records of one experiment, added up by role.
 
-    python -m workflow_scripts.accounting.summary --plan JSON --config JSON --out experiment_summary.json
+    python -m workflow_scripts.accounting.summary --plan JSON --config JSON
+        [--forecast FILE --forecast-settings JSON] --out experiment_summary.json
 
 `--plan` names the records, the evaluation, the reference evaluations and the lineage; `--config` is the resolved
-configuration for the snapshot. Beside the summary it writes run_config.yaml, environment.json, copies of the shared records
-under stages/ and of the prerun's result under prerun_validation/. Built from the same records it is byte-equal.
+configuration for the snapshot; `--forecast` is set against the outcome where the file exists. Beside the summary it writes
+run_config.yaml, environment.json, copies of the shared records under stages/ and of the prerun's result under
+prerun_validation/. Built from the same records and forecast it is byte-equal.
 """
 
 from __future__ import annotations
@@ -17,9 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from workflow_scripts.accounting.deployment import deployed_cost
 from workflow_scripts.accounting.model import ExperimentSummary, RoleEnergy
+from workflow_scripts.accounting.model import (
+    Bounds,
+    ExperimentSummary,
+    Forecast,
+    ForecastOutcome,
+    ForecastRow,
+    Outcome,
+    RoleEnergy,
+)
 from workflow_scripts.artefact import ArtefactError, read_json, write_json
 from workflow_scripts.uncertainty import instrument, propagate
 
@@ -39,11 +51,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="workflow_scripts.accounting.summary", allow_abbrev=False)
     for name in ("plan", "config", "out"):
         parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--forecast")
+    parser.add_argument("--forecast-settings", type=json.loads, default={})
     arguments = parser.parse_args()
     plan, config, out = json.loads(arguments.plan), json.loads(arguments.config), Path(arguments.out)
     try:
         records = read_records(plan)
-        summary = summarise(plan, config, records).model_dump(mode="json", by_alias=True)
+        forecast = read_forecast(arguments.forecast, arguments.forecast_settings)
+        summary = summarise(plan, config, records, forecast).model_dump(mode="json", by_alias=True)
     except (SummaryError, ArtefactError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -93,7 +108,9 @@ def adopted_record(manifest: Path, adoption: dict[str, Any]) -> dict[str, Any]:
     return adoption | nothing | {"energy": energy, "warnings": [*adoption["warnings"], reason]}
 
 
-def summarise(plan: dict[str, Any], config: dict[str, Any], records: dict[str, dict[str, Any]]) -> ExperimentSummary:
+def summarise(
+    plan: dict[str, Any], config: dict[str, Any], records: dict[str, dict[str, Any]], forecast: dict[str, ForecastRow]
+) -> ExperimentSummary:
     """The summary of one experiment; energies of a role are null when one of its stages has none."""
     training = records[plan["training_stage"]]
     roles = {}
@@ -153,6 +170,7 @@ def summarise(plan: dict[str, Any], config: dict[str, Any], records: dict[str, d
             "roles": roles,
             "reuse": {stage: {"experiments": len(users), "names": users} for stage, users in plan["sharing"].items()},
             "lineage": lineage(plan),
+            "forecast": compare_forecast(forecast, {**plan["shared"], **plan["own"]}, records),
             "quality": evaluation,
             "references": references,
             "comparable": plan["comparable"],
@@ -192,6 +210,46 @@ def lineage(plan: dict[str, Any]) -> dict[str, Any] | None:
         "teacher_kwh": roles[0]["kwh"],
         "total_energy_kwh": _total([*(role["kwh"] for role in roles if role["stages"]), *before]),
     }
+
+
+def read_forecast(path: str | None, marks: dict[str, str]) -> dict[str, ForecastRow]:
+    """Priced rows of the forecast by record file; none when no forecast was made.
+
+    `marks` are those of the settings that records were made with: a row for others is left out. Raises SummaryError when the
+    file is no forecast.
+    """
+    if path is None or not Path(path).is_file():
+        return {}
+    try:
+        forecast = Forecast.model_validate(read_json(Path(path)))
+    except ValidationError as error:
+        raise SummaryError(f"{path} is not a forecast/1: delete it and run again ({error.errors()[0]['msg']})") from None
+    rows = [row for row in (*forecast.earlier, *forecast.rows) if row.kwh is not None]
+    return {row.record: row for row in rows if marks.get(row.record, row.settings) == row.settings}
+
+
+def compare_forecast(
+    rows: dict[str, ForecastRow], paths: dict[str, str], records: dict[str, dict[str, Any]]
+) -> ForecastOutcome | None:
+    """Forecast against outcome of the stages that were forecast before they ended; None when no stage was.
+
+    `paths` are the record files by stage, as the forecast names them.
+    """
+    found: dict[str, tuple[Bounds, float | None]] = {}
+    for stage, path in paths.items():
+        row = rows.get(path)
+        if row is not None and row.kwh is not None and row.made_at <= records[stage]["end_time"]:
+            found[stage] = (row.kwh, records[stage]["total_energy_kwh"])
+    if not found:
+        return None
+    sums = {key: sum(getattr(bounds, key) for bounds, _ in found.values()) for key in ("low", "predicted", "high")}
+    total = _outcome(Bounds.model_validate(sums), _total([actual for _, actual in found.values()]))
+    return ForecastOutcome(unit="kWh", stages={stage: _outcome(*pair) for stage, pair in found.items()}, total=total)
+
+
+def _outcome(bounds: Bounds, actual: float | None) -> Outcome:
+    inside = None if actual is None else bounds.low <= actual <= bounds.high
+    return Outcome(**bounds.model_dump(), actual=actual, inside=inside)
 
 
 def ancestors(plan: dict[str, Any]) -> dict[str, Any]:

@@ -25,9 +25,9 @@ import pandas as pd
 import psutil
 
 from workflow_scripts.artefact import read_json, write_json
-from workflow_scripts.energy.provenance import cpu_brand
 from workflow_scripts.energy.sources.nvml import open_nvml
 from workflow_scripts.energy.state import TOKEN_VARIABLE
+from workflow_scripts.host import cpu_brand
 from workflow_scripts.settings.slices import PrerunSlice
 
 SAMPLING_TRIALS = 3

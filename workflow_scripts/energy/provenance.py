@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from workflow_scripts.host import cpu_brand
+
 _PACKAGES = ("torch", "transformers", "trl", "datasets", "codecarbon", "snakemake", "nvidia-ml-py")
 
 
@@ -34,12 +36,3 @@ def provenance(fingerprint: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": versions,
     }
-
-
-def cpu_brand() -> str | None:
-    """The CPU's model name."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or None

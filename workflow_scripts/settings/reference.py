@@ -18,13 +18,14 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from workflow_scripts.accounting.model import ExperimentSummary
+from workflow_scripts.accounting.model import ExperimentSummary, Forecast
 from workflow_scripts.energy.model import StageRecord
 from workflow_scripts.settings.schema import CAMPAIGN_SECTIONS, Settings
 
 ROOT = Path(__file__).parents[2]
 RECORD_SCHEMA = ROOT / "workflow_scripts" / "energy" / "record_schema.json"
 SUMMARY_SCHEMA = ROOT / "workflow_scripts" / "accounting" / "summary_schema.json"
+FORECAST_SCHEMA = ROOT / "workflow_scripts" / "accounting" / "forecast_schema.json"
 INTRODUCTION = """# Configuration reference
 
 Generated from `workflow_scripts/settings/schema.py` by `make reference`; do not edit. `config/schema.json` is the same as a
@@ -53,6 +54,7 @@ def render() -> dict[Path, str]:
         ROOT / "config" / "schema.json": json.dumps(Settings.model_json_schema(), indent=1) + "\n",
         RECORD_SCHEMA: json.dumps(StageRecord.model_json_schema(), indent=1) + "\n",
         SUMMARY_SCHEMA: json.dumps(ExperimentSummary.model_json_schema(), indent=1) + "\n",
+        FORECAST_SCHEMA: json.dumps(Forecast.model_json_schema(), indent=1) + "\n",
     }
 
 

@@ -6,6 +6,7 @@ parameter, the meter hashes it into the state folder's fingerprint.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Literal
 
@@ -210,6 +211,11 @@ class WandbSlice(Section):
 
     wandb: schema.Wandb
     experiment: str
+
+
+def settings_mark(text: str) -> str:
+    """Short hash of a stage's canonical settings."""
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def canonical(model: BaseModel) -> str:
