@@ -22,7 +22,6 @@ import yaml
 from pydantic import ValidationError
 
 from workflow_scripts.accounting.deployment import deployed_cost
-from workflow_scripts.accounting.model import ExperimentSummary, RoleEnergy
 from workflow_scripts.accounting.model import (
     Bounds,
     ExperimentSummary,
