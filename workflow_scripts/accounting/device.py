@@ -33,8 +33,8 @@ PEAK_FLOPS = {
     "V100": 1.25e14,
     "T4": 6.5e13,
 }
-# Share of the peak that is reached. Published trainings of large models reach 0.3 to 0.55 (Chowdhery et al. 2022, table 3);
-# small models and short rows far less. Generation is bound by memory, so its share depends on the batch above all.
+# Share of the peak that is reached. Large models were trained at 0.21 to 0.46 of it (Chowdhery et al. 2022, table 3),
+# small models and short rows at far less. Generation is bound by memory, so its share depends on the batch above all.
 UTILISATION = Range(0.03, 0.2, 0.55)
 GENERATING_UTILISATION = Range(0.0005, 0.01, 0.1)
 # FLOP/s of one CPU core in float32: a scalar core at the low end, 32 FLOPs a cycle (AVX2) at 3 GHz at the high end.
