@@ -61,8 +61,11 @@ def _stages(summaries: list[dict[str, Any]]) -> list[tuple[str, str, dict[str, A
 
 
 def _attempts(record: dict[str, Any], near: Path) -> tuple[list[Any], list[str]]:
+    """Power curves of the attempts that have a figure, and why some have no curve; a merge of half a second has no figure."""
     curves, reasons = [], []
     for attempt in record.get("attempts") or []:
+        if attempt["total_j"] is None:
+            continue
         try:
             curves.append(power_curve(energy_curve(record, attempt, near)))
         except TraceError as error:
