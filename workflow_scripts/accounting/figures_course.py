@@ -93,10 +93,10 @@ def _grid(panels: list[Any], path: Path) -> None:
             begin += edges[-1]
         axes.set_title("\n".join(textwrap.shorten(line, 34, placeholder="…") for line in title.split("\n")), fontsize=9)
         axes.set_xlim(0, begin * scale)
-        axes.set_ylim(bottom=0)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
         axes.locator_params(axis="x", nbins=5)
+    grid.flat[0].set_ylim(bottom=0)  # shared; set in the loop it would freeze the top at the panels so far
     figure.supylabel("mean power [W]", fontsize=10)
     figure.supxlabel(f"time since the stage began [{unit}]", fontsize=10)
     save(figure, path, [])
