@@ -26,6 +26,7 @@ SENTENCES = {  # figure -> what only its caption says, and colours [RGB] that it
     "power.svg": ("The area under a curve is the energy on the bill", [(0, 114, 178), (86, 180, 233), (204, 121, 167)]),
     "loss_by_joules.svg": ("A curve does not start at 0", [(0, 114, 178), (213, 94, 0)]),
 }
+SCALE = 3  # pixels per CSS pixel: a marker that others half cover still has hundreds
 OFFLINE = ("--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=10000")
 
 
@@ -87,8 +88,8 @@ def test_every_figure_is_drawn_and_explained(browser: str, report: Path, figure:
     assert sentence in text_of(dom)
     assert re.search(r'<img src="data:image/svg\+xml', dom)
     screenshot = page.with_suffix(".png")
-    chromium(browser, page, f"--screenshot={screenshot}", "--window-size=1700,1250")
-    pixels = np.asarray(Image.open(screenshot).convert("RGB")).astype(int)[:, 420:]  # right of the menu
+    chromium(browser, page, f"--screenshot={screenshot}", "--window-size=1700,1250", f"--force-device-scale-factor={SCALE}")
+    pixels = np.asarray(Image.open(screenshot).convert("RGB")).astype(int)[:, 420 * SCALE :]  # right of the menu
     white = (pixels > 250).all(axis=2).mean()
     assert 0.2 < white < 0.97, f"{white:.0%} of the page is white"
     for colour in colours:

@@ -19,7 +19,8 @@ follower = [sys.executable, "-m", "workflow_scripts.energy.follower", "--", "sle
 far = os.environ | {{"METER_HOST": "another-host"}}
 running = [subprocess.Popen(follower, env=far if host == "far" else os.environ) for host in hosts]
 time.sleep(1)
-open({counter!r}, "w").write("30000000")
+open({counter!r} + ".new", "w").write("30000000")
+os.replace({counter!r} + ".new", {counter!r})  # as the kernel's file, it is never seen empty
 sys.exit(max(process.wait() for process in running))
 """
 
