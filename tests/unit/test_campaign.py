@@ -62,7 +62,7 @@ def campaign(tmp_path: Path) -> Ledgers:
 
 
 def columns(row: dict) -> tuple:
-    return tuple(row[f"{name}_j"] for name in ("useful", "wasted", "superseded", "in_progress")) + (row["joules"],)
+    return (*(row[f"{name}_j"] for name in ("useful", "wasted", "superseded", "in_progress")), row["joules"])
 
 
 def test_every_joule_is_in_one_column(campaign: Ledgers) -> None:

@@ -170,7 +170,7 @@ def render(made: dict[str, Any]) -> list[str]:
     """Lines of the table [kWh]: by stage, by experiment, the total, how it was obtained, and the notes."""
     whole = made["total"]
     lines = [f"What the work in {made['root']} has cost until {_date(made['until'])}, kWh", ""]
-    lines += _table("stage", made["stages"], whole) + [""] + _table("experiment", made["experiments"], whole) + [""]
+    lines += [*_table("stage", made["stages"], whole), "", *_table("experiment", made["experiments"], whole), ""]
     spread = "unknown uncertainty" if whole["uncertainty_kwh"] is None else f"+/- {whole['uncertainty_kwh']:.6f} kWh"
     grams = "unknown" if whole["carbon_grams"] is None else f"{whole['carbon_grams']:.3g} gCO2e"
     lines.append(f"Energy: {whole['class']}, boundary {' | '.join(whole['boundary']) or 'none'}, {spread}. Emissions: {grams}.")

@@ -61,9 +61,10 @@ class Version:
 
 @dataclass
 class Found:
-    """What lies in a results folder. `damaged` names files that were left out, with the reason; `silent` ledgers without a line.
+    """What lies in a results folder.
 
-    `orphans` are records whose ledgers are gone.
+    `damaged` names files that were left out, with the reason, `silent` ledgers without a line, `orphans` are records whose
+    ledgers are gone.
     """
 
     versions: list[Version] = field(default_factory=list)

@@ -132,7 +132,7 @@ class Lock:
                 self._path.unlink(missing_ok=True)
 
     def holder(self) -> dict[str, Any] | None:
-        """The living owner, None when nobody works here. Touches nothing: a lock of another host is judged by this one's clock."""
+        """The living owner, None when nobody works here. Touches nothing; judges a lock of another host by this one's clock."""
         try:
             age = time.time() - self._path.stat().st_mtime
         except OSError:
