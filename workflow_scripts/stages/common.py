@@ -115,7 +115,7 @@ def restore(out: Path) -> dict[str, Any] | None:
         return None
     facts: dict[str, Any] = artefact.read_json(remembered)
     folder = (out.parent / facts["path"]).resolve()
-    if not folder.is_dir() or artefact.inventory(folder) != artefact.content_files(facts):
+    if not folder.is_dir() or artefact.inventory(folder) != facts.get("files"):
         return None
     artefact.write_json(out, facts)
     print(f"restored {out}: its files are whole. To make it anew, delete {folder} and {remembered.parent}", flush=True)
