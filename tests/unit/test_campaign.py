@@ -148,6 +148,10 @@ def test_parts_that_are_not_merged_are_charged_once(tmp_path: Path) -> None:
     assert columns(bill(made.root)["total"]) == (0, 7, 0, 0, 7)
     (made.folder("logit_caching", "m", "2-of-2") / "lock.json").write_text(owner())
     assert columns(bill(made.root)["total"]) == (0, 0, 0, 7, 7), "a part is worked on, so the stage is"
+    (made.folder("logit_caching", "m", "2-of-2") / "lock.json").write_text('{"host"')
+    assert columns(bill(made.root)["total"]) == (0, 0, 0, 7, 7), "its owner is writing its name"
+    (made.folder("logit_caching", "m", "2-of-2") / "lock.json").write_text(owner(started=1))
+    assert columns(bill(made.root)["total"]) == (0, 7, 0, 0, 7), "the lock of a dead process"
 
 
 def test_a_deleted_state_folder_leaves_what_the_record_says(campaign: Ledgers) -> None:

@@ -10,7 +10,6 @@ used it has itself been replaced by a newer version.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,7 +117,7 @@ def _version(folder: Path, records: dict[str, list[dict[str, Any]]], found: Foun
         return None
     made = [build_record(own, {}, parts)] if own else [build_record(group, {}) for group in parts]
     start = (own or parts[-1])[-1].start
-    held = any(Lock(path).holder() for path in (folder, *folder.glob("parts/*")))
+    held = any(Lock(path).holder() is not None for path in (folder, *folder.glob("parts/*")))
     finished = any(attempt.last.get("outcome") == "completed" for attempt in own)
     standing: Standing = "in progress" if held else "unfinished"
     if not held and finished:
@@ -162,7 +161,7 @@ def _attempts(folder: Path, stage: str, found: Found) -> list[Attempt]:
 
 def _supersede_unused(versions: Sequence[Version]) -> None:
     """Mark shared artefacts as superseded whose every user has been replaced by a newer version."""
-    texts = {id(v): json.dumps(v.start.get("command", [])) for v in versions}
+    texts = {id(v): " ".join(v.start.get("command", [])) for v in versions}
     outputs = {id(v): [p for p in (v.place[1], v.start.get("record")) if p] for v in versions}
     kept = [v for v in versions if v.standing == "current" and v.start.get("experiment") is None]
     users = {id(v): [u for u in versions if u is not v and any(path in texts[id(u)] for path in outputs[id(v)])] for v in kept}

@@ -36,7 +36,7 @@ def recover(folder: Path) -> StageRecord:
     lock.acquire()
     try:
         for part in sorted(folder.glob("parts/*")):
-            if owner := Lock(part).holder():
+            if (owner := Lock(part).holder()) is not None:
                 raise LockedError(f"part {part.name} is being worked on by process {owner.get('pid')} on {owner.get('host')}")
         attempts = read_attempts(folder / "attempts", stage)
         if not attempts:

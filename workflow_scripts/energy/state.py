@@ -132,13 +132,16 @@ class Lock:
                 self._path.unlink(missing_ok=True)
 
     def holder(self) -> dict[str, Any] | None:
-        """The living owner, None when nobody works here. Touches nothing; judges a lock of another host by this one's clock."""
+        """The living owner (empty while it writes its name), None when nobody works here.
+
+        Touches nothing; judges a lock of another host by this one's clock.
+        """
         try:
             age = time.time() - self._path.stat().st_mtime
         except OSError:
             return None
         owner = self._owner()
-        return None if self._dead(owner, age) else owner
+        return None if self._dead(owner, age) or not self._path.exists() else owner
 
     def _dead(self, owner: dict[str, Any], age: float) -> bool:
         here = (owner.get("host"), owner.get("boot")) == (self._mine["host"], self._mine["boot"])
