@@ -10,7 +10,6 @@ has no report, and why. The same summary gives the same bytes.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -39,16 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     write_json(options.boamps / "left_out.json", left_out)
     for name, reason in left_out.items():
         print(f"warning: no BoAmps report of {name}: {reason}", file=sys.stderr)
-    write_text(options.card, model_card.card(summary, config))
+    options.card.write_text(model_card.card(summary, config), encoding="utf-8")
     print(f"export: {options.card}, {len(reports)} BoAmps report(s), {len(left_out)} left out", file=sys.stderr)
     return 0
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write so that a reader sees the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 if __name__ == "__main__":
