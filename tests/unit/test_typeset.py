@@ -79,6 +79,7 @@ def test_latex_has_as_many_cells_as_columns_and_nothing_unescaped(made: dict) ->
         (r"a\b", r"a\textbackslash{}b"),
         ("{x}~^", r"\{x\}\textasciitilde{}\textasciicircum{}"),
         ("1 < 2 | 3 > 2", r"1 \textless{} 2 \textbar{} 3 \textgreater{} 2"),
+        ("[Wh]", "{[}Wh{]}"),
         ("3 ± 1\n#4 $5", r"3 $\pm$ 1 \#4 \$5"),
     ],
 )

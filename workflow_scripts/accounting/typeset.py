@@ -19,6 +19,8 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
+    "[": "{[}",  # after \\ and \item it would begin an argument
+    "]": "{]}",
     "±": r"$\pm$",
     "×": r"$\times$",
     "…": r"\ldots{}",
