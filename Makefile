@@ -1,6 +1,7 @@
 # make demo       the whole comparison on a small real model, CPU only
 # make test       the tests, the tiny experiment end to end among them
 # make forecast   what the stale jobs will cost, before anything runs; ARGS='demo_kd --configfile my.yaml' goes to snakemake -n
+# make bill       what all the work in results/ has cost to date: useful, wasted, superseded; ARGS='otherfolder --json'
 # make faults     the fault campaign: about a hundred kills, full disks and damaged files, each survived or reported
 # make checks     what CI runs before the tests: format, lint, types
 PYTHON ?= python3
@@ -11,7 +12,7 @@ SNAKEMAKE := $(BIN)/snakemake
 REPORT := results/report.html
 COMPARISON := results/comparison/comparison.json
 
-.PHONY: demo forecast test faults checks format lock reference
+.PHONY: demo forecast bill test faults checks format lock reference
 
 demo: $(READY)
 	$(SNAKEMAKE) --quiet host progress reason rules
@@ -23,6 +24,9 @@ $(REPORT): $(COMPARISON)
 
 forecast: $(READY)
 	@$(BIN)/python -m workflow_scripts.accounting.forecast $(ARGS)
+
+bill: $(READY)
+	@$(BIN)/python -m workflow_scripts.accounting.campaign $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest

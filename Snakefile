@@ -50,7 +50,7 @@ rule all:
     default_target: True
     input:
         COMPARISON,
-        [PLAN.final_manifest(name) for name in PLAN.comparison.experiments],
+        [PLAN.finals(name) for name in PLAN.comparison.experiments],
 
 
 rule logit_caching:
@@ -75,5 +75,5 @@ for name in PLAN.experiments:
             name
         input:
             SUMMARY.format(experiment=name),
-            PLAN.final_manifest(name),
+            PLAN.finals(name),
         localrule: True

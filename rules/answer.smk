@@ -1,6 +1,7 @@
 # From records to the answer.
 #   experiment_summary  -> <run_dir>/experiment_summary.json, run_config.yaml, environment.json, stages/ of shared records;
 #                          reads <root>/forecast.json where `make forecast` has left one: no input, so it makes nothing stale
+#   export_model, export_policy -> <output_dir>/final_model/README.md (final_policy/): the model card; <run_dir>/boamps/
 #   comparison          -> <root>/comparison/    tables, break-even, figures of the report
 
 
@@ -37,6 +38,40 @@ rule experiment_summary:
         " --input {input.upstream:q} {input.code:q} --"
         " python -m workflow_scripts.accounting.summary --plan {params.plan:q}"
         " --config {params.config:q} {params.forecast:q} --out {output.summary:q}"
+
+
+for final, export in EXPORTS.items():
+
+    rule:
+        name:
+            export
+        input:
+            summary=SUMMARY,
+            config=f"{RUN_DIR}/run_config.yaml",
+            model=f"{OUTPUT_DIR}/{final}/manifest.json",
+            code=code("accounting.export"),
+            prerun=ancient(PRERUN),
+        output:
+            card=f"{OUTPUT_DIR}/{final}/README.md",
+            boamps=directory(f"{RUN_DIR}/boamps"),
+            record=f"{RUN_DIR}/stages/export.json",
+        log:
+            f"{RUN_DIR}/logs/export.log",
+        wildcard_constraints:
+            experiment="|".join(PLAN.trained_to(final)) or "(?!)",
+        conda:
+            "../envs/conda.yaml"
+        envmodules:
+            *MODULES,
+        resources:
+            meter=METERS,
+        params:
+            meter=meter("export", "accounting", f"{RUN_DIR}"),
+        shell:
+            "{params.meter:q} --idle {input.prerun:q} --record {output.record:q} --log {log:q}"
+            " --input {input.summary:q} {input.config:q} {input.model:q} {input.code:q} --"
+            " python -m workflow_scripts.accounting.export --summary {input.summary:q} --config {input.config:q}"
+            " --model {input.model:q} --card {output.card:q} --boamps {output.boamps:q}"
 
 
 rule comparison:
@@ -128,6 +163,8 @@ rule comparison:
                 "repayment",
             ],
         ),
+        markdown=f"{ROOT}/comparison/comparison.md",
+        latex=f"{ROOT}/comparison/comparison.tex",
         record=f"{ROOT}/comparison/stages/comparison.json",
     log:
         f"{ROOT}/comparison/logs/comparison.log",

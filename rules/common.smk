@@ -48,6 +48,7 @@ TEACHER_RULES = {
     "synthetic_generation": ("generate_answers", "merge_answers"),
     "preference_dataset": ("rank_pairs", "merge_pairs"),
 }
+EXPORTS = {"final_model": "export_model", "final_policy": "export_policy"}
 STAGE_THREADS = 16
 # Two metered stages never share this machine (profiles/default has one `meter`); jobs of a cluster have nodes of their own.
 METERS = 0 if workflow.non_local_exec else 1

@@ -16,6 +16,7 @@ from typing import Any
 
 SCHEMA = "artefact/1"
 MANIFEST = "manifest.json"
+CARD = "README.md"  # a model card is written once the energy is known, after the artefact: it is no content of it
 
 
 class ArtefactError(RuntimeError):
@@ -66,8 +67,8 @@ def refusal(folder: Path) -> str | None:
 
 
 def inventory(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size [bytes] and SHA-256 of every file under `folder`, by relative path."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    """Size [bytes] and SHA-256 of every file under `folder` but its card, by relative path."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST and p != folder / CARD)
     return {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
 
 
@@ -116,6 +117,11 @@ def point_to(folder: Path, manifest: Path, kind: str, facts: dict[str, Any]) -> 
     write_json(manifest, {"schema": SCHEMA, "kind": kind, **facts, "path": str(folder.absolute())})
 
 
+def content_files(facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The files of a manifest that are content: older manifests list the card, too."""
+    return {name: entry for name, entry in facts.get("files", {}).items() if name != CARD}
+
+
 def open_artefact(manifest: Path, kind: str) -> tuple[Path, dict[str, Any]]:
     """Folder and facts of an artefact. Raises ArtefactError when a file is missing or of another size."""
     facts = read_json(manifest)
@@ -124,7 +130,7 @@ def open_artefact(manifest: Path, kind: str) -> tuple[Path, dict[str, Any]]:
             f"{manifest}: expected {SCHEMA} of kind {kind!r}, found {facts.get('schema')} of kind {facts.get('kind')!r}"
         )
     folder = (manifest.parent / facts["path"]).resolve()
-    for name, entry in facts.get("files", {}).items():
+    for name, entry in content_files(facts).items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != entry["bytes"]:
             raise ArtefactError(f"{path} is missing or damaged: delete {manifest} and run again")

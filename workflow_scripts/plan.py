@@ -326,6 +326,14 @@ class Plan:
         folder = "final_policy" if self._settings[name].pipeline == "dpo" else "final_model"
         return f"{self.output.experiment_dir().format(experiment=name)}/{folder}/manifest.json"
 
+    def finals(self, name: str) -> list[str]:
+        """Manifest and model card of an experiment's trained model."""
+        return [self.final_manifest(name), str(Path(self.final_manifest(name)).with_name("README.md"))]
+
+    def trained_to(self, folder: str) -> list[str]:
+        """Experiments whose trained model lies in a folder of this name (final_model, final_policy)."""
+        return [name for name in self.experiments if Path(self.final_manifest(name)).parent.name == folder]
+
     def teacher_targets(self, stage: str) -> list[str]:
         """Manifests of a teacher stage for the compared experiments."""
         compared = next(iter(self._settings.values())).comparison.experiments

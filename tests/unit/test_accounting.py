@@ -97,9 +97,12 @@ def test_the_energy_of_an_adopted_data_set_is_its_record_or_unavailable(tmp_path
         "energy": {"total": {}},
         "warnings": [],
         "total_energy_joules": 3,
+        "cpu_energy_joules": 3,
+        "carbon": {"grams": 0.1, "region": "CAN", "reason": None},
     }
     found = adopted_record(manifest, adoption)
-    assert found["total_energy_joules"] is None
+    assert found["total_energy_joules"] is None and found["cpu_energy_joules"] is None
+    assert found["carbon"] == {"grams": None, "region": "CAN", "reason": found["energy"]["total"]["reason"]}
     assert found["energy"]["total"]["reason"] == f"the data set at {data} was made elsewhere and no record lies beside it"
     (data.parent / "stages").mkdir()
     (data.parent / "stages" / "synthetic_generation.json").write_text(json.dumps({"total_energy_joules": 5000}))

@@ -14,8 +14,8 @@ from workflow_scripts.accounting.artefacts import Artefacts, UnpricedError, coun
 from workflow_scripts.accounting.device import Target, device
 from workflow_scripts.accounting.history import Past, read_history
 from workflow_scripts.accounting.model import Bounds, Forecast, ForecastRow
+from workflow_scripts.accounting.outcome import ForecastError, compare_forecast, read_forecast
 from workflow_scripts.accounting.pricing import Device, Range, Sample, fixed_joules, from_flops, from_history
-from workflow_scripts.accounting.summary import SummaryError, compare_forecast, read_forecast
 from workflow_scripts.accounting.work import done, expected
 from workflow_scripts.dry_run import PlannedJob, parse
 
@@ -354,5 +354,5 @@ def test_a_forecast_holds_for_its_settings_only(tmp_path: Path) -> None:
     path.write_text(content.model_dump_json(by_alias=True))
     assert set(read_forecast(str(path), {"a": "s", "b": "other"})) == {"a", "c"}
     path.write_text("{}")
-    with pytest.raises(SummaryError, match="is not a forecast/1: delete it"):
+    with pytest.raises(ForecastError, match="is not a forecast/1: delete it"):
         read_forecast(str(path), {})

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 
 from tests.unit.summaries import stage
 from workflow_scripts.accounting.summary import main, seedless_fingerprint
 
+SCHEMA = json.loads(Path(__file__).parents[2].joinpath("workflow_scripts/accounting/summary_schema.json").read_text())
 GUIDE = ("total_energy_kwh", "stages", "tokens", "throughput", "joules_per_token", "total_tokens_processed")
 TOKENS = ("loss", "input", "generated", "padded", "discarded")
 
@@ -92,12 +95,83 @@ def test_the_summary_has_what_the_guide_names_and_the_sums_are_right(tmp_path, m
     assert found["reuse"] == {"logit_caching": {"experiments": 3, "names": ["kd", "kd2", "kd3"]}}
     assert found["quality"]["cross_entropy"] == 4
     assert found["carbon_grams"] == 12.5
+    assert found["config_fingerprint"] in found["experiment_id"] and len(found["config_fingerprint"]) == 12
     assert found["deployment"]["model"]["joules_per_token"] == pytest.approx(50 / 10 * 2 / 5)
     assert found["deployment"]["teacher"]["joules_per_token"] == pytest.approx(80 / 10 * 1 / 4)
     assert yaml.safe_load((tmp_path / "out" / "run_config.yaml").read_text()) == config
     before = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
     assert main() == 0
     assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()} == before
+
+
+CONFIG = {"experiment": {"description": "d", "seed": 1}, "training": {"lr": 1}}
+
+
+def summed(tmp_path, monkeypatch, changes: dict[str, dict]) -> dict:
+    """The summary with some records changed."""
+    arguments = make(tmp_path, CONFIG)
+    for name, change in changes.items():
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    monkeypatch.setattr("sys.argv", ["summary", *arguments])
+    assert main() == 0
+    found = json.loads((tmp_path / "out" / "experiment_summary.json").read_text())
+    jsonschema.validate(found, SCHEMA)
+    return found
+
+
+def test_every_role_says_how_its_energy_was_obtained_and_what_of_it_was_wasted(tmp_path, monkeypatch) -> None:
+    """A second data stage of 80 J, modelled by CodeCarbon over cpu and dram at 50 %."""
+    model = "CodeCarbon RAM model"
+    other = stage(80.0, "data", "d", parts=[("cpu", "CodeCarbon cpu_load", 50.0, 60.0), ("dram", model, 50.0, 20.0)])
+    other["energy"]["total"]["class"] = "modelled"
+    found = summed(tmp_path, monkeypatch, {"logit_caching": other | {"useful_j": 75.0, "wasted_j": 5.0}})
+    roles = found["roles"]
+    assert roles["data"] == {
+        "joules": 280,
+        "kwh": pytest.approx(280 / 3.6e6),
+        "uncertainty_kwh": pytest.approx((10**2 + 40**2) ** 0.5 / 3.6e6),
+        "stages": 2,
+        "useful_j": 275,
+        "wasted_j": 5,
+        "class": "modelled",
+        "boundary": ["cpu", "cpu+dram"],
+    }
+    assert (roles["student"]["useful_j"], roles["student"]["wasted_j"]) == (260, 40)
+    assert (roles["student"]["class"], roles["student"]["boundary"]) == ("measured", ["cpu"])
+    assert roles["teacher"] == {
+        **dict.fromkeys(("joules", "kwh", "uncertainty_kwh", "useful_j", "wasted_j", "class")),
+        "stages": 0,
+        "boundary": [],
+    }
+    assert found["energy"]["class"] == "modelled"
+    assert "stages have different boundaries: cpu, cpu+dram" in found["warnings"]
+
+
+def test_a_stage_without_a_figure_leaves_no_total_and_no_grams(tmp_path, monkeypatch) -> None:
+    nothing = stage(None, "teacher", "t")
+    nothing["energy"]["total"] |= {"class": "unavailable", "reason": "no source"}
+    unknown = {"useful_j": None, "wasted_j": None, "carbon": {"grams": None}, "cpu_energy_joules": None}
+    found = summed(tmp_path, monkeypatch, {"logit_caching": nothing | unknown})
+    for key in ("total_energy_joules", "total_energy_kwh", "overall_joules_per_token", "carbon_grams"):
+        assert found[key] is None, key
+    assert found["energy"] == {
+        "class": "measured",
+        "boundary": ["cpu"],
+        "complete": False,
+        "uncertainty_j": None,
+        "uncertainty_pct": None,
+    }
+    assert found["roles"]["teacher"]["joules"] is None and found["roles"]["teacher"]["class"] == "unavailable"
+    assert found["roles"]["student"]["joules"] == 300
+    assert "logit_caching: no energy figure, so there is no total" in found["warnings"]
+    assert (found["useful_j"], found["wasted_j"]) == (610, 40), "of the stages that are known"
+
+
+def test_a_partial_record_is_named(tmp_path, monkeypatch) -> None:
+    found = summed(tmp_path, monkeypatch, {"evaluation": {"status": "partial"}})
+    assert "evaluation: its record is partial: its energy is a lower bound" in found["warnings"]
+    assert found["total_energy_joules"] == 1250
 
 
 def test_runs_of_one_experiment_differ_in_the_seed_only(tmp_path) -> None:

@@ -16,7 +16,15 @@ PLAN = re.compile(
 )
 TEACHER_TARGETS = ("logit_caching", "synthetic_generation", "preference_dataset")
 TARGETS = ("all", *TEACHER_TARGETS, "demo_kd", "demo_sft", "demo_dpo", "demo_baseline")
-TRAINING_KD = {"student_train demo_kd", "evaluation demo_kd", "experiment_summary demo_kd", "comparison"}
+TRAINING_DPO = {
+    "dpo_training demo_dpo",
+    "evaluation demo_dpo",
+    "experiment_summary demo_dpo",
+    "export_policy demo_dpo",
+    "comparison",
+}
+ANSWER_KD = {"experiment_summary demo_kd", "export_model demo_kd"}
+TRAINING_KD = {"student_train demo_kd", "evaluation demo_kd", "comparison"} | ANSWER_KD
 
 
 def plan(workflow: Workflow, *arguments: str) -> dict[str, str]:
@@ -130,6 +138,7 @@ def test_generation_temperature_reruns_generation_and_sft(finished: Workflow) ->
         "student_train demo_sft",
         "evaluation demo_sft",
         "experiment_summary demo_sft",
+        "export_model demo_sft",
         "comparison",
     }
     assert jobs["merge_answers"].startswith("Missing output files: results/teacher/synthetic_dataset-")
@@ -138,8 +147,7 @@ def test_generation_temperature_reruns_generation_and_sft(finished: Workflow) ->
 def test_beta_reruns_dpo_only(finished: Workflow) -> None:
     edit(finished, "config/base.yaml", set_key("dpo.beta", 0.2))
     jobs = plan(finished)
-    expected = {"dpo_training demo_dpo", "evaluation demo_dpo", "experiment_summary demo_dpo", "comparison"}
-    assert set(jobs) == expected
+    assert set(jobs) == TRAINING_DPO
     assert jobs["dpo_training demo_dpo"].startswith("Params have changed")
 
 
@@ -147,7 +155,7 @@ def test_an_edited_stage_module_reruns_its_stage(finished: Workflow) -> None:
     source = finished.folder / "workflow_scripts" / "stages" / "dpo_training.py"
     source.write_text(source.read_text().replace("settings.beta,", "settings.beta * 1,"))
     jobs = plan(finished)
-    assert set(jobs) == {"dpo_training demo_dpo", "evaluation demo_dpo", "experiment_summary demo_dpo", "comparison"}
+    assert set(jobs) == TRAINING_DPO
     assert "Updated input files: workflow_scripts/stages/dpo_training.py" in jobs["dpo_training demo_dpo"]
 
 
@@ -155,7 +163,15 @@ def test_an_edited_loss_reruns_the_trainings_but_no_teacher(finished: Workflow) 
     source = finished.folder / "workflow_scripts" / "distill" / "order.py"
     source.write_text(source.read_text() + "\nCHANGED = True\n")
     rules = {job.split()[0] for job in plan(finished)}
-    assert rules == {"student_train", "dpo_training", "evaluation", "experiment_summary", "comparison"}
+    assert rules == {
+        "student_train",
+        "dpo_training",
+        "evaluation",
+        "experiment_summary",
+        "export_model",
+        "export_policy",
+        "comparison",
+    }
 
 
 def test_a_deleted_model_is_made_again_with_what_needs_it(finished: Workflow) -> None:
@@ -165,7 +181,19 @@ def test_a_deleted_model_is_made_again_with_what_needs_it(finished: Workflow) ->
 
 def test_a_deleted_summary_and_its_comparison_are_made_again(finished: Workflow) -> None:
     finished.path("results/demo_kd/experiment_summary.json").unlink()
-    assert set(plan(finished, "demo_kd")) == {"experiment_summary demo_kd"}
+    assert set(plan(finished, "demo_kd")) == ANSWER_KD
+
+
+def test_a_deleted_or_edited_card_is_written_again_and_trains_nothing(finished: Workflow) -> None:
+    card = finished.folder / "results" / "demo_kd" / "final_model" / "README.md"
+    card.unlink()
+    assert set(plan(finished)) == {"export_model demo_kd"}
+    source = finished.folder / "workflow_scripts" / "accounting" / "model_card.py"
+    source.write_text(source.read_text().replace("## Energy", "## What it has cost"))
+    assert {job.split()[0] for job in plan(finished)} == {"export_model", "export_policy"}
+    finished.snakemake("--cores", "1", "results/demo_kd/final_model/README.md")
+    assert "## What it has cost" in card.read_text()
+    assert {job for job in plan(finished) if job.endswith("demo_kd")} == set(), "the card is no content of the model"
 
 
 def test_a_deleted_cache_comes_back_when_something_needs_it(finished: Workflow) -> None:
@@ -184,6 +212,7 @@ def test_a_new_experiment_with_the_same_teacher_settings_shares_the_teacher(fini
         "student_train kd_again",
         "evaluation kd_again",
         "experiment_summary kd_again",
+        "export_model kd_again",
         "kd_again",
     }
     assert plan(finished) == {}
@@ -225,6 +254,7 @@ def test_another_student_shares_the_corpus_and_the_teachers_output(finished: Wor
         "student_train kd_small",
         "evaluation kd_small",
         "experiment_summary kd_small",
+        "export_model kd_small",
     }
 
 

@@ -3,9 +3,10 @@
     python -m workflow_scripts.accounting.comparison --summary FILE … --quality FIELD
         [--baseline NAME] --out DIR/comparison.json
 
-Writes comparison.json; answer.html, the same on one page; the figures as svg; and as csv and parquet the tables comparison (a
-row per experiment), stage_energy (experiment and stage), amortised (experiment and N), runs (means over seeds), break_even and
-repayment. A summary that cannot be read is named and left out; the exit code is 1 when none is left.
+Writes comparison.json; answer.html, the same on one page, and its tables as comparison.md and comparison.tex; the figures as
+svg; and as csv and parquet the tables comparison (a row per experiment), stage_energy (experiment and stage), amortised
+(experiment and N), runs (means over seeds), break_even and repayment. A summary that cannot be read is named and left out; the
+exit code is 1 when none is left.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workflow_scripts.accounting import answer, figures, figures_course, tables
+from workflow_scripts.accounting import answer, figures, figures_course, tables, typeset
 from workflow_scripts.accounting.costs import campaign, total_cost, users, with_lineage
 from workflow_scripts.accounting.errors import DRAWS, Figure, sample
 from workflow_scripts.accounting.fairness import boundary_refusal, differences, quality_refusal
@@ -55,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     comparison["warnings"] += draw(loaded.summaries, comparison, options.quality, out.parent)
     comparison["counts"]["warnings"] = len(comparison["warnings"])
     answer.page(comparison, out.with_name("answer.html"))
+    typeset.write(comparison, out.parent)
     write_json(out, comparison)
     say(comparison)
     return 0

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from workflow_scripts.accounting.errors import Figure, figure_of, mean, total
+from workflow_scripts.accounting.model import ROLES
 from workflow_scripts.accounting.runs import Group
 
 StageKey = tuple[Any, ...]
@@ -52,6 +53,11 @@ def total_figure(summary: dict[str, Any]) -> Figure | None:
 def own_stages(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Stage records that are in the experiment's total."""
     return {stage: r for stage, r in summary["stages"].items() if "lineage" not in r}
+
+
+def in_order(stages: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Stage records by role, in the order of the work, and by start."""
+    return dict(sorted(stages.items(), key=lambda item: (ROLES.index(item[1]["role"]), item[1]["start_time"], item[0])))
 
 
 def _with_errors_of(joules: float, records: Iterable[dict[str, Any]]) -> Figure:

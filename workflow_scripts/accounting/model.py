@@ -6,18 +6,27 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+ROLES = ("prerun", "data", "teacher", "student", "evaluation")  # of the stages in a summary
+
 
 class _Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
 
 class RoleEnergy(_Closed):
-    """Energy of all stages of one role; null when one of them has no figure, or there is none."""
+    """Energy of all stages of one role; null when one of them has no figure, or there is none.
+
+    Class (the worst) and boundaries are those of the stages that have a figure; class null where there is no stage.
+    """
 
     joules: float | None
     kwh: float | None
     uncertainty_kwh: float | None
     stages: int
+    useful_j: float | None = None
+    wasted_j: float | None = None
+    energy_class: Literal["measured", "integrated", "modelled", "unavailable"] | None = Field(None, alias="class")
+    boundary: list[str] = Field(default_factory=list)
 
 
 class SummaryEnergy(_Closed):

@@ -19,23 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from workflow_scripts.accounting.deployment import deployed_cost
-from workflow_scripts.accounting.model import (
-    Bounds,
-    ExperimentSummary,
-    Forecast,
-    ForecastOutcome,
-    ForecastRow,
-    Outcome,
-    RoleEnergy,
-)
+from workflow_scripts.accounting.model import ROLES, ExperimentSummary, ForecastRow, RoleEnergy
+from workflow_scripts.accounting.outcome import ForecastError, compare_forecast, read_forecast
 from workflow_scripts.artefact import ArtefactError, read_json, write_json
 from workflow_scripts.uncertainty import instrument, propagate
 
 RECORD_SCHEMA = "energy-stage/1"
-ROLES = ("prerun", "data", "teacher", "student", "evaluation")
 CLASSES = ("measured", "integrated", "modelled", "unavailable")
 NO_SETTINGS = ("experiment", "wandb", "output", "comparison", "scatter")  # of the resolved configuration: change no result
 TOKEN_TYPES = ("loss", "input", "generated", "padded", "discarded")
@@ -58,7 +49,7 @@ def main() -> int:
         records = read_records(plan)
         forecast = read_forecast(arguments.forecast, arguments.forecast_settings)
         summary = summarise(plan, config, records, forecast).model_dump(mode="json", by_alias=True)
-    except (SummaryError, ArtefactError) as error:
+    except (SummaryError, ForecastError, ArtefactError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     stages = out.parent / "stages"
@@ -101,10 +92,14 @@ def adopted_record(manifest: Path, adoption: dict[str, Any]) -> dict[str, Any]:
             return found | {k: adoption[k] for k in ("stage_id", "stage_name", "shared_by")}
     reason = f"the data set at {folder} was made elsewhere and no record lies beside it"
     nothing = dict.fromkeys(
-        ("total_energy_joules", "total_energy_kwh", "kwh_total", "joules_per_token", "useful_j", "wasted_j")
+        (
+            *("total_energy_joules", "total_energy_kwh", "kwh_total", "joules_per_token", "useful_j", "wasted_j"),
+            *("gpu_energy_joules", "cpu_energy_joules", "codecarbon_energy_kwh", "codecarbon_emissions_kg"),
+        )
     )
     energy = {**adoption["energy"], "total": {"joules": None, "class": "unavailable", "boundary": [], "reason": reason}}
-    return adoption | nothing | {"energy": energy, "warnings": [*adoption["warnings"], reason]}
+    carbon = adoption["carbon"] | {"grams": None, "reason": reason}
+    return adoption | nothing | {"energy": energy, "carbon": carbon, "warnings": [*adoption["warnings"], reason]}
 
 
 def summarise(
@@ -112,16 +107,7 @@ def summarise(
 ) -> ExperimentSummary:
     """The summary of one experiment; energies of a role are null when one of its stages has none."""
     training = records[plan["training_stage"]]
-    roles = {}
-    for role in ROLES:
-        members = [r for r in records.values() if r["role"] == role]
-        joules = _total([r["total_energy_joules"] for r in members])
-        roles[role] = RoleEnergy(
-            joules=joules,
-            kwh=joules / 3.6e6 if joules is not None else None,
-            uncertainty_kwh=uncertainty(members) / 3.6e6 if joules is not None else None,
-            stages=len(members),
-        )
+    roles = {role: _role([r for r in records.values() if r["role"] == role]) for role in ROLES}
     known = [r for r in records.values() if r["total_energy_joules"] is not None]
     total = _total([r["total_energy_joules"] for r in records.values()])
     unknown = sorted(stage for stage, r in records.items() if r["total_energy_joules"] is None)
@@ -131,7 +117,9 @@ def summarise(
     tokens = {t: _total([r["work"][t] for r in records.values() if r["work"][t] is not None]) for t in TOKEN_TYPES}
     warnings = [f"{stage}: {text}" for stage, r in records.items() for text in r["warnings"]]
     warnings += [f"{stage}: no energy figure, so there is no total" for stage in unknown]
-    boundaries = sorted({"+".join(r["energy"]["total"]["boundary"]) for r in known})
+    unfinished = {stage: r["status"] for stage, r in records.items() if r["status"] != "complete"}
+    warnings += [f"{stage}: its record is {status}: its energy is a lower bound" for stage, status in unfinished.items()]
+    boundaries = _boundaries(known)
     if len(boundaries) > 1:
         warnings.append(f"stages have different boundaries: {', '.join(boundaries)}")
     spread = uncertainty(known)
@@ -157,7 +145,7 @@ def summarise(
             "overall_joules_per_token": total / tokens_trained if total is not None and tokens_trained else None,
             "overall_tokens_per_second": tokens_trained / duration if tokens_trained else None,
             "energy": {
-                "class": max((r["energy"]["total"]["class"] for r in known), key=CLASSES.index, default="unavailable"),
+                "class": _worst_class(known),
                 "boundary": boundaries,
                 "complete": not unknown,
                 "uncertainty_j": spread if total is not None else None,
@@ -165,7 +153,7 @@ def summarise(
             },
             "useful_j": _total([r["useful_j"] for r in known]),
             "wasted_j": _total([r["wasted_j"] for r in known]),
-            "carbon_grams": _total([r["carbon"]["grams"] for r in known]),
+            "carbon_grams": _total([r["carbon"]["grams"] for r in records.values()]),
             "roles": roles,
             "reuse": {stage: {"experiments": len(users), "names": users} for stage, users in plan["sharing"].items()},
             "lineage": lineage(plan),
@@ -180,6 +168,32 @@ def summarise(
             "warnings": warnings,
         }
     )
+
+
+def _role(members: list[dict[str, Any]]) -> RoleEnergy:
+    """The stages of one role; energies are null when one of them has none, class and boundary are those of the others."""
+    known = [r for r in members if r["total_energy_joules"] is not None]
+    joules = _total([r["total_energy_joules"] for r in members])
+    return RoleEnergy.model_validate(
+        {
+            "joules": joules,
+            "kwh": joules / 3.6e6 if joules is not None else None,
+            "uncertainty_kwh": uncertainty(members) / 3.6e6 if joules is not None else None,
+            "stages": len(members),
+            "useful_j": _total([r["useful_j"] for r in members]),
+            "wasted_j": _total([r["wasted_j"] for r in members]),
+            "class": _worst_class(known) if members else None,
+            "boundary": _boundaries(known),
+        }
+    )
+
+
+def _worst_class(known: list[dict[str, Any]]) -> str:
+    return max((r["energy"]["total"]["class"] for r in known), key=CLASSES.index, default="unavailable")
+
+
+def _boundaries(known: list[dict[str, Any]]) -> list[str]:
+    return sorted({"+".join(r["energy"]["total"]["boundary"]) for r in known})
 
 
 def uncertainty(records: list[dict[str, Any]]) -> float:
@@ -209,46 +223,6 @@ def lineage(plan: dict[str, Any]) -> dict[str, Any] | None:
         "teacher_kwh": roles[0]["kwh"],
         "total_energy_kwh": _total([*(role["kwh"] for role in roles if role["stages"]), *before]),
     }
-
-
-def read_forecast(path: str | None, marks: dict[str, str]) -> dict[str, ForecastRow]:
-    """Priced rows of the forecast by record file; none when no forecast was made.
-
-    `marks` are those of the settings that records were made with: a row for others is left out. Raises SummaryError when the
-    file is no forecast.
-    """
-    if path is None or not Path(path).is_file():
-        return {}
-    try:
-        forecast = Forecast.model_validate(read_json(Path(path)))
-    except ValidationError as error:
-        raise SummaryError(f"{path} is not a forecast/1: delete it and run again ({error.errors()[0]['msg']})") from None
-    rows = [row for row in (*forecast.earlier, *forecast.rows) if row.kwh is not None]
-    return {row.record: row for row in rows if marks.get(row.record, row.settings) == row.settings}
-
-
-def compare_forecast(
-    rows: dict[str, ForecastRow], paths: dict[str, str], records: dict[str, dict[str, Any]]
-) -> ForecastOutcome | None:
-    """Forecast against outcome of the stages that were forecast before they ended; None when no stage was.
-
-    `paths` are the record files by stage, as the forecast names them.
-    """
-    found: dict[str, tuple[Bounds, float | None]] = {}
-    for stage, path in paths.items():
-        row = rows.get(path)
-        if row is not None and row.kwh is not None and row.made_at <= records[stage]["end_time"]:
-            found[stage] = (row.kwh, records[stage]["total_energy_kwh"])
-    if not found:
-        return None
-    sums = {key: sum(getattr(bounds, key) for bounds, _ in found.values()) for key in ("low", "predicted", "high")}
-    total = _outcome(Bounds.model_validate(sums), _total([actual for _, actual in found.values()]))
-    return ForecastOutcome(unit="kWh", stages={stage: _outcome(*pair) for stage, pair in found.items()}, total=total)
-
-
-def _outcome(bounds: Bounds, actual: float | None) -> Outcome:
-    inside = None if actual is None else bounds.low <= actual <= bounds.high
-    return Outcome(**bounds.model_dump(), actual=actual, inside=inside)
 
 
 def ancestors(plan: dict[str, Any]) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from workflow_scripts.accounting.costs import StageKey, charged, stage_key, with_lineage
-from workflow_scripts.accounting.errors import figure_of
+from workflow_scripts.accounting.costs import StageKey, charged, stage_key, total_figure, with_lineage
+from workflow_scripts.accounting.errors import Figure, figure_of
 from workflow_scripts.accounting.fairness import hardware
 from workflow_scripts.accounting.load import training_stage
 from workflow_scripts.accounting.runs import find, group
@@ -35,19 +35,23 @@ def _experiment(s: dict[str, Any], shares: dict[StageKey, list[str]]) -> dict[st
     total = s.get("total_energy_kwh") if whole else None
     uncertainty, share = s["energy"].get("uncertainty_j"), charged(s, shares) if whole else None
     users = teacher_users(s, shares)
+    whole_cost, spent, tokens = total_figure(s), figure_of(training), training.get("tokens_processed")
     teacher_kwh = s["roles"].get("teacher", {}).get("kwh")
     return {
         "experiment": s["experiment_name"],
         "pipeline": s["pipeline"],
         **{f"{role}_kwh": entry["kwh"] for role, entry in s["roles"].items()},
+        **{f"{role}_uncertainty_kwh": s["roles"].get(role, {}).get("uncertainty_kwh") for role in ("teacher", "student")},
         "total_kwh": total,
         "total_uncertainty_kwh": None if uncertainty is None or total is None else uncertainty / 3.6e6,
         "lineage_kwh": s["lineage"]["total_energy_kwh"] if s.get("lineage") else None,
         "total_with_lineage_kwh": with_lineage(s, total),
+        "total_with_lineage_uncertainty_kwh": None if whole_cost is None else half_width(whole_cost, 3.6e6),
         "wasted_kwh": s["wasted_j"] / 3.6e6 if s.get("wasted_j") is not None else None,
         "carbon_g": s.get("carbon_grams"),
-        "training_tokens": training.get("tokens_processed"),
+        "training_tokens": tokens,
         "joules_per_token": training.get("joules_per_token"),
+        "joules_per_token_uncertainty": None if spent is None or not tokens else half_width(spent, tokens),
         "tokens_per_second": training.get("tokens_per_second"),
         "cross_entropy": quality.get("cross_entropy"),
         "untrained_cross_entropy": (references.get("student") or {}).get("cross_entropy"),
@@ -66,6 +70,11 @@ def _experiment(s: dict[str, Any], shares: dict[StageKey, list[str]]) -> dict[st
         "generated_j_per_token": ((s.get("deployment") or {}).get("model") or {}).get("joules_per_token"),
         "problems": "; ".join((*s.get("problems", []), *s.get("partial", []))),
     }
+
+
+def half_width(figure: Figure, unit: float) -> float | None:
+    """Half-width by the instruments in a unit of so many joules; None when it is not known."""
+    return None if figure.half_width is None else figure.half_width / unit
 
 
 def _group_of(groups: list[Any], summary: dict[str, Any]) -> str:

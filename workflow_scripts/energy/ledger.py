@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -140,10 +141,27 @@ def read_attempt(path: Path, stage: str) -> Attempt:
 
 def read_attempts(folder: Path, stage: str) -> list[Attempt]:
     """All attempts of a state folder, oldest first by their start time."""
-    attempts = [read_attempt(path, stage) for path in folder.glob("*.jsonl") if _has_start(path)]
-    for attempt in attempts:
-        names = f"{attempt.start['attempt']}.*.jsonl"
-        attempt.hosts = [read_attempt(path, stage) for path in sorted((folder / HOSTS).glob(names)) if _has_start(path)]
+    return in_order(attempt for path in folder.glob("*.jsonl") if (attempt := read_with_hosts(path, stage)) is not None)
+
+
+def read_parts(folder: Path, stage: str) -> list[list[Attempt]]:
+    """The attempts at each part of a stage, those of an earlier split too; none for a stage that was not split."""
+    folders = sorted(folder.glob("parts/*/attempts"))
+    return [attempts for part in folders if (attempts := read_attempts(part, stage))]
+
+
+def read_with_hosts(path: Path, stage: str) -> Attempt | None:
+    """One attempt with the ledgers of its further hosts; None where a meter ended before its first line was whole."""
+    if not _has_start(path):
+        return None
+    attempt = read_attempt(path, stage)
+    names = f"{attempt.start['attempt']}.*.jsonl"
+    attempt.hosts = [read_attempt(other, stage) for other in sorted((path.parent / HOSTS).glob(names)) if _has_start(other)]
+    return attempt
+
+
+def in_order(attempts: Iterable[Attempt]) -> list[Attempt]:
+    """Attempts, oldest first by their start time."""
     return sorted(attempts, key=lambda a: (a.start["time"], a.path.name))
 
 

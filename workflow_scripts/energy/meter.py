@@ -31,7 +31,7 @@ from typing import Any
 from workflow_scripts.artefact import refusal, write_json
 from workflow_scripts.energy.child import Child
 from workflow_scripts.energy.display import Bar, tail
-from workflow_scripts.energy.ledger import HOSTS, Attempt, LedgerError, LedgerWriter, read_attempts
+from workflow_scripts.energy.ledger import HOSTS, LedgerError, LedgerWriter, read_attempts, read_parts
 from workflow_scripts.energy.model import StageRecord
 from workflow_scripts.energy.neighbours import Neighbours
 from workflow_scripts.energy.provenance import provenance
@@ -246,6 +246,7 @@ class _Run:
             "slurm": {key: os.environ[key] for key in _SLURM_KEYS if key in os.environ},
             "devices": self.sampler.devices(),
             "trace": str(self.trace_path),
+            "record": self.options.record,
             "command": self.command,
             "provenance": provenance(self.mark),
         }
@@ -283,7 +284,8 @@ class _Run:
             "max_rss_mb": _peak_rss_mb(),
             "startup_seconds": self.startup_s,
         }
-        record = build_record(read_attempts(self.folder / "attempts", self.options.stage), overhead, self._parts())
+        parts = [] if self.options.part else read_parts(self.folder, self.options.stage)
+        record = build_record(read_attempts(self.folder / "attempts", self.options.stage), overhead, parts)
         content = record.model_dump(mode="json", by_alias=True)
         if record.status == "complete":
             write_json(Path(self.options.record), content)
@@ -292,11 +294,6 @@ class _Run:
         except OSError as error:
             print(f"{self.options.stage}: no copy of the record in the state folder: {error}", file=sys.stderr)
         return record
-
-    def _parts(self) -> list[list[Attempt]]:
-        """The attempts of the stage's parts, those of an earlier split too; none for a part itself."""
-        folders = [] if self.options.part else sorted(self.folder.glob("parts/*/attempts"))
-        return [attempts for folder in folders if (attempts := read_attempts(folder, self.options.stage))]
 
     def _say(self, record: StageRecord, outcome: dict[str, Any], log: Path) -> None:
         mine = next(attempt for attempt in record.attempts if attempt.id == self.attempt)

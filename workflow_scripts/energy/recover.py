@@ -4,6 +4,9 @@
 
 For every state folder below the given ones that nobody works on: compute the record from all attempts, write it as
 record.json beside the ledgers, and print one line. Changes nothing else; the next attempt counts the same attempts again.
+
+The work of a stage in parts lies in `parts/<n>-of-<m>`: each part gets a record of its own, and once a merge was tried, the
+stage's record adds up the merge and all parts, as the meter's does.
 """
 
 from __future__ import annotations
@@ -12,19 +15,33 @@ import sys
 from pathlib import Path
 
 from workflow_scripts.artefact import write_json
-from workflow_scripts.energy.ledger import LedgerError, read_attempts
+from workflow_scripts.energy.ledger import LedgerError, read_attempts, read_parts
 from workflow_scripts.energy.model import StageRecord
 from workflow_scripts.energy.record import build_record
 from workflow_scripts.energy.state import Lock, LockedError
 
 
+def is_part(folder: Path) -> bool:
+    """Whether a state folder is that of one part of a stage."""
+    return folder.parent.name == "parts"
+
+
 def recover(folder: Path) -> StageRecord:
-    """The record of one state folder. Raises LockedError while it is worked on, LedgerError when it cannot be read."""
+    """The record of the state folder of a stage, its parts included, or of one part.
+
+    Raises LockedError while it or one of its parts is worked on, LedgerError when it cannot be read.
+    """
+    stage = folder.parents[2].name if is_part(folder) else folder.parent.name
     lock = Lock(folder)
     lock.acquire()
     try:
-        attempts = read_attempts(folder / "attempts", folder.parent.name)
-        record = build_record(attempts, {})
+        for part in sorted(folder.glob("parts/*")):
+            if (owner := Lock(part).holder()) is not None:
+                raise LockedError(f"part {part.name} is being worked on by process {owner.get('pid')} on {owner.get('host')}")
+        attempts = read_attempts(folder / "attempts", stage)
+        if not attempts:
+            raise LedgerError("no attempt has a whole line: nothing is known of it")
+        record = build_record(attempts, {}, [] if is_part(folder) else read_parts(folder, stage))
         write_json(folder / "record.json", record.model_dump(mode="json", by_alias=True))
     finally:
         lock.release()
@@ -37,7 +54,7 @@ def main() -> int:
         print("usage: python -m workflow_scripts.energy.recover STATE_FOLDER …", file=sys.stderr)
         return 2
     failed = 0
-    folders = sorted({p.parent for root in sys.argv[1:] for p in Path(root).glob("**/attempts")})
+    folders = sorted({p.parent for root in sys.argv[1:] for p in Path(root).absolute().glob("**/attempts")})
     if not folders:
         print(f"no attempts below {', '.join(sys.argv[1:])}", file=sys.stderr)
         return 1

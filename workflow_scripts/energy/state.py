@@ -131,6 +131,22 @@ class Lock:
             with contextlib.suppress(OSError):  # where it cannot be removed it is that of a dead process from now on
                 self._path.unlink(missing_ok=True)
 
+    def holder(self) -> dict[str, Any] | None:
+        """The living owner (empty while it writes its name), None when nobody works here.
+
+        Touches nothing; judges a lock of another host by this one's clock.
+        """
+        try:
+            age = time.time() - self._path.stat().st_mtime
+        except OSError:
+            return None
+        owner = self._owner()
+        return None if self._dead(owner, age) or not self._path.exists() else owner
+
+    def _dead(self, owner: dict[str, Any], age: float) -> bool:
+        here = (owner.get("host"), owner.get("boot")) == (self._mine["host"], self._mine["boot"])
+        return not _alive(owner) if here else age > STALE_AFTER_S
+
     def _owner(self) -> dict[str, Any]:
         try:
             content: dict[str, Any] = json.loads(self._path.read_text())
@@ -145,9 +161,7 @@ class Lock:
             age = self._now() - self._path.stat().st_mtime
         except FileNotFoundError:
             return
-        here = (owner.get("host"), owner.get("boot")) == (self._mine["host"], self._mine["boot"])
-        dead = not _alive(owner) if here else age > STALE_AFTER_S
-        if not dead:
+        if not self._dead(owner, age):
             raise LockedError(
                 f"{self._path.parent} is being worked on by process {owner.get('pid')} on {owner.get('host')} "
                 f"(Slurm job {owner.get('job')}), last seen {age:.0f} s ago: wait for it, or end it"

@@ -23,7 +23,7 @@ from workflow_scripts.distill.parallel import die_with_launcher, is_main, world_
 from workflow_scripts.progress import Progress, state_dir
 from workflow_scripts.settings.slices import DpoTrainingSlice
 from workflow_scripts.stages.common import Arguments, build_dir, publish, restore, run_stage
-from workflow_scripts.stages.tracking import link_checkpoints, start_tracking, write_card
+from workflow_scripts.stages.tracking import link_checkpoints, start_tracking
 
 COLUMNS = ["prompt_ids", "chosen_ids", "rejected_ids"]
 
@@ -36,7 +36,7 @@ def dpo_training(args: Arguments[DpoTrainingSlice]) -> None:
         return
     settings, options = args.settings, args.settings.training
     pairs_folder, _ = open_artefact(args.inputs["preferences"], "preference_dataset")
-    policy_folder, policy = open_model(args.inputs["policy"])
+    policy_folder, _ = open_model(args.inputs["policy"])
     pairs = Dataset.from_parquet(str(pairs_folder / "train.parquet"), cache_dir=str(state_dir() / "datasets"))
     corpus_folder, _ = open_artefact(args.inputs["corpus"], "corpus")
     tokenizer = load_tokenizer(corpus_folder / "tokenizer")
@@ -73,7 +73,6 @@ def dpo_training(args: Arguments[DpoTrainingSlice]) -> None:
     trainer.accelerator.unwrap_model(trainer.model).save_pretrained(build, state_dict=weights)
     tokenizer.save_pretrained(build)
     facts = model_facts(build)
-    write_card(build, args.extra["name"], "dpo", policy["name"], progress.tokens["loss"])
     publish(build, args.out, "model", {"name": args.extra["name"], "source": "trained", **facts})
 
 

@@ -21,7 +21,7 @@ from workflow_scripts.distill.parallel import die_with_launcher, is_main, world_
 from workflow_scripts.progress import Progress
 from workflow_scripts.settings.slices import StudentTrainSlice
 from workflow_scripts.stages.common import Arguments, build_dir, publish, restore, run_stage
-from workflow_scripts.stages.tracking import link_checkpoints, start_tracking, write_card
+from workflow_scripts.stages.tracking import link_checkpoints, start_tracking
 
 
 def student_train(args: Arguments[StudentTrainSlice]) -> None:
@@ -45,7 +45,7 @@ def student_train(args: Arguments[StudentTrainSlice]) -> None:
     share = options.batch_size // world_size()
     steps = training.work_per_step(order, work, share, options.gradient_accumulation_steps * world_size())
     report_to, log_interval = start_tracking(args.extra["wandb"])
-    student_folder, student = open_model(args.inputs["student"])
+    student_folder, _ = open_model(args.inputs["student"])
     tokenizer = load_tokenizer(corpus_folder / "tokenizer")
     model = load_model(student_folder, torch.float32, settings.attn_implementation)
     with Progress("loss", total=sum(step.loss for step in steps)) as progress:
@@ -72,7 +72,6 @@ def student_train(args: Arguments[StudentTrainSlice]) -> None:
     trainer.accelerator.unwrap_model(trainer.model).save_pretrained(build, state_dict=weights)
     tokenizer.save_pretrained(build)
     facts = model_facts(build)
-    write_card(build, args.extra["name"], settings.pipeline, student["name"], progress.tokens["loss"])
     publish(build, args.out, "model", {"name": args.extra["name"], "source": "trained", **facts})
 
 

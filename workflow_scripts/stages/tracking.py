@@ -1,4 +1,4 @@
-"""What trainings leave beside the model: W&B run, link to the checkpoints, model card."""
+"""What trainings leave beside the model: W&B run, link to the checkpoints."""
 
 from __future__ import annotations
 
@@ -45,13 +45,3 @@ def link_checkpoints(out: Path) -> Path:
     temporary.symlink_to(os.path.relpath(folder, link.parent))
     temporary.replace(link)
     return folder
-
-
-def write_card(folder: Path, name: str, pipeline: str, base: str, tokens: int) -> None:
-    """A model card with the facts that are known when the training ends."""
-    (folder / "README.md").write_text(
-        f"---\nlibrary_name: transformers\npipeline_tag: text-generation\nbase_model: {base}\n---\n\n# {name}\n\n"
-        f"Trained from `{base}` by pipeline `{pipeline}` on {tokens} loss tokens. "
-        "The energy of every stage that led to this model is in the experiment's `experiment_summary.json`.\n",
-        encoding="utf-8",
-    )

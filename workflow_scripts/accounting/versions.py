@@ -1,0 +1,184 @@
+"""Versions of stages: everything that was spent in one state folder, and whether its result still stands.
+
+A state folder is named by the fingerprint of what the stage was made from, so another configuration, input or source has
+another folder. `current` is a version whose fingerprint a record in the results names, `superseded` one that was finished and
+is named by none, `unfinished` one that no attempt has brought to its end, `in progress` one that a living meter holds.
+
+A shared artefact is kept when the configuration moves on, record and all. It is superseded, too, once every stage that ever
+used it has itself been replaced by a newer version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from workflow_scripts.artefact import ArtefactError, read_json
+from workflow_scripts.dry_run import options
+from workflow_scripts.energy.ledger import HOSTS, Attempt, LedgerError, in_order, read_with_hosts
+from workflow_scripts.energy.record import build_record
+from workflow_scripts.energy.state import Lock
+
+Standing = Literal["current", "superseded", "unfinished", "in progress"]
+RECORDS = ("*/stages/*.json", "*/*/stages/*.json", "models/*/checks/*.record.json")
+RECORD_SCHEMA = "energy-stage/1"
+
+
+@dataclass
+class Version:
+    """One version of a stage. `records` is that of all its attempts, or one for each part while the parts are not merged."""
+
+    stage: str
+    fingerprint: str
+    folder: Path
+    records: list[dict[str, Any]]
+    start: dict[str, Any]
+    standing: Standing
+
+    @property
+    def attempts(self) -> list[dict[str, Any]]:
+        """Every attempt at the stage and at its parts, once."""
+        return [attempt for record in self.records for attempt in record["attempts"]]
+
+    @property
+    def began(self) -> float:
+        """Start of the first attempt [s since the epoch]."""
+        return min(float(attempt["start_time"]) for attempt in self.attempts)
+
+    @property
+    def command(self) -> dict[str, list[str]]:
+        """Options of the stage's command line."""
+        return options(self.start.get("command", []))
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """What a newer version replaces: the stage at the place where it writes."""
+        return self.stage, self.command.get("out", [self.start.get("experiment") or ""])[0]
+
+
+@dataclass
+class Found:
+    """What lies in a results folder.
+
+    `damaged` names files that were left out, with the reason, `silent` ledgers without a line, `orphans` are records whose
+    ledgers are gone.
+    """
+
+    versions: list[Version] = field(default_factory=list)
+    damaged: list[dict[str, str]] = field(default_factory=list)
+    silent: list[str] = field(default_factory=list)
+    orphans: list[dict[str, Any]] = field(default_factory=list)
+
+
+def read_versions(root: Path) -> Found:
+    """All versions under `root`/state, by stage and start. Changes nothing on disk."""
+    found = Found()
+    records = _records(root, found)
+    for folder in sorted(path for path in (root / "state").glob("*/*") if path.is_dir()):
+        if version := _version(folder, records, found):
+            found.versions.append(version)
+    found.versions.sort(key=lambda v: (v.stage, v.began, v.fingerprint))
+    _supersede_unused(found.versions)
+    known = {path.name for path in (root / "state").glob("*/*")}
+    originals = {mark: r for mark, copies in records.items() for r in copies if "shared_by" not in r}
+    found.orphans = [record for mark, record in sorted(originals.items()) if mark not in known]
+    return found
+
+
+def _records(root: Path, found: Found) -> dict[str, list[dict[str, Any]]]:
+    """Stage records in the results by their fingerprint."""
+    by_mark: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted({path for pattern in RECORDS for path in root.glob(pattern)}):
+        if record := _record(path, found):
+            by_mark.setdefault(record["provenance"]["fingerprint"], []).append(record)
+    return by_mark
+
+
+def _record(path: Path, found: Found) -> dict[str, Any] | None:
+    """A stage record with a fingerprint; None for anything else. Damage is noted."""
+    try:
+        record = read_json(path)
+    except (ArtefactError, OSError, UnicodeDecodeError) as error:
+        found.damaged.append({"path": str(path), "reason": str(error)})
+        return None
+    if not isinstance(record, dict) or record.get("schema") != RECORD_SCHEMA:
+        return None
+    return record if (record.get("provenance") or {}).get("fingerprint") else None
+
+
+def _version(folder: Path, records: dict[str, list[dict[str, Any]]], found: Found) -> Version | None:
+    """The version of one state folder; None where nothing was spent that is known."""
+    stage = folder.parent.name
+    own = _attempts(folder / "attempts", stage, found)
+    parts = [group for path in sorted(folder.glob("parts/*")) if (group := _attempts(path / "attempts", stage, found))]
+    if not own and not parts:
+        return None
+    made = [build_record(own, {}, parts)] if own else [build_record(group, {}) for group in parts]
+    start = (own or parts[-1])[-1].start
+    held = any(Lock(path).holder() is not None for path in (folder, *folder.glob("parts/*")))
+    finished = any(attempt.last.get("outcome") == "completed" for attempt in own)
+    standing: Standing = "in progress" if held else "unfinished"
+    if not held and finished:
+        standing = "current" if folder.name in records or _names(start.get("record"), folder.name) else "superseded"
+    plain = [record.model_dump(mode="json", by_alias=True) for record in made]
+    return Version(stage, folder.name, folder, plain, start, standing)
+
+
+def _names(path: str | None, mark: str) -> bool:
+    """Whether the record that a ledger points to (outside the results, by output.run_dir) has this fingerprint."""
+    if path is None or not Path(path).is_file():
+        return False
+    record = _record(Path(path), Found())
+    return record is not None and record["provenance"]["fingerprint"] == mark
+
+
+def _attempts(folder: Path, stage: str, found: Found) -> list[Attempt]:
+    """Readable attempts; a damaged ledger is noted and costs the others nothing."""
+    good = []
+    for path in sorted(folder.glob("*.jsonl")):
+        try:
+            attempt = read_with_hosts(path, stage)
+            if attempt is not None:
+                build_record([attempt], {})
+        except (LedgerError, OSError) as error:
+            found.damaged.append({"path": str(path), "reason": str(error).removeprefix(f"{path}: ")})
+        except (AttributeError, KeyError, TypeError, ValueError, StopIteration) as error:
+            reason = f"a line lacks what every ledger has ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+            found.damaged.append({"path": str(path), "reason": reason})
+        else:
+            if attempt is None:
+                found.silent.append(str(path))
+            else:
+                good.append(attempt)
+    hosts = {path for attempt in good for host in attempt.hosts for path in [host.path]}
+    for path in sorted((folder / HOSTS).glob("*.jsonl")):
+        if path not in hosts:
+            found.damaged.append({"path": str(path), "reason": "a further host's ledger whose attempt cannot be read"})
+    return in_order(good)
+
+
+def _supersede_unused(versions: Sequence[Version]) -> None:
+    """Mark shared artefacts as superseded whose every user has been replaced by a newer version."""
+    texts = {id(v): " ".join(v.start.get("command", [])) for v in versions}
+    outputs = {id(v): [p for p in (v.place[1], v.start.get("record")) if p] for v in versions}
+    kept = [v for v in versions if v.standing == "current" and v.start.get("experiment") is None]
+    users = {id(v): [u for u in versions if u is not v and any(path in texts[id(u)] for path in outputs[id(v)])] for v in kept}
+    gone = _replaced(versions)
+    changed = True
+    while changed:
+        changed = False
+        for version in kept:
+            own = users[id(version)]
+            if version.standing == "current" and own and all(id(user) in gone for user in own):
+                version.standing, changed = "superseded", True
+                gone.add(id(version))
+
+
+def _replaced(versions: Iterable[Version]) -> set[int]:
+    """Superseded versions whose place a newer version has taken, by identity."""
+    newest: dict[tuple[str, str], float] = {}
+    for version in versions:
+        newest[version.place] = max(version.began, newest.get(version.place, version.began))
+    return {id(v) for v in versions if v.standing in ("superseded", "unfinished") and v.began < newest[v.place]}
