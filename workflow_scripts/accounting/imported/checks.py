@@ -39,32 +39,33 @@ class Tokens:
     caution: str | None = None
 
 
-def gpu(attempt: Attempt) -> tuple[Figure, float | None, list[str]]:
-    """Energy of the GPUs over the whole attempt, that up to the instant of its file [J], and remarks."""
+def gpu(attempt: Attempt, rows: Sequence[Row]) -> tuple[Figure, float | None, list[str]]:
+    """Energy of the GPUs over the whole attempt, that up to the instant of its file [J], and remarks.
+
+    A power log is preferred, as it goes on after the last snapshot; where it does not agree with the file, the file is.
+    """
     said = number(attempt.file.content, "gpu_energy_joules") if attempt.file is not None else None
-    counter = _own_codecarbon(attempt, "gpu")
-    crosscheck = counter if attempt.log is None or attempt.finished else None
-    said = said if said is not None and said > 0 else None
-    if attempt.log is None and said is None and counter is not None:
-        return Figure(counter, "measured", GPU_COUNTER, "device"), counter, []
+    counter = own_codecarbon(attempt, rows).get("gpu_energy")
+    if said is None or said <= 0:
+        said = None
     if attempt.log is None and said is None:
-        return (
-            unknown("no power sample, and 0 is no energy of a GPU" if attempt.file is not None else "no power log", "device"),
-            None,
-            [],
-        )
+        if counter:
+            return Figure(counter * KWH, "measured", GPU_COUNTER, "device"), counter * KWH, []
+        zero = "gpu_energy_joules is 0 or missing, and there is no power log"
+        return unknown("CodeCarbon's row has no GPU figure" if attempt.file is None else zero, "device"), None, []
+    crosscheck = counter * KWH if counter else None
     if attempt.log is None:
         return Figure(said, "integrated", GPU_POWER, "device", crosscheck=crosscheck), said, []
-    whole = attempt.log.joules
     end = attempt.file_end
     at_file = attempt.log.joules_until(end) if end is not None else None
-    if said is not None and at_file is not None and abs(at_file / said - 1) > LOG_AGREES:
-        text = f"the power log gives {at_file:,.0f} J up to the record's end, the record {said:,.0f} J, which is used"
-        return Figure(said, "integrated", GPU_POWER, "device", crosscheck=crosscheck), said, [text]
     remarks = []
     if said is not None and at_file is not None:
+        if abs(at_file / said - 1) > LOG_AGREES:
+            text = f"the power log gives {at_file:,.0f} J up to the record's end, the record {said:,.0f} J, which is used"
+            return Figure(said, "integrated", GPU_POWER, "device", crosscheck=crosscheck), said, [text]
         remarks.append(f"power log and record agree up to the record's end to {abs(at_file / said - 1):.1g}")
-    return Figure(max(whole, at_file or 0.0), "integrated", GPU_POWER, "device", crosscheck=crosscheck), at_file, remarks
+    whole = max(attempt.log.joules, at_file or 0.0)
+    return Figure(whole, "integrated", GPU_POWER, "device", crosscheck=crosscheck), at_file, remarks
 
 
 def cpu(attempt: Attempt, rows: Sequence[Row]) -> Figure:
@@ -94,11 +95,25 @@ def cpu(attempt: Attempt, rows: Sequence[Row]) -> Figure:
 
 def dram(attempt: Attempt, rows: Sequence[Row]) -> Figure:
     """CodeCarbon's RAM model; the first system left it out of its totals."""
-    said = _own_codecarbon(attempt, "ram")
-    problem = stale(attempt, rows)
-    if problem is not None and (attempt.row is None or said is None):
-        return unknown(problem, "job")
-    return _modelled(said / KWH if said is not None else None, RAM_MODEL, "CodeCarbon wrote no figure")
+    reason = "no RAM figure was kept" if attempt.row is None else "CodeCarbon's row has no RAM figure"
+    if attempt.row is None:
+        reason = stale(attempt, rows) or reason
+    return _modelled(own_codecarbon(attempt, rows).get("ram_energy"), RAM_MODEL, reason)
+
+
+def own_codecarbon(attempt: Attempt, rows: Sequence[Row]) -> dict[str, float | None]:
+    """CodeCarbon's figures [kWh] and emissions [kg] of this very attempt, by the names of its columns.
+
+    They are those of its own row, else of a file that was written at its end; empty where they are another attempt's.
+    """
+    if attempt.row is not None:
+        return {**attempt.row.kwh, "emissions": attempt.row.emissions_kg}
+    if attempt.file is None or stale(attempt, rows) is not None:
+        return {}
+    content = attempt.file.content
+    found = {f"{part}_energy": number(content, f"codecarbon_{part}_energy_kwh") for part in ("cpu", "gpu", "ram")}
+    consumed = number(content, "total_codecarbon_energy_kwh") or number(content, "codecarbon_energy_kwh")
+    return {**found, "energy_consumed": consumed, "emissions": number(content, "codecarbon_emissions_kg")}
 
 
 def stale(attempt: Attempt, rows: Sequence[Row]) -> str | None:
@@ -133,17 +148,6 @@ def _equal_at_every_step(attempt: Attempt, key: str) -> str | None:
         return None
     steps = ", ".join(str(f.step) for f in attempt.snapshots[:4])
     return f"{key} = {values[0]:g} at every step ({steps}{', …' if len(attempt.snapshots) > 4 else ''}): it did not count"
-
-
-def _own_codecarbon(attempt: Attempt, component: str) -> float | None:
-    """CodeCarbon's figure [J] of this very attempt: of its own row, else of a file that was written at its end."""
-    if attempt.row is not None:
-        kwh = attempt.row.kwh[f"{component}_energy"]
-    elif attempt.finished and attempt.file is not None:
-        kwh = number(attempt.file.content, f"codecarbon_{component}_energy_kwh")
-    else:
-        kwh = None
-    return kwh * KWH if kwh else None
 
 
 def _modelled(kwh: float | None, method: str, reason: str) -> Figure:

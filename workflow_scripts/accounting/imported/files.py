@@ -19,6 +19,7 @@ from workflow_scripts.accounting.imported.power_log import PowerLog, PowerLogErr
 from workflow_scripts.accounting.imported.report import Report
 from workflow_scripts.artefact import ArtefactError, read_json
 
+SUMMARY = "experiment_summary.json"
 SAMPLES = "gpu_power_samples"
 STEP = re.compile(r"__step_(\d+)$")
 
@@ -90,7 +91,7 @@ class Reader:
         if not path.is_dir():
             self._report.add("refused", path, "no such folder")
             return run
-        top = path / "experiment_summary.json"
+        top = path / SUMMARY
         if top.is_file() and (content := self._json(top)) is not None:
             kind = _kind(top, content)
             run.summary = content if kind == "summary" else {}
@@ -98,9 +99,7 @@ class Reader:
         stages = path / "stages"
         folders = [stages, *sorted(p for p in stages.iterdir() if p.is_dir())] if stages.is_dir() else [path]
         for folder in folders:
-            run.sources += self._stage_folder(path, folder)
-        for source in run.sources:
-            source.summary = source.summary or run.summary
+            run.sources += self._stage_folder(run, folder)
         self._fill_from_summary(run)
         run.rows = self._emissions(path)
         if not run.sources and not run.rows:
@@ -109,35 +108,39 @@ class Reader:
             )
         return run
 
-    def _stage_folder(self, run: Path, folder: Path) -> list[Source]:
-        """The stages of one folder; the configuration, environment and power log are theirs when there is one stage."""
-        contents = {
-            p: self._json(p) for p in sorted(folder.glob("*.json")) if p.parent != run or p.name != "experiment_summary.json"
-        }
-        common: dict[str, Any] = {"config": {}, "environment": {}, "summary": {}}
+    def _stage_folder(self, run: RunFolder, folder: Path) -> list[Source]:
+        """The stages of one folder, each with its configuration and environment, and the power log when there is one stage."""
+        found: dict[str, list[tuple[Path, dict[str, Any]]]] = {"config": [], "environment": [], "summary": []}
         sources: dict[str, Source] = {}
-        for path, content in contents.items():
-            if content is None:
+        for path in sorted(folder.glob("*.json")):
+            if path == run.path / SUMMARY or (content := self._json(path)) is None:
                 continue
             kind = _kind(path, content)
-            if kind in common:
+            if kind in found:
                 self._report.add("read", path, kind)
-                common[kind] = content["config"] if kind == "config" else content
+                found[kind].append((path, content))
             elif kind != "stage":
                 self._report.add("refused", path, kind)
             elif (file := self._stage_file(path, content)) is not None:
-                sources.setdefault(file.stage_id, Source(run, folder, file.stage_id)).files.append(file)
+                sources.setdefault(file.stage_id, Source(run.path, folder, file.stage_id)).files.append(file)
+        summary = found["summary"][-1][1] if found["summary"] else run.summary
         log = self._power_log(folder / "power_log.csv")
-        if not sources and (log is not None or common["summary"]):
-            sources[folder.name] = Source(run, folder, _named(common["summary"]) or folder.name)
+        if not sources and (log is not None or found["summary"]):
+            stage_id = _only_stage(summary) or _one_of(found["config"], folder.name).get("stage_id") or folder.name
+            sources[stage_id] = Source(run.path, folder, stage_id)
+        elif not sources and found["config"] and folder != run.path:
+            self._report.add(
+                "missing", folder, "the stage began, and left no record, snapshot or power log: its energy is not known"
+            )
         for source in sources.values():
-            source.config, source.environment, source.summary = common["config"], common["environment"], common["summary"]
+            source.config = _one_of(found["config"], source.stage_id).get("config", {})
+            source.environment = _one_of(found["environment"], source.stage_id)
+            source.summary = summary
         if log is not None and len(sources) == 1:
             next(iter(sources.values())).power_log = log
         elif log is not None:
-            self._report.add(
-                "refused", folder / "power_log.csv", f"{len(sources)} stages lie beside it: whose power it is is not known"
-            )
+            text = f"{len(sources)} stages lie beside it: whose power it is is not known"
+            self._report.add("refused", folder / "power_log.csv", text)
         return list(sources.values())
 
     def _json(self, path: Path) -> dict[str, Any] | None:
@@ -167,7 +170,7 @@ class Reader:
         if run.summary:
             summaries.setdefault(id(run.summary), (run.path, run.summary))
         for folder, summary in summaries.values():
-            place = folder / "experiment_summary.json"
+            place = folder / SUMMARY
             stages = summary.get("stages")
             for stage_id, content in (stages if isinstance(stages, dict) else {}).items():
                 if not isinstance(content, dict) or (stage_id, content.get("start_time")) in known:
@@ -211,12 +214,9 @@ class Reader:
             for row in read_emissions(path, self._report):
                 other = longest.get(row.run_id) or self._rows.get(row.run_id)
                 if other is not None:
-                    shorter = min(row, other, key=lambda r: r.duration_s)
-                    self._report.add(
-                        "dropped",
-                        shorter.path,
-                        f"row of CodeCarbon run {row.run_id}: in {max(row, other, key=lambda r: r.duration_s).path.name} again",
-                    )
+                    longer, shorter = sorted((row, other), key=lambda r: -r.duration_s)
+                    text = f"row of CodeCarbon run {row.run_id}, again and no shorter in {longer.path.name}"
+                    self._report.add("dropped", shorter.path, text)
                 if other is None or (row.run_id in longest and row.duration_s > other.duration_s):
                     longest[row.run_id] = row
         self._rows |= longest
@@ -244,7 +244,13 @@ def _kind(path: Path, content: dict[str, Any]) -> str:
     return f"no stage of the first system (keys {', '.join(list(content)[:4]) or 'none'})"
 
 
-def _named(summary: dict[str, Any]) -> str | None:
+def _only_stage(summary: dict[str, Any]) -> str | None:
     """The one stage that a summary has."""
     stages = list(summary.get("stages") or {})
     return stages[0] if len(stages) == 1 else None
+
+
+def _one_of(files: list[tuple[Path, dict[str, Any]]], stage_id: str) -> dict[str, Any]:
+    """The file of a stage, by its own word or its name, or the only one there is."""
+    own = [content for path, content in files if stage_id == content.get("stage_id") or path.stem.endswith(f"__{stage_id}")]
+    return (own or [content for _, content in files if len(files) == 1] or [{}])[-1]

@@ -47,7 +47,7 @@ def judge(
     attempt: Attempt, stage: str, config: dict[str, Any], rows: Sequence[Row], where: str, report: Report
 ) -> tuple[Judged, list[str]]:
     """Check an attempt; what is set to null goes into the report, remarks are returned."""
-    gpu, gpu_at_file, remarks = checks.gpu(attempt)
+    gpu, gpu_at_file, remarks = checks.gpu(attempt, rows)
     figures = {"gpu": gpu, "cpu": checks.cpu(attempt, rows), "dram": checks.dram(attempt, rows)}
     counted = checks.tokens(attempt, stage, config)
     place = attempt.file.path if attempt.file is not None else where

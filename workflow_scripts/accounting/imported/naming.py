@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from workflow_scripts.accounting.imported.files import Source
@@ -47,32 +47,55 @@ class Experiment:
     config: dict[str, Any]
 
 
-def experiments(sources: Sequence[Source], given: Mapping[str, str], report: Report) -> list[Experiment]:
-    """Sort stages into experiments; `given` are stages by id or folder name as the user named them.
+@dataclass(frozen=True)
+class Given:
+    """What the user says of stages, by their id or folder: which stage of ours they are, and whose experiments."""
 
-    Two stages of one kind under one experiment's name, in folders of their own, are two experiments.
+    stages: Mapping[str, str] = field(default_factory=dict)
+    experiments: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def stage(self, source: Source) -> str | None:
+        """Our stage name, None where nothing was said."""
+        return self.stages.get(source.folder.name) or self.stages.get(source.stage_id)
+
+    def owners(self, source: Source) -> Sequence[str]:
+        """Names of experiments, none where nothing was said."""
+        return self.experiments.get(source.folder.name) or self.experiments.get(source.stage_id) or ()
+
+
+def experiments(sources: Sequence[Source], given: Given, report: Report) -> list[Experiment]:
+    """Sort stages into experiments.
+
+    Two stages of one kind under one experiment's name, in folders of their own, are two experiments. A stage that the user
+    gives to several experiments is in each of them.
     """
     found: dict[str, Experiment] = {}
     second = _second_runs(sources)
     for source in sources:
-        name = _experiment_name(source)
-        pipeline = _pipeline(source, name)
+        own = _experiment_name(source)
+        pipeline = _pipeline(source, own)
         stage, why = _stage(source, pipeline, given, second)
         if why:
-            report.add(
-                "noted",
-                source.folder,
-                f"stage {source.stage_id} is taken for {stage}: {why}; --stage {source.stage_id}=… says otherwise",
-            )
-        experiment = found.get(name)
-        if experiment is not None and (stage in experiment.stages or experiment.pipeline != pipeline):
-            other = _free(source.folder.name if source.folder.name != name else name, found)
-            report.add("noted", source.folder, f"a second {stage} of experiment {name}: it becomes experiment {other}")
-            name, experiment = other, None
-        if experiment is None:
-            experiment = found.setdefault(name, Experiment(name, pipeline, {}, source.config))
-        experiment.stages[stage] = source
+            report.add("noted", source.folder, f"stage {source.stage_id} is taken for {stage}: {why} (--stage says otherwise)")
+        for name in given.owners(source) or (own,):
+            _place(found, name, pipeline, stage, source, report, asked=bool(given.owners(source)))
     return list(found.values())
+
+
+def _place(
+    found: dict[str, Experiment], name: str, pipeline: str, stage: str, source: Source, report: Report, asked: bool
+) -> None:
+    """Put a stage into the experiment of that name; the training says its pipeline and configuration."""
+    experiment = found.get(name)
+    if experiment is not None and (stage in experiment.stages or not (asked or experiment.pipeline == pipeline)):
+        other = _free(source.folder.name if source.folder.name != name else name, found)
+        report.add("noted", source.folder, f"a second {stage} of experiment {name}: it becomes experiment {other}")
+        name, experiment = other, None
+    if experiment is None:
+        experiment = found.setdefault(name, Experiment(name, pipeline, {}, source.config))
+    elif ROLES[stage] == "student":
+        experiment.pipeline, experiment.config = pipeline, source.config
+    experiment.stages[stage] = source
 
 
 def _free(name: str, taken: Mapping[str, Any]) -> str:
@@ -108,10 +131,9 @@ def _second_runs(sources: Sequence[Source]) -> set[tuple[str, str]]:
     return {(run, stage) for run, stage in ids if (run, f"{stage}__2") in ids}
 
 
-def _stage(source: Source, pipeline: str, given: Mapping[str, str], second: set[tuple[str, str]]) -> tuple[str, str | None]:
+def _stage(source: Source, pipeline: str, given: Given, second: set[tuple[str, str]]) -> tuple[str, str | None]:
     """Our stage name, and on what ground where it is a guess."""
-    stage = given.get(source.folder.name) or given.get(source.stage_id)
-    if stage:
+    if stage := given.stage(source):
         return stage, None
     plain = REPEATED.sub("", source.stage_id)
     if plain in ROLES or plain in GUIDE:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from workflow_scripts.accounting.imported import checks
 from workflow_scripts.accounting.imported.attempts import Attempt
 from workflow_scripts.accounting.imported.checks import KWH, Tokens
 from workflow_scripts.accounting.imported.emissions import Row
@@ -16,6 +17,7 @@ from workflow_scripts.accounting.imported.naming import ROLES, Experiment
 from workflow_scripts.accounting.imported.origin import devices, host_of, provenance, slurm
 from workflow_scripts.accounting.imported.report import Report
 from workflow_scripts.accounting.imported.values import nested, number
+from workflow_scripts.accounting.totals import sum_of
 from workflow_scripts.carbon import intensity
 from workflow_scripts.energy.model import StageRecord, Work
 from workflow_scripts.progress import TOKEN_TYPES
@@ -38,7 +40,6 @@ def build(
     total, gpu = known.total, known.energy["gpu"]["joules"]
     duration = sum(a.end - a.start for a in attempts)
     until_tokens = (last.attempt.file_end or last.attempt.end) - last.attempt.start
-    emissions = _emissions(attempts)
     return StageRecord.model_validate(
         {
             "stage_id": stage,
@@ -53,8 +54,8 @@ def build(
             "gpu_avg_power_watts": gpu / duration if gpu is not None else None,
             "gpu_peak_power_watts": max((w for a in attempts if (w := _peak(a)) is not None), default=None),
             "cpu_energy_joules": known.energy["cpu"]["joules"],
-            "codecarbon_energy_kwh": emissions["kwh"],
-            "codecarbon_emissions_kg": emissions["kg"],
+            "codecarbon_energy_kwh": _emissions(attempts, rows, "energy_consumed"),
+            "codecarbon_emissions_kg": _emissions(attempts, rows, "emissions"),
             "total_energy_joules": total,
             "total_energy_kwh": total / KWH if total is not None else None,
             "kwh_total": total / KWH if total is not None else None,
@@ -155,18 +156,10 @@ def _count(stage: str, key: str, known: Whole, last: Tokens) -> int | None:
     return known.tokens if key == known.unit else None
 
 
-def _emissions(attempts: Sequence[Attempt]) -> dict[str, float | None]:
-    """CodeCarbon's own totals, of attempts whose own they are."""
-    kwh, kg = [], []
-    for a in attempts:
-        content: dict[str, Any] = a.file.content if a.file is not None and a.finished else {}
-        kwh.append(
-            a.row.kwh["energy_consumed"]
-            if a.row is not None
-            else number(content, "total_codecarbon_energy_kwh") or number(content, "codecarbon_energy_kwh")
-        )
-        kg.append(a.row.emissions_kg if a.row is not None else number(content, "codecarbon_emissions_kg"))
-    return {name: sum(v for v in found if v) if all(found) else None for name, found in (("kwh", kwh), ("kg", kg))}
+def _emissions(attempts: Sequence[Attempt], rows: Sequence[Row], key: str) -> float | None:
+    """CodeCarbon's own sum over the attempts; None as soon as one has none."""
+    own = [checks.own_codecarbon(attempt, rows).get(key) or None for attempt in attempts]
+    return sum_of(own)
 
 
 def _carbon(joules: float | None, config: dict[str, Any]) -> dict[str, Any]:

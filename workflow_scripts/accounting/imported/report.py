@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 KINDS = {
-    "read": "read",
+    "imported": "imported",
+    "read": "files read",
     "dropped": "dropped (counted elsewhere)",
     "null": "set to null",
     "refused": "refused (unreadable or no data of the first system)",
+    "missing": "missing",
     "noted": "noted",
 }
 

@@ -18,11 +18,14 @@ NO_SETTINGS = ("experiment", "wandb", "output", "benchmark", "hardware", "energy
 SUMMARY = "experiment_summary.json"
 
 
-def summarise(experiment: Experiment, records: Mapping[str, StageRecord]) -> ExperimentSummary:
-    """The summary `experiment-summary/1`. Quality is empty: the first system kept none beside the energy."""
-    stages = {
-        stage: r.model_dump(mode="json", by_alias=True) | {"shared_by": [experiment.name]} for stage, r in records.items()
-    }
+def summarise(
+    experiment: Experiment, records: Mapping[str, StageRecord], sharing: Mapping[str, list[str]]
+) -> ExperimentSummary:
+    """The summary `experiment-summary/1`; `sharing` names the experiments that use a stage.
+
+    Quality is empty: the first system kept none beside the energy.
+    """
+    stages = {stage: r.model_dump(mode="json", by_alias=True) | {"shared_by": sharing[stage]} for stage, r in records.items()}
     training = stages.get(TRAINING.get(experiment.pipeline, "student_train"))
     sums = added_up(stages, training)
     tokens, total = sums["total_tokens_processed"], sums["total_energy_joules"]
@@ -40,7 +43,7 @@ def summarise(experiment: Experiment, records: Mapping[str, StageRecord]) -> Exp
                 (experiment.config.get("experiment") or {}).get("description") or "imported from the first system"
             ),
             **sums,
-            "reuse": {},
+            "reuse": {stage: {"experiments": len(names), "names": names} for stage, names in sharing.items() if len(names) > 1},
             "lineage": None,
             "forecast": None,
             "quality": {},
