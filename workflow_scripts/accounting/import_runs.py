@@ -105,7 +105,7 @@ def _from_rows(run: RunFolder, attempts: dict[int, list[Attempt]], hours: float 
     """Give CodeCarbon's rows to their attempts; those that are nobody's become stages of their own, by project."""
     left = run.rows
     for source in run.sources:
-        source.rows = run.rows
+        source.rows = [row for row in run.rows if row.project == source.stage_id]
         left = match_rows(attempts[id(source)], [source.stage_id, str(source.summary.get("experiment_name"))], left)
     if not left:
         return []
