@@ -450,3 +450,38 @@ def test_user_says_what_a_stage_is(tmp_path, stages, run, capsys) -> None:
     assert "expected NAME=STAGE with STAGE one of prerun, preprocess, logit_caching" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([str(tmp_path), "--out", "x", "--into", "mystery=../up"])
+    result = run(str(tmp_path / "run"), "--stage", "mistery=logit_caching")
+    assert "mistery: no stage or stage folder of this name was read (mystery)" in result.report
+
+
+def test_what_is_not_kept_is_named(stages, run) -> None:
+    """Without configuration and environment; 1,000 samples of the 2,000 that 1,000 s at 500 ms should have."""
+    record = old.stage("train_me", gpu_power_samples=[200.0] * 1000)
+    changed = old.summary("train_me", record | {"tokens_processed": 7})
+    old.write(stages / "train_me", record, host=None, experiment_summary=changed)
+    result = run()
+    stage, warnings = result.stage("train_me"), " ".join(result.stage("train_me")["warnings"])
+    assert result.summaries["train_me"]["pipeline"] == "unknown"
+    assert (stage["carbon"]["grams"], stage["carbon"]["reason"]) == (None, "the run names no country")
+    assert (stage["provenance"]["cpu"], stage["devices"], result.summaries["train_me"]["comparable"]) == (None, [], {})
+    assert "no environment file" in warnings
+    assert "no configuration file" in warnings
+    assert "1,000 power samples of 2,000: 50.0% are missing" in warnings
+    assert "stage train_me: tokens_processed = 7, its own file 50000, which is used" in result.report
+
+
+def test_a_total_of_another_policy_is_named(stages, run) -> None:
+    """total_energy_policy: codecarbon made 0.001 kWh of RAM part of the total; here it is not."""
+    total = 236_000 + 3600
+    record = old.stage(total_energy_joules=total, joules_per_token=total / 50_000)
+    old.write(stages / "kd_x", record, settings=old.config("kd_x", energy={"total_energy_policy": "codecarbon"}))
+    stage = run().stage()
+    assert (stage["total_energy_joules"], stage["joules_per_token"]) == (pytest.approx(236_000), pytest.approx(4.72))
+    assert "the record's own total is 239,600 J, here it is 236,000 J" in stage["warnings"]
+
+
+def test_gpus_of_others(stages, run) -> None:
+    """The node's eight GPUs were seen, the job had one."""
+    folder = old.write(stages / "kd_x", old.stage(), settings=old.config("kd_x"), host=None)
+    (folder / "environment_kd_x__kd_x.json").write_text(json.dumps(old.environment("node1", gpus=8)))
+    assert "8 GPUs were seen and the job had 1: those of others may be in the energy" in run().stage()["warnings"]

@@ -97,3 +97,4 @@ def test_power_over_time_is_drawn_from_the_power_log(tmp_path) -> None:
     )
     result = compare(tmp_path, [str(path)], "kd_x")
     assert not [w for w in result["warnings"] if "no power over time" in w]
+    assert "no loss over joules of 1 training(s): kd_x (imported: no loss was kept with the energy)" in result["warnings"]

@@ -70,7 +70,7 @@ def _row(path: Path, cells: dict[str, str]) -> Row | None:
     return Row(
         path=path,
         project=cells["project_name"],
-        run_id=cells["run_id"],
+        run_id=cells["run_id"] or f"{cells['project_name']} of {cells['timestamp']}",
         local_end=end,
         duration_s=duration,
         kwh={name: _float(cells.get(name, "")) for name in ENERGIES},

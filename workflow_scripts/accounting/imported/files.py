@@ -165,7 +165,7 @@ class Reader:
 
     def _fill_from_summary(self, run: RunFolder) -> None:
         """Stages that a summary has and no whole file: an attempt that is known by its start is not taken again."""
-        known = {(f.stage_id, f.content.get("start_time")) for s in run.sources for f in s.files if not f.snapshot}
+        known = {(f.stage_id, f.content.get("start_time")): f for s in run.sources for f in s.files if not f.snapshot}
         summaries = {id(s.summary): (s.folder, s.summary) for s in run.sources if s.summary}
         if run.summary:
             summaries.setdefault(id(run.summary), (run.path, run.summary))
@@ -173,7 +173,12 @@ class Reader:
             place = folder / SUMMARY
             stages = summary.get("stages")
             for stage_id, content in (stages if isinstance(stages, dict) else {}).items():
-                if not isinstance(content, dict) or (stage_id, content.get("start_time")) in known:
+                if not isinstance(content, dict):
+                    self._report.add("refused", place, f"stage {stage_id}: a JSON {type(content).__name__}, expected an object")
+                    continue
+                own = known.get((stage_id, content.get("start_time")))
+                if own is not None:
+                    self._compare(place, content, own)
                     continue
                 source = next((s for s in run.sources if s.stage_id == stage_id), None)
                 if source is None:
@@ -182,8 +187,15 @@ class Reader:
                 if (file := self._stage_file(place, {"stage_id": stage_id, **content})) is not None:
                     self._report.add("noted", place, f"stage {stage_id} has no whole file of its own: taken from this summary")
                     source.files.append(file)
-                    known.add((stage_id, content.get("start_time")))
+                    known[stage_id, content.get("start_time")] = file
         run.sources = [s for s in run.sources if s.files or s.power_log is not None]
+
+    def _compare(self, place: Path, content: dict[str, Any], own: StageFile) -> None:
+        """A summary that does not say what the stage's own file says."""
+        for key in ("total_energy_joules", "tokens_processed"):
+            if key in content and content[key] != own.content.get(key):
+                text = f"stage {own.stage_id}: {key} = {content[key]}, its own file {own.content.get(key)}, which is used"
+                self._report.add("noted", place, text)
 
     def _power_log(self, path: Path) -> PowerLog | None:
         if not path.is_file():

@@ -12,13 +12,14 @@ from workflow_scripts.accounting.imported.checks import Tokens
 from workflow_scripts.accounting.imported.emissions import Row
 from workflow_scripts.accounting.imported.files import Source
 from workflow_scripts.accounting.imported.report import Report
-from workflow_scripts.accounting.imported.values import Figure, nested
+from workflow_scripts.accounting.imported.values import Figure, nested, number
 from workflow_scripts.accounting.totals import CLASSES
 from workflow_scripts.settings.schema import Uncertainty
 from workflow_scripts.uncertainty import instrument, propagate
 
 COMPONENTS = ("gpu", "cpu", "dram")
 BOUNDARY = ("gpu", "cpu")  # what the first system added up
+SAMPLES_MISSED = 0.01
 UNCERTAINTY = {
     checks.GPU_POWER: "nvml_power",
     checks.GPU_COUNTER: "nvml_counter",
@@ -57,15 +58,25 @@ def judge(
     if counted.reason is not None:
         report.add("null", place, f"tokens: {counted.reason}")
     remarks += [counted.caution] if counted.caution else []
-    if attempt.log is not None:
-        gaps, seconds, joules, longest = attempt.log.gaps()
-        if gaps:
-            text = (
-                f"{gaps} gaps, {seconds:.1f} s in all, the longest {longest:.1f} s; {joules:,.0f} J of its energy are in them"
-            )
-            remarks.append(f"power log: {text}")
+    remarks += _sampled(attempt)
     cpu = figures["cpu"].joules or 0.0
     return Judged(attempt, figures, counted, gpu_at_file + cpu if gpu_at_file is not None else None), remarks
+
+
+def _sampled(attempt: Attempt) -> list[str]:
+    """Gaps of the power log; without one, how many of a record's samples are missing, and whether its own total differs."""
+    if attempt.log is not None:
+        gaps, seconds, joules, longest = attempt.log.gaps()
+        text = f"{gaps} gaps, {seconds:.1f} s in all, the longest {longest:.1f} s; {joules:,.0f} J of its energy are in them"
+        return [f"power log: {text}"] if gaps else []
+    content = attempt.file.content if attempt.file is not None else {}
+    samples, period = content.get("gpu_power_samples"), number(content, "nvml_poll_interval_ms")
+    if not isinstance(samples, list) or not samples or not period:
+        return []
+    due = (attempt.end - attempt.start) * 1000 / period
+    missing = 1 - len(samples) / due
+    text = f"{len(samples):,} power samples of {due:,.0f}: {missing:.1%} are missing, it is not known where"
+    return [text] if missing > SAMPLES_MISSED else []
 
 
 @dataclass(frozen=True)
@@ -106,17 +117,33 @@ def whole(judged: Sequence[Judged], source: Source) -> Whole:
     if tokens is None:
         warnings.append(f"tokens are not known: {why}")
     total = figures["total"]["joules"]
+    warnings += _own_total(judged)
     if total is not None and of_tokens is not None and abs(total - of_tokens) > 1e-6 * total:
         at, rest = f"{of_tokens:,.0f} J and {tokens:,} tokens", f"{total - of_tokens:,.0f} J"
         warnings.append(f"joules per token are those of one instant, {at}; the other {rest} came after it")
     if not last.attempt.finished:
         warnings.append("the last attempt has no final record: how much of its work was used is not known")
+    if not source.environment:
+        warnings.append("no environment file: host, CPU and GPUs are not known")
+    if not source.config:
+        warnings.append("no configuration file: seed, optimizer, budget and grid are not known")
     gpus, asked = source.environment.get("gpus") or [], str(nested(source.environment, "slurm_info.gpus"))
     if asked.isdigit() and len(gpus) > int(asked):
         warnings.append(f"{len(gpus)} GPUs were seen and the job had {asked}: those of others may be in the energy")
     return Whole(
         figures, tokens, last.tokens.unit if tokens else None, of_tokens, useful, wasted, last.attempt.finished, warnings
     )
+
+
+def _own_total(judged: Sequence[Judged]) -> list[str]:
+    """Totals that the files themselves state, where this boundary and these checks give another; a log goes further anyway."""
+    found = []
+    for one in judged:
+        said = number(one.attempt.file.content, "total_energy_joules") if one.attempt.file is not None else None
+        if said and one.attempt.log is None and abs((one.total or 0.0) - said) > 1e-6 * said:
+            ours = "unknown" if one.total is None else f"{one.total:,.0f} J"
+            found.append(f"the record's own total is {said:,.0f} J, here it is {ours}")
+    return found
 
 
 def _lacking(judged: Sequence[Judged]) -> list[str]:

@@ -71,6 +71,9 @@ def experiments(sources: Sequence[Source], given: Given, report: Report) -> list
     """
     found: dict[str, Experiment] = {}
     second = _second_runs(sources)
+    read = {name for source in sources for name in (source.folder.name, source.stage_id)}
+    for name in sorted({*given.stages, *given.experiments} - read):
+        report.add("refused", name, f"no stage or stage folder of this name was read ({', '.join(sorted(read)) or 'none'})")
     for source in sources:
         own = _experiment_name(source)
         pipeline = _pipeline(source, own)
