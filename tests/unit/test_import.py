@@ -147,6 +147,7 @@ def test_a_restarted_log_keeps_the_attempt_that_left_no_record(stages, run) -> N
     lost, completed = stage["attempts"]
     assert (lost["outcome"], lost["total_j"], lost["duration_seconds"]) == ("lost", pytest.approx(30_000), 300)
     assert completed["outcome"] == "completed"
+    assert (lost["host"], completed["host"]) == ("unknown host of kd_x/kd_x", "node1"), "the environment is the last attempt's"
     assert completed["joules"]["gpu"] == pytest.approx(200_200), "1,001 s of samples"
     assert stage["total_energy_joules"] == pytest.approx(30_000 + 200_200 + 36_000)
     assert (stage["wasted_j"], lost["wasted_j"]) == (pytest.approx(30_000), pytest.approx(30_000)), "nothing was resumed"
@@ -485,3 +486,18 @@ def test_gpus_of_others(stages, run) -> None:
     folder = old.write(stages / "kd_x", old.stage(), settings=old.config("kd_x"), host=None)
     (folder / "environment_kd_x__kd_x.json").write_text(json.dumps(old.environment("node1", gpus=8)))
     assert "8 GPUs were seen and the job had 1: those of others may be in the energy" in run().stage()["warnings"]
+
+
+def test_pipeline_and_settings_are_those_of_the_training(tmp_path, stages, run) -> None:
+    """A cache in a folder that names no pipeline, given to kd_x, whose folder comes later."""
+    old.write(stages / "a_cache", old.stage("a_cache"))
+    old.write(stages / "kd_x", old.stage(start=START + 5000), settings=old.config("kd_x"))
+    result = run(str(tmp_path / "run"), "--stage", "a_cache=logit_caching", "--into", "a_cache=kd_x")
+    (summary,) = result.summaries.values()
+    assert (summary["pipeline"], summary["comparable"]["optimizer"], list(summary["stages"])) == (
+        "kd",
+        "adamw",
+        ["logit_caching", "student_train"],
+    )
+    assert {r["pipeline"] for r in summary["stages"].values()} == {"kd"}
+    assert result.counted("missing") == 0

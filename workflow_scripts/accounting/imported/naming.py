@@ -71,6 +71,7 @@ def experiments(sources: Sequence[Source], given: Given, report: Report) -> list
     """
     found: dict[str, Experiment] = {}
     second = _second_runs(sources)
+    asked = {name for names in given.experiments.values() for name in names}
     read = {name for source in sources for name in (source.folder.name, source.stage_id)}
     for name in sorted({*given.stages, *given.experiments} - read):
         report.add("refused", name, f"no stage or stage folder of this name was read ({', '.join(sorted(read)) or 'none'})")
@@ -81,14 +82,17 @@ def experiments(sources: Sequence[Source], given: Given, report: Report) -> list
         if why:
             report.add("noted", source.folder, f"stage {source.stage_id} is taken for {stage}: {why} (--stage says otherwise)")
         for name in given.owners(source) or (own,):
-            _place(found, name, pipeline, stage, source, report, asked=bool(given.owners(source)))
+            _place(found, name, pipeline, stage, source, report, name in asked)
     return list(found.values())
 
 
 def _place(
     found: dict[str, Experiment], name: str, pipeline: str, stage: str, source: Source, report: Report, asked: bool
 ) -> None:
-    """Put a stage into the experiment of that name; the training says its pipeline and configuration."""
+    """Put a stage into the experiment of that name; the training says its pipeline and configuration.
+
+    Stages of two pipelines are of two experiments, unless the user `asked` for stages of other folders in this one.
+    """
     experiment = found.get(name)
     if experiment is not None and (stage in experiment.stages or not (asked or experiment.pipeline == pipeline)):
         other = _free(source.folder.name if source.folder.name != name else name, found)
