@@ -82,7 +82,9 @@ def test_whole_stage(stages, run) -> None:
     assert (stage["provenance"]["host"], stage["provenance"]["cpu"]) == ("node1", "Some CPU")
     assert stage["devices"][0]["name"] == "NVIDIA H100 80GB HBM3"
     assert summary["comparable"]["effective batch"] == 32
-    assert summary["roles"]["teacher"] == {"joules": None, "kwh": None, "uncertainty_kwh": None, "stages": 0}
+    teacher, student = summary["roles"]["teacher"], summary["roles"]["student"]
+    assert (teacher["joules"], teacher["stages"], teacher["class"]) == (None, 0, None)
+    assert (student["joules"], student["class"], student["boundary"]) == (pytest.approx(236_000), "modelled", ["gpu+cpu"])
     assert "stage logit_caching is missing" in result.report
 
 
