@@ -7,7 +7,8 @@ import pytest
 
 from workflow_scripts.accounting.comparison import break_even, differences, with_lineage
 from workflow_scripts.accounting.formulas import break_even_reuse, pareto_front
-from workflow_scripts.accounting.summary import SummaryError, _total, adopted_record, read_records
+from workflow_scripts.accounting.summary import SummaryError, adopted_record, read_records
+from workflow_scripts.accounting.totals import sum_of
 
 
 def test_formulas() -> None:
@@ -24,9 +25,9 @@ def test_pareto_front() -> None:
 
 
 def test_a_sum_with_an_unknown_member_is_unknown() -> None:
-    assert _total([1.0, 2.0]) == 3.0
-    assert _total([1.0, None]) is None
-    assert _total([]) is None
+    assert sum_of([1.0, 2.0]) == 3.0
+    assert sum_of([1.0, None]) is None
+    assert sum_of([]) is None
 
 
 def summary(name: str, teacher, student: float, split: str = "s") -> dict:

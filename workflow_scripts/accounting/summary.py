@@ -21,15 +21,13 @@ from typing import Any
 import yaml
 
 from workflow_scripts.accounting.deployment import deployed_cost
-from workflow_scripts.accounting.model import ROLES, ExperimentSummary, ForecastRow, RoleEnergy
+from workflow_scripts.accounting.model import ExperimentSummary, ForecastRow
 from workflow_scripts.accounting.outcome import ForecastError, compare_forecast, read_forecast
+from workflow_scripts.accounting.totals import added_up, sum_of
 from workflow_scripts.artefact import ArtefactError, read_json, write_json
-from workflow_scripts.uncertainty import instrument, propagate
 
 RECORD_SCHEMA = "energy-stage/1"
-CLASSES = ("measured", "integrated", "modelled", "unavailable")
 NO_SETTINGS = ("experiment", "wandb", "output", "comparison", "scatter")  # of the resolved configuration: change no result
-TOKEN_TYPES = ("loss", "input", "generated", "padded", "discarded")
 
 
 class SummaryError(ValueError):
@@ -107,104 +105,27 @@ def summarise(
 ) -> ExperimentSummary:
     """The summary of one experiment; energies of a role are null when one of its stages has none."""
     training = records[plan["training_stage"]]
-    roles = {role: _role([r for r in records.values() if r["role"] == role]) for role in ROLES}
-    known = [r for r in records.values() if r["total_energy_joules"] is not None]
-    total = _total([r["total_energy_joules"] for r in records.values()])
-    unknown = sorted(stage for stage, r in records.items() if r["total_energy_joules"] is None)
     evaluation = read_json(Path(plan["evaluation"]))
     references = {name: read_json(Path(path)) for name, path in plan["references"].items()}
-    duration = sum(r["duration_seconds"] for r in records.values())
-    tokens = {t: _total([r["work"][t] for r in records.values() if r["work"][t] is not None]) for t in TOKEN_TYPES}
-    warnings = [f"{stage}: {text}" for stage, r in records.items() for text in r["warnings"]]
-    warnings += [f"{stage}: no energy figure, so there is no total" for stage in unknown]
-    unfinished = {stage: r["status"] for stage, r in records.items() if r["status"] != "complete"}
-    warnings += [f"{stage}: its record is {status}: its energy is a lower bound" for stage, status in unfinished.items()]
-    boundaries = _boundaries(known)
-    if len(boundaries) > 1:
-        warnings.append(f"stages have different boundaries: {', '.join(boundaries)}")
-    spread = uncertainty(known)
-    tokens_trained = training["tokens_processed"]
     return ExperimentSummary.model_validate(
         {
-            "experiment_id": f"{plan['experiment']}-{_fingerprint(config)}",
+            "experiment_id": f"{plan['experiment']}-{fingerprint(config)}",
             "experiment_name": plan["experiment"],
             "pipeline": plan["pipeline"],
             "description": config["experiment"]["description"],
-            "start_time": min(r["start_time"] for r in records.values()),
-            "end_time": max(r["end_time"] for r in records.values()),
-            "total_duration_seconds": duration,
-            "total_tokens_processed": tokens_trained,
-            "tokens_unit": training["tokens_unit"],
-            "tokens": tokens,
-            "throughput": {stage: r["tokens_per_second"] for stage, r in records.items()},
-            "total_gpu_energy_joules": _total([r["gpu_energy_joules"] for r in known]),
-            "total_cpu_energy_joules": _total([r["cpu_energy_joules"] for r in known]),
-            "total_energy_joules": total,
-            "total_energy_kwh": total / 3.6e6 if total is not None else None,
-            "joules_per_token": training["joules_per_token"],
-            "overall_joules_per_token": total / tokens_trained if total is not None and tokens_trained else None,
-            "overall_tokens_per_second": tokens_trained / duration if tokens_trained else None,
-            "energy": {
-                "class": _worst_class(known),
-                "boundary": boundaries,
-                "complete": not unknown,
-                "uncertainty_j": spread if total is not None else None,
-                "uncertainty_pct": 100 * spread / total if total else None,
-            },
-            "useful_j": _total([r["useful_j"] for r in known]),
-            "wasted_j": _total([r["wasted_j"] for r in known]),
-            "carbon_grams": _total([r["carbon"]["grams"] for r in records.values()]),
-            "roles": roles,
+            **added_up(records, training),
             "reuse": {stage: {"experiments": len(users), "names": users} for stage, users in plan["sharing"].items()},
             "lineage": lineage(plan),
             "forecast": compare_forecast(forecast, {**plan["shared"], **plan["own"]}, records),
             "quality": evaluation,
             "references": references,
             "comparable": plan["comparable"],
-            "config_fingerprint": _fingerprint(config),
+            "config_fingerprint": fingerprint(config),
             "seedless_fingerprint": seedless_fingerprint(plan, config),
             "deployment": deployment(plan, records, evaluation, references),
             "stages": {**ancestors(plan), **records},
-            "warnings": warnings,
         }
     )
-
-
-def _role(members: list[dict[str, Any]]) -> RoleEnergy:
-    """The stages of one role; energies are null when one of them has none, class and boundary are those of the others."""
-    known = [r for r in members if r["total_energy_joules"] is not None]
-    joules = _total([r["total_energy_joules"] for r in members])
-    return RoleEnergy.model_validate(
-        {
-            "joules": joules,
-            "kwh": joules / 3.6e6 if joules is not None else None,
-            "uncertainty_kwh": uncertainty(members) / 3.6e6 if joules is not None else None,
-            "stages": len(members),
-            "useful_j": _total([r["useful_j"] for r in members]),
-            "wasted_j": _total([r["wasted_j"] for r in members]),
-            "class": _worst_class(known) if members else None,
-            "boundary": _boundaries(known),
-        }
-    )
-
-
-def _worst_class(known: list[dict[str, Any]]) -> str:
-    return max((r["energy"]["total"]["class"] for r in known), key=CLASSES.index, default="unavailable")
-
-
-def _boundaries(known: list[dict[str, Any]]) -> list[str]:
-    return sorted({"+".join(r["energy"]["total"]["boundary"]) for r in known})
-
-
-def uncertainty(records: list[dict[str, Any]]) -> float:
-    """Uncertainty [J] of the sum of the records' totals."""
-    parts = []
-    for record in records:
-        for name in record["energy"]["total"]["boundary"]:
-            component = record["energy"][name]
-            if component["uncertainty_pct"] is not None:
-                parts.append((instrument(component["method"]), component["joules"], component["uncertainty_pct"]))
-    return propagate(parts)
 
 
 def lineage(plan: dict[str, Any]) -> dict[str, Any] | None:
@@ -221,7 +142,7 @@ def lineage(plan: dict[str, Any]) -> dict[str, Any] | None:
         "policy": parent["experiment_name"],
         "student_kwh": roles[1]["kwh"],
         "teacher_kwh": roles[0]["kwh"],
-        "total_energy_kwh": _total([*(role["kwh"] for role in roles if role["stages"]), *before]),
+        "total_energy_kwh": sum_of([*(role["kwh"] for role in roles if role["stages"]), *before]),
     }
 
 
@@ -256,15 +177,11 @@ def seedless_fingerprint(plan: dict[str, Any], config: dict[str, Any]) -> str:
         parent = read_json(Path(plan["lineage"]))
         before = parent.get("seedless_fingerprint") or parent["experiment_name"]
         settings["model"] = {**settings.get("model", {}), "policy": before}
-    return _fingerprint(settings)
+    return fingerprint(settings)
 
 
-def _total(values: list[float | None]) -> float | None:
-    """Sum; None as soon as one member is unknown or there is none."""
-    return None if not values or any(v is None for v in values) else sum(v for v in values if v is not None)
-
-
-def _fingerprint(config: dict[str, Any]) -> str:
+def fingerprint(config: dict[str, Any]) -> str:
+    """Short mark of a configuration."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -99,6 +99,8 @@ def loss_curve(record: dict[str, Any], metric: str, near: Path) -> list[tuple[fl
     A point's joules are those of the first ledger line that has the new value: at most one flush period late. Energy of
     attempts that were repeated is in them, so a resumed training goes on further to the right. Raises TraceError.
     """
+    if "imported" in (record.get("provenance") or {}):
+        raise TraceError("imported: no loss was kept with the energy")
     points = []
     before = 0.0
     for attempt in record["attempts"]:

@@ -1,0 +1,129 @@
+"""Power logs: samples with real time stamps, integrated by the trapezoid rule; gaps counted apart, attempts kept apart.
+
+The first system appended to one power_log.csv per stage folder, so that a restarted stage goes on in the same file.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+TIME, POWER = "timestamp", "total_power_w"
+GAP_PERIODS = 2.0  # samples further apart than this many periods leave a gap
+ATTEMPT_GAP_S = 60.0  # a running sampler has stood still for 41 s; nothing is integrated over more than this
+LARGEST_W = 1e5  # per sample, over all GPUs of a host
+
+
+class PowerLogError(ValueError):
+    """A file that is no power log; the text says why."""
+
+
+@dataclass(frozen=True)
+class PowerLog:
+    """Time stamps [s, Unix], [n], and power of all GPUs [W], [n], in order of time; rows that were left out."""
+
+    times: np.ndarray
+    watts: np.ndarray
+    period_s: float
+    bad_rows: int = 0
+    repeated_rows: int = 0
+
+    @property
+    def start(self) -> float:
+        """First time stamp."""
+        return float(self.times[0])
+
+    @property
+    def end(self) -> float:
+        """Last time stamp."""
+        return float(self.times[-1])
+
+    @property
+    def joules(self) -> float:
+        """Energy [J] from the first to the last sample, gaps included."""
+        return float(self.curve()[-1])
+
+    def curve(self) -> np.ndarray:
+        """Energy [J] since the first sample, [n]."""
+        steps = np.diff(self.times) * (self.watts[1:] + self.watts[:-1]) / 2
+        return np.concatenate([[0.0], np.cumsum(steps)])
+
+    def joules_until(self, time: float) -> float:
+        """Energy [J] up to a time: power is on the line between two samples, and stays for two periods after the last."""
+        if time <= self.start:
+            return 0.0
+        time = min(time, self.end + GAP_PERIODS * self.period_s)
+        before = int(np.searchsorted(self.times, time, side="right")) - 1
+        at_time = float(np.interp(time, self.times, self.watts))
+        return float(self.curve()[before]) + (time - float(self.times[before])) * (float(self.watts[before]) + at_time) / 2
+
+    def gaps(self) -> tuple[int, float, float, float]:
+        """Number of gaps, their seconds and joules (part of `joules`), and the longest distance of two samples [s]."""
+        steps = np.diff(self.times)
+        wide = steps > GAP_PERIODS * self.period_s
+        joules = float(np.sum((steps * (self.watts[1:] + self.watts[:-1]) / 2)[wide]))
+        return int(wide.sum()), float(steps[wide].sum()), joules, float(steps.max(initial=0.0))
+
+    def part(self, first: int, last: int) -> PowerLog:
+        """Samples first to last - 1."""
+        return PowerLog(self.times[first:last], self.watts[first:last], self.period_s)
+
+
+def read_power_log(path: Path) -> PowerLog:
+    """Read a log. Rows that are no samples are counted and left out. Raises PowerLogError when nothing is left."""
+    with path.open(newline="", encoding="utf-8", errors="replace") as handle:
+        rows = list(csv.reader(handle))
+    if not rows:
+        raise PowerLogError("the file is empty")
+    header = [cell.strip() for cell in rows[0]]
+    if TIME not in header or POWER not in header:
+        raise PowerLogError(f"the first line has no {TIME} and {POWER}: a power log without its header is not guessed at")
+    width, time, power = len(header), header.index(TIME), header.index(POWER)
+    samples, bad = [], 0
+    for row in rows[1:]:
+        sample = _sample(row, time, power) if len(row) == width else None
+        if sample is not None:
+            samples.append(sample)
+        elif [cell.strip() for cell in row] != header:  # the header again, where two files were joined
+            bad += 1
+    distinct = sorted(dict(reversed(samples)).items())
+    if len(distinct) < 2:
+        raise PowerLogError(f"{len(distinct)} usable sample(s) in {len(rows) - 1} row(s): no time to integrate over")
+    times, watts = np.array(distinct).T
+    return PowerLog(times, watts, float(np.median(np.diff(times))), bad, len(samples) - len(distinct))
+
+
+def _sample(row: list[str], time: int, power: int) -> tuple[float, float] | None:
+    try:
+        seconds, watts = float(row[time]), float(row[power])
+    except ValueError:
+        return None
+    possible = math.isfinite(seconds) and seconds > 0 and 0 <= watts <= LARGEST_W
+    return (seconds, watts) if possible else None
+
+
+def split(log: PowerLog, starts: list[float], ends: list[float | None]) -> tuple[list[PowerLog | None], list[PowerLog]]:
+    """Parts of a log by attempt, in the order of `starts`, and parts that belong to no known attempt.
+
+    A log is cut where an attempt starts and where nothing was sampled for ATTEMPT_GAP_S, but not before an attempt's known end.
+    """
+    steps = np.diff(log.times)
+    cuts = set()
+    for i in np.flatnonzero(steps > ATTEMPT_GAP_S):
+        inside = any(s <= log.times[i] and e is not None and e >= log.times[i + 1] for s, e in zip(starts, ends, strict=True))
+        if not inside:
+            cuts.add(int(i) + 1)
+    begins = [int(np.searchsorted(log.times, start - 2 * log.period_s)) for start in starts]
+    edges = sorted({0, len(log.times), *cuts, *(b for b in begins if b < len(log.times))})
+    parts = {first: log.part(first, last) for first, last in itertools.pairwise(edges) if last - first > 1}
+    own: list[PowerLog | None] = []
+    for begin, start in zip(begins, starts, strict=True):
+        part = parts.get(begin)
+        covers = part is not None and part.start - start < ATTEMPT_GAP_S
+        own.append(parts.pop(begin) if covers else None)
+    return own, list(parts.values())
