@@ -25,6 +25,7 @@ _OPTIONS = {
     "runtime": ("--time", "hours"),
     "nodes": ("--nodes", "nodes"),
 }
+_GPU_DEVICES = ("/dev/nvidia0", "/dev/kfd")
 _FAULTS = (
     ("account", "account"),
     ("partition", "partition"),
@@ -82,6 +83,23 @@ def check_writable(folders: Iterable[str]) -> None:
                 f"output: {folder} cannot be written to ({existing}: {error.strerror}): set output.root and the other "
                 "`output` folders to a place that this user may write to"
             ) from None
+
+
+def check_sharding(gpus: Mapping[str, int], here: bool) -> None:
+    """Check sharded trainings: accelerate shards parameters on GPUs only.
+
+    `gpus` has the GPUs that each such experiment's job asks for; with `here` the jobs run on this machine and use what it
+    has. Raises SiteError naming the setting.
+    """
+    if here and any(Path(device).exists() for device in _GPU_DEVICES):
+        return
+    for experiment, count in gpus.items():
+        if here or not count:
+            where = "this machine has none" if here else "the profile asks for gpus: 0 in its `student` family"
+            raise SiteError(
+                f"experiment {experiment}: training.fsdp = true shards over GPUs, but {where}: give the training GPUs, or set "
+                "training.fsdp: false (several processes then hold the whole model each)"
+            )
 
 
 def read_modules(path: Path) -> list[str]:
