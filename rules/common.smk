@@ -9,9 +9,12 @@ from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
 
+from snakemake.settings.types import DeploymentMethod
+
 from workflow_scripts.cluster import (
     SiteError,
     announce,
+    check_modules,
     check_sharding,
     check_site,
     check_writable,
@@ -65,6 +68,11 @@ def check_before_the_first_job(workflow):
     """Stop, naming the setting, where results cannot be written or the cluster would refuse the planned jobs."""
     try:
         check_writable(PLAN.output.folders())
+        if (
+            DeploymentMethod.ENV_MODULES
+            in workflow.deployment_settings.deployment_method
+        ):
+            check_modules(MODULES)
         trainings = {
             job.wildcards.experiment: job.resources.get("gpu", 0)
             for job in workflow.dag.needrun_jobs()

@@ -108,6 +108,29 @@ def read_modules(path: Path) -> list[str]:
     return [line for line in lines if line]
 
 
+def check_modules(modules: Iterable[str]) -> None:
+    """Load the modules once, as every job will: Snakemake goes on without a module that is not there.
+
+    Raises SiteError naming envs/modules.txt and what the module command says.
+    """
+    names = list(modules)
+    script = 'module purge && module load "$@" && echo "$LOADEDMODULES"'
+    result = subprocess.run(["bash", "-c", script, "bash", *names], capture_output=True, text=True, check=False)
+    said = " ".join(result.stderr.split())
+    if "module: command not found" in said:
+        raise SiteError(
+            "--software-deployment-method env-modules, but a non-interactive bash here has no `module` command: source the "
+            "site's init script (perhaps /etc/profile.d/modules.sh) before, or leave the option out"
+        )
+    loaded = result.stdout.strip().split("\n")[-1].split(":")
+    missing = [name for name in names if not any(f"{entry}/".startswith(f"{name}/") for entry in loaded)]
+    if result.returncode or missing:
+        raise SiteError(
+            f"envs/modules.txt: cannot load {', '.join(missing or names)}: {said or 'no reason given'}: list modules that "
+            "`module avail` shows"
+        )
+
+
 def announce(root: str) -> None:
     """Leave a token under `root` and in the environment of the jobs, by which a job knows that both see the same folder."""
     token = secrets.token_hex(8)

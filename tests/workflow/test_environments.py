@@ -1,0 +1,86 @@
+"""One set of rules, three kinds of environment: the virtualenv that runs Snakemake, environment modules, conda.
+
+The first is what all other tests use. The second needs Debian's package environment-modules (CI installs it).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import REPOSITORY, Workflow
+
+INIT = Path("/usr/share/modules/init/bash")
+WITH_MODULES = ("--software-deployment-method", "env-modules")
+SUMMARY = "results/demo_kd/experiment_summary.json"
+needs_modules = pytest.mark.skipif(
+    not INIT.exists() and not os.environ.get("REQUIRE_SLURM"), reason="Debian's package environment-modules is not installed"
+)
+
+
+@pytest.fixture
+def modules(finished: Workflow) -> dict[str, str]:
+    """A module `python-for-tests/1.0` whose Python notes that it ran; the environment in which bash has `module`."""
+    folder, tools = finished.folder / "modules" / "python-for-tests", finished.folder / "tools"
+    folder.mkdir(parents=True)
+    tools.mkdir()
+    (folder / "1.0").write_text(f"#%Module\nprepend-path PATH {tools}\n")
+    (tools / "python").write_text(f'#!/bin/sh\necho "$LOADEDMODULES $*" >>{finished.folder}/seen\nexec {sys.executable} "$@"\n')
+    (tools / "python").chmod(0o755)
+    (finished.folder / "envs" / "modules.txt").write_text("python-for-tests/1.0 # its Python runs the stages\n")
+    return {"BASH_ENV": str(INIT), "MODULEPATH": str(folder.parent)}
+
+
+@needs_modules
+def test_a_rule_runs_with_the_modules_of_the_site(finished: Workflow, modules: dict[str, str]) -> None:
+    assert "Nothing to be done" in finished.snakemake("-n", *WITH_MODULES, **modules).stdout, "results stay as they are"
+    (finished.folder / SUMMARY).unlink()
+    finished.snakemake("--cores", "1", SUMMARY, *WITH_MODULES, **modules)
+    meter, stage = (finished.folder / "seen").read_text().splitlines()
+    assert meter.startswith("python-for-tests/1.0 -m workflow_scripts.energy.meter")
+    assert stage.startswith("python-for-tests/1.0 -m workflow_scripts.accounting.summary")
+    assert finished.json("results/demo_kd/stages/experiment_summary.json")["status"] == "complete"
+
+
+@needs_modules
+def test_a_module_that_is_not_there_stops_before_the_first_job(finished: Workflow, modules: dict[str, str]) -> None:
+    """Snakemake itself would say so in a log and run the job without it."""
+    (finished.folder / SUMMARY).unlink()
+    (finished.folder / "envs" / "modules.txt").write_text("python-for-tests\narrow/18.1.0\n")
+    result = finished.snakemake("--cores", "1", SUMMARY, *WITH_MODULES, check=False, **modules)
+    assert result.returncode == 1 and not (finished.folder / SUMMARY).exists()
+    assert re.search(
+        r"envs/modules.txt: cannot load .*arrow/18.1.0.*Unable to locate a modulefile for 'arrow/18.1.0'", result.stderr
+    )
+
+
+def test_without_a_module_command_modules_are_refused(finished: Workflow) -> None:
+    (finished.folder / SUMMARY).unlink()
+    result = finished.snakemake("--cores", "1", SUMMARY, *WITH_MODULES, check=False, BASH_ENV="")
+    assert result.returncode == 1 and not (finished.folder / SUMMARY).exists()
+    assert "a non-interactive bash here has no `module` command" in result.stderr
+
+
+def test_conda_installs_the_lock_on_a_python_that_it_is_made_for() -> None:
+    environment = yaml.safe_load((REPOSITORY / "envs" / "conda.yaml").read_text())
+    assert environment["channels"] == ["conda-forge"] and set(environment) == {"name", "channels", "dependencies"}
+    *from_conda, from_pip = environment["dependencies"]
+    assert from_pip == {"pip": ["-r requirements.txt"]}, "beside it: conda reads it from the folder of the file"
+    names = dict(dependency.partition("=")[::2] for dependency in from_conda)
+    assert set(names) == {"python", "pip"}, "what conda pins itself, the lock would have to agree with"
+    lock = (REPOSITORY / "envs" / "requirements.txt").read_text()
+    versions = re.search(r"Lock for Python ([\d., and]+),", lock)
+    assert versions and names["python"] in re.findall(r"3\.\d+", versions[1])
+    asked = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["requires-python"]
+    assert asked == ">=3.11,<3.13"
+    pinned = dict(line.split("==") for line in lock.splitlines() if "==" in line)
+    for line in (REPOSITORY / "envs" / "requirements.in").read_text().splitlines():
+        if "==" in line:
+            name, version = line.split("==")
+            assert pinned[name] == version, f"{name}: `make lock` after a change of requirements.in"
