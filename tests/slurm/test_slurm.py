@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import Workflow, copy_workflow
+from tests.conftest import WITH_MODULES, Workflow, copy_workflow, needs_modules
 from tests.slurm.cluster import Cluster
-from tests.slurm.site import families, on_slurm, settle
+from tests.slurm.site import QUICK, QUICK_PROGRAM, families, on_slurm, settle
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +124,20 @@ def test_two_nodes_train_as_one_and_this_machine_is_counted_once(
     assert two["attempts"][-1]["hosts"] == [os.uname().nodename], "both nodes are this machine"
     (job,) = {a["slurm"]["SLURM_JOB_ID"] for a in two["attempts"]}
     assert "NumNodes=2" in cluster.run("scontrol", "--oneliner", "show", "job", job)
+
+
+@needs_modules
+def test_plain_executor_slurm_submits_at_once_with_the_modules_of_the_site(
+    finished: Workflow, modules: dict[str, str], cluster: Cluster
+) -> None:
+    """profiles/default has one meter for this machine, which must not hold jobs of a cluster back."""
+    targets = [f"results/{name}/experiment_summary.json" for name in ("demo_kd", "demo_sft")]
+    for target in targets:
+        (finished.folder / target).unlink()
+    options = (*QUICK, "--slurm-status-command", "squeue", *WITH_MODULES)
+    output = finished.snakemake("--executor", "slurm", *targets, *options, program=QUICK_PROGRAM, **modules).stderr
+    assert "Execute 2 jobs..." in output
+    assert (finished.folder / "seen").read_text().count("-m workflow_scripts.accounting.summary") == 2
+    for name in ("demo_kd", "demo_sft"):
+        (attempt,) = finished.json(f"results/{name}/stages/experiment_summary.json")["attempts"][-1:]
+        assert "SLURM_JOB_ID" in attempt["slurm"]

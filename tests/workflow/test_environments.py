@@ -5,35 +5,13 @@ The first is what all other tests use. The second needs Debian's package environ
 
 from __future__ import annotations
 
-import os
 import re
-import sys
-from pathlib import Path
 
-import pytest
 import yaml
 
-from tests.conftest import REPOSITORY, Workflow
+from tests.conftest import REPOSITORY, WITH_MODULES, Workflow, needs_modules
 
-INIT = Path("/usr/share/modules/init/bash")
-WITH_MODULES = ("--software-deployment-method", "env-modules")
 SUMMARY = "results/demo_kd/experiment_summary.json"
-needs_modules = pytest.mark.skipif(
-    not INIT.exists() and not os.environ.get("REQUIRE_SLURM"), reason="Debian's package environment-modules is not installed"
-)
-
-
-@pytest.fixture
-def modules(finished: Workflow) -> dict[str, str]:
-    """A module `python-for-tests/1.0` whose Python notes that it ran; the environment in which bash has `module`."""
-    folder, tools = finished.folder / "modules" / "python-for-tests", finished.folder / "tools"
-    folder.mkdir(parents=True)
-    tools.mkdir()
-    (folder / "1.0").write_text(f"#%Module\nprepend-path PATH {tools}\n")
-    (tools / "python").write_text(f'#!/bin/sh\necho "$LOADEDMODULES $*" >>{finished.folder}/seen\nexec {sys.executable} "$@"\n')
-    (tools / "python").chmod(0o755)
-    (finished.folder / "envs" / "modules.txt").write_text("python-for-tests/1.0 # its Python runs the stages\n")
-    return {"BASH_ENV": str(INIT), "MODULEPATH": str(folder.parent)}
 
 
 @needs_modules
