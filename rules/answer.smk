@@ -64,7 +64,7 @@ for final, export in EXPORTS.items():
         envmodules:
             *MODULES,
         resources:
-            meter=METERS,
+            meter=meters,
         params:
             meter=meter("export", "accounting", f"{RUN_DIR}"),
         shell:
