@@ -1,3 +1,4 @@
+# make environment  .venv alone, from the lock (the others make it, too)
 # make demo       the whole comparison on a small real model, CPU only
 # make test       the tests, the tiny experiment end to end among them
 # make forecast   what the stale jobs will cost, before anything runs; ARGS='demo_kd --configfile my.yaml' goes to snakemake -n
@@ -12,7 +13,9 @@ SNAKEMAKE := $(BIN)/snakemake
 REPORT := results/report.html
 COMPARISON := results/comparison/comparison.json
 
-.PHONY: demo forecast bill test faults checks format lock reference
+.PHONY: environment demo forecast bill test faults checks format lock reference
+
+environment: $(READY)
 
 demo: $(READY)
 	$(SNAKEMAKE) --quiet host progress reason rules
@@ -56,6 +59,12 @@ $(READY): envs/requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/requirements.txt
 	@touch $(READY)
 
+# The lock as conda's environment. Snakemake copies that file alone, so it cannot point to requirements.txt.
+envs/conda.yaml: envs/requirements.txt
+	(echo "# The lock for conda, made by 'make lock'."; echo "name: distillation-energy-benchmark"; \
+	  printf '%s\n' "channels:" "  - conda-forge" "dependencies:" "  - python=3.11" "  - pip" "  - pip:"; \
+	  sed -n 's/^[A-Za-z].*==.*/      - &/p' envs/requirements.txt) > $@
+
 # A new lock from the direct dependencies, in a fresh environment.
 lock:
 	rm -rf .venv.lock && $(PYTHON) -m venv .venv.lock
@@ -63,3 +72,4 @@ lock:
 	(echo "# Lock for Python 3.11 and 3.12, made by 'make lock' from requirements.in."; \
 	  .venv.lock/bin/python -m pip freeze | sed 's/^torch==\([0-9.]*\)+cpu/torch==\1/') > envs/requirements.txt
 	rm -rf .venv.lock
+	@$(MAKE) --no-print-directory envs/conda.yaml

@@ -25,7 +25,7 @@ rule experiment_summary:
     envmodules:
         *MODULES,
     resources:
-        meter=METERS,
+        meter=meters,
     params:
         meter=meter("experiment_summary", "accounting", f"{RUN_DIR}"),
         plan=lambda wildcards: PLAN.summary_plan(wildcards.experiment, PRERUN),
@@ -64,7 +64,7 @@ for final, export in EXPORTS.items():
         envmodules:
             *MODULES,
         resources:
-            meter=METERS,
+            meter=meters,
         params:
             meter=meter("export", "accounting", f"{RUN_DIR}"),
         shell:
@@ -173,7 +173,7 @@ rule comparison:
     envmodules:
         *MODULES,
     resources:
-        meter=METERS,
+        meter=meters,
     params:
         meter=meter("comparison", "accounting", f"{ROOT}/comparison"),
         options=PLAN.comparison_options(),

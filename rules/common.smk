@@ -9,9 +9,13 @@ from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
 
+from snakemake.settings.types import DeploymentMethod
+
 from workflow_scripts.cluster import (
     SiteError,
     announce,
+    check_modules,
+    check_sharding,
     check_site,
     check_writable,
     hint_after_failure,
@@ -50,15 +54,34 @@ TEACHER_RULES = {
 }
 EXPORTS = {"final_model": "export_model", "final_policy": "export_policy"}
 STAGE_THREADS = 16
-# Two metered stages never share this machine (profiles/default has one `meter`); jobs of a cluster have nodes of their own.
-METERS = 0 if workflow.non_local_exec else 1
 MODULES = read_modules(Path(workflow.basedir, "envs", "modules.txt"))
+
+
+def meters(wildcards):
+    """Resource function: two metered stages never share this machine (profiles/default has one `meter`), but jobs of a
+    cluster have nodes of their own. Called for each job: while the rules are read, the executor is not known yet.
+    """
+    return 0 if workflow.non_local_exec else 1
 
 
 def check_before_the_first_job(workflow):
     """Stop, naming the setting, where results cannot be written or the cluster would refuse the planned jobs."""
     try:
         check_writable(PLAN.output.folders())
+        if (
+            DeploymentMethod.ENV_MODULES
+            in workflow.deployment_settings.deployment_method
+        ):
+            check_modules(MODULES)
+        trainings = {
+            job.wildcards.experiment: job.resources.get("gpu", 0)
+            for job in workflow.dag.needrun_jobs()
+            if job.rule.name in ("student_train", "dpo_training")
+        }
+        check_sharding(
+            {name: gpus for name, gpus in trainings.items() if PLAN.sharded(name)},
+            here=workflow.local_exec,
+        )
         if workflow.executor_plugin.name == "slurm":
             jobs = [job for job in workflow.dag.needrun_jobs() if not job.is_local]
             check_site(

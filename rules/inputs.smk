@@ -20,7 +20,7 @@ rule prerun:
         *MODULES,
     threads: STAGE_THREADS
     resources:
-        meter=METERS,
+        meter=meters,
     params:
         meter=meter("prerun", "prerun", PRERUN_DIR),
         settings=untracked(lambda wildcards: PLAN.prerun.settings),
@@ -48,7 +48,7 @@ rule prepare_model:
         *MODULES,
     threads: STAGE_THREADS
     resources:
-        meter=METERS,
+        meter=meters,
     params:
         meter=meter("prepare_model", "data", f"{ROOT}/models/{{model}}"),
         command=lambda wildcards: command(PLAN.models[wildcards.model]),
@@ -77,7 +77,7 @@ rule check_tokenizers:
     envmodules:
         *MODULES,
     resources:
-        meter=METERS,
+        meter=meters,
     params:
         meter=meter("check_tokenizers", "accounting", f"{ROOT}/models/{{model}}/checks"),
     shell:
@@ -106,7 +106,7 @@ rule preprocess:
         *MODULES,
     threads: STAGE_THREADS
     resources:
-        meter=METERS,
+        meter=meters,
     params:
         meter=meter("preprocess", "data", f"{ROOT}/corpus/{{artefact}}"),
         command=lambda wildcards: command(PLAN.corpora[wildcards.artefact]),

@@ -25,7 +25,7 @@ rule student_train:
         *MODULES,
     threads: STAGE_THREADS
     resources:
-        meter=METERS,
+        meter=meters,
         nodes=lambda wildcards: PLAN.nodes(wildcards.experiment),
         processes=lambda wildcards: PLAN.processes(wildcards.experiment),
     params:
@@ -60,7 +60,7 @@ rule dpo_training:
         *MODULES,
     threads: STAGE_THREADS
     resources:
-        meter=METERS,
+        meter=meters,
         nodes=lambda wildcards: PLAN.nodes(wildcards.experiment),
         processes=lambda wildcards: PLAN.processes(wildcards.experiment),
     params:
@@ -94,7 +94,7 @@ rule evaluation:
         *MODULES,
     threads: STAGE_THREADS
     resources:
-        meter=METERS,
+        meter=meters,
     params:
         meter=meter("evaluation", "evaluation", f"{RUN_DIR}"),
         command=lambda wildcards: command(
@@ -124,7 +124,7 @@ rule reference_evaluation:
         *MODULES,
     threads: STAGE_THREADS
     resources:
-        meter=METERS,
+        meter=meters,
     params:
         meter=meter("evaluation", "evaluation", f"{ROOT}/reference/{{artefact}}"),
         command=lambda wildcards: command(PLAN.references[wildcards.artefact]),

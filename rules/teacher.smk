@@ -25,7 +25,7 @@ for stage, (part_rule, merge_rule) in TEACHER_RULES.items():
             *MODULES,
         threads: STAGE_THREADS
         resources:
-            meter=METERS,
+            meter=meters,
         params:
             meter=meter(stage, "teacher", TEACHER_DIR),
             command=teacher_command(stage),
@@ -54,7 +54,7 @@ for stage, (part_rule, merge_rule) in TEACHER_RULES.items():
         envmodules:
             *MODULES,
         resources:
-            meter=METERS,
+            meter=meters,
         params:
             meter=meter(stage, "teacher", TEACHER_DIR),
             command=teacher_command(stage),

@@ -14,7 +14,13 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 PARTS = ("Snakefile", "rules", "workflow_scripts", "config", "envs", "profiles")
+MODULES_INIT = Path("/usr/share/modules/init/bash")
+WITH_MODULES = ("--software-deployment-method", "env-modules")
 os.environ["HF_HUB_OFFLINE"] = "1"
+needs_modules = pytest.mark.skipif(
+    not MODULES_INIT.exists() and not os.environ.get("REQUIRE_SLURM"),
+    reason="Debian's package environment-modules is not installed",
+)
 
 
 @dataclass
@@ -25,11 +31,16 @@ class Workflow:
     overlay: Path
 
     def snakemake(
-        self, *arguments: str, check: bool = True, overlay: str | None = None, **environment: str
+        self,
+        *arguments: str,
+        check: bool = True,
+        overlay: str | None = None,
+        program: tuple[str, ...] = ("-m", "snakemake"),
+        **environment: str,
     ) -> subprocess.CompletedProcess[str]:
         """Run Snakemake in the copy with the tiny overlay, and one of the copy's own files over it."""
         overlays = [str(self.overlay), *([overlay] if overlay else [])]
-        command = [sys.executable, "-m", "snakemake", *arguments, "--configfile", *overlays]
+        command = [sys.executable, *program, *arguments, "--configfile", *overlays]
         result = subprocess.run(
             command, cwd=self.folder, capture_output=True, text=True, check=False, env=os.environ | environment
         )
@@ -91,6 +102,19 @@ def finished(tiny_run: Workflow, tmp_path: Path) -> Workflow:
     folder = tmp_path / "workflow"
     shutil.copytree(tiny_run.folder, folder, copy_function=_link_or_copy, symlinks=True)
     return Workflow(folder, folder / "tiny.yaml")
+
+
+@pytest.fixture
+def modules(finished: Workflow) -> dict[str, str]:
+    """A module `python-for-tests/1.0` whose Python notes that it ran; the environment in which bash has `module`."""
+    folder, tools = finished.folder / "modules" / "python-for-tests", finished.folder / "tools"
+    folder.mkdir(parents=True)
+    tools.mkdir()
+    (folder / "1.0").write_text(f"#%Module\nprepend-path PATH {tools}\n")
+    (tools / "python").write_text(f'#!/bin/sh\necho "$LOADEDMODULES $*" >>{finished.folder}/seen\nexec {sys.executable} "$@"\n')
+    (tools / "python").chmod(0o755)
+    (finished.folder / "envs" / "modules.txt").write_text("python-for-tests/1.0 # its Python runs the stages\n")
+    return {"BASH_ENV": str(MODULES_INIT), "MODULEPATH": str(folder.parent)}
 
 
 def _link_or_copy(source: str, destination: str) -> None:

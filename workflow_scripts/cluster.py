@@ -25,6 +25,7 @@ _OPTIONS = {
     "runtime": ("--time", "hours"),
     "nodes": ("--nodes", "nodes"),
 }
+_GPU_DEVICES = ("/dev/nvidia0", "/dev/kfd")
 _FAULTS = (
     ("account", "account"),
     ("partition", "partition"),
@@ -84,10 +85,50 @@ def check_writable(folders: Iterable[str]) -> None:
             ) from None
 
 
+def check_sharding(gpus: Mapping[str, int], here: bool) -> None:
+    """Check sharded trainings: accelerate shards parameters on GPUs only.
+
+    `gpus` has the GPUs that each such experiment's job asks for; with `here` the jobs run on this machine and use what it
+    has. Raises SiteError naming the setting.
+    """
+    if here and any(Path(device).exists() for device in _GPU_DEVICES):
+        return
+    for experiment, count in gpus.items():
+        if here or not count:
+            where = "this machine has none" if here else "the profile asks for gpus: 0 in its `student` family"
+            raise SiteError(
+                f"experiment {experiment}: training.fsdp = true shards over GPUs, but {where}: give the training GPUs, or set "
+                "training.fsdp: false (several processes then hold the whole model each)"
+            )
+
+
 def read_modules(path: Path) -> list[str]:
     """Names of environment modules in a file, one per line, `#` begins a comment."""
     lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
     return [line for line in lines if line]
+
+
+def check_modules(modules: Iterable[str]) -> None:
+    """Load the modules once, as every job will: Snakemake goes on without a module that is not there.
+
+    Raises SiteError naming envs/modules.txt and what the module command says.
+    """
+    names = list(modules)
+    script = 'module purge && module load "$@" && echo "$LOADEDMODULES"'
+    result = subprocess.run(["bash", "-c", script, "bash", *names], capture_output=True, text=True, check=False)
+    said = " ".join(result.stderr.split())
+    if "module: command not found" in said:
+        raise SiteError(
+            "--software-deployment-method env-modules, but a non-interactive bash here has no `module` command: source the "
+            "site's init script (perhaps /etc/profile.d/modules.sh) before, or leave the option out"
+        )
+    loaded = result.stdout.strip().split("\n")[-1].split(":")
+    missing = [name for name in names if not any(f"{entry}/".startswith(f"{name}/") for entry in loaded)]
+    if result.returncode or missing:
+        raise SiteError(
+            f"envs/modules.txt: cannot load {', '.join(missing or names)}: {said or 'no reason given'}: list modules that "
+            "`module avail` shows"
+        )
 
 
 def announce(root: str) -> None:

@@ -229,6 +229,10 @@ class Plan:
         """Processes of a training over all nodes; on GPUs one each."""
         return self.nodes(name) * self._settings[name].training.num_processes
 
+    def sharded(self, name: str) -> bool:
+        """Whether a training shards its parameters over its processes."""
+        return self._settings[name].training.fsdp
+
     def pipeline(self, name: str) -> str:
         """Pipeline of an experiment."""
         return self._settings[name].pipeline

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from tests.conftest import Workflow
 
-QUICK = ("--slurm-init-seconds-before-status-checks", "3", "--latency-wait", "20")
+QUICK_PROGRAM = (str(Path(__file__).with_name("quick.py")),)
+QUICK = ("--slurm-init-seconds-before-status-checks", "2", "--latency-wait", "20")
 
 
 def families(cpus: int = 2) -> str:
@@ -35,4 +36,4 @@ def settle(folder: Path, block: str | None = None, account: str = "null", accoun
 
 def on_slurm(workflow: Workflow, *arguments: str, **options) -> subprocess.CompletedProcess[str]:
     """Run Snakemake with the settled profile."""
-    return workflow.snakemake("--workflow-profile", "profiles/slurm", *QUICK, *arguments, **options)
+    return workflow.snakemake("--workflow-profile", "profiles/slurm", *QUICK, *arguments, program=QUICK_PROGRAM, **options)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import Workflow, copy_workflow
+from tests.conftest import WITH_MODULES, Workflow, copy_workflow, needs_modules
 from tests.slurm.cluster import Cluster
-from tests.slurm.site import families, on_slurm, settle
+from tests.slurm.site import QUICK, QUICK_PROGRAM, families, on_slurm, settle
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,7 @@ def test_the_plan_shows_the_resources(finished: Workflow) -> None:
     (training,) = re.findall(r"rule student_train:.*?resources: (.*?)\n", plan, re.DOTALL)
     for resource in ("runtime=30", "slurm_partition=gpu", "gpu=1", "gpu_model=l40s", "mem_mb=1500", "--signal=TERM@120"):
         assert resource in training
+    assert re.search(r"rule student_train:[^\[]*threads: 2\n", plan), "CPUs, too"
 
 
 @pytest.mark.parametrize(
@@ -124,3 +125,22 @@ def test_two_nodes_train_as_one_and_this_machine_is_counted_once(
     assert two["attempts"][-1]["hosts"] == [os.uname().nodename], "both nodes are this machine"
     (job,) = {a["slurm"]["SLURM_JOB_ID"] for a in two["attempts"]}
     assert "NumNodes=2" in cluster.run("scontrol", "--oneliner", "show", "job", job)
+
+
+@needs_modules
+def test_plain_executor_slurm_submits_at_once_with_the_modules_of_the_site(
+    finished: Workflow, modules: dict[str, str], cluster: Cluster
+) -> None:
+    """profiles/default has one meter for this machine, which must not hold jobs of a cluster back."""
+    targets = [f"results/{name}/experiment_summary.json" for name in ("demo_kd", "demo_sft")]
+    for target in targets:
+        (finished.folder / target).unlink()
+    options = (*QUICK, "--slurm-status-command", "squeue", *WITH_MODULES)
+    output = finished.snakemake("--executor", "slurm", *targets, *options, program=QUICK_PROGRAM, **modules).stderr
+    assert "Execute 2 jobs..." in output
+    stages = [line for line in (finished.folder / "seen").read_text().splitlines() if "energy.meter" not in line]
+    assert len(stages) == 2
+    assert all(line.startswith("python-for-tests/1.0 -m workflow_scripts.accounting.summary") for line in stages), stages
+    for name in ("demo_kd", "demo_sft"):
+        (attempt,) = finished.json(f"results/{name}/stages/experiment_summary.json")["attempts"][-1:]
+        assert "SLURM_JOB_ID" in attempt["slurm"]

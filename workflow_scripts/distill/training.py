@@ -289,7 +289,7 @@ def arguments(training: Training, seed: int, steps: int, folder: Path, log_inter
         "data_seed": seed,
         "ddp_find_unused_parameters": False,
         "ddp_backend": "gloo" if world_size() > 1 and not torch.cuda.is_available() else None,
-        "fsdp": "full_shard auto_wrap" if training.fsdp else "",
+        "fsdp": training.fsdp,  # version 2, parameters resharded after the forward pass
         "disable_tqdm": True,
         "remove_unused_columns": False,
         "dataloader_pin_memory": torch.cuda.is_available(),
@@ -345,7 +345,7 @@ def run(trainer: Any, callback: WorkCallback, folder: Path) -> dict[str, float]:
     if resume:
         print(f"resuming from {resume.name}", flush=True)
     if trainer.args.fsdp and not trainer.is_fsdp_enabled:
-        raise ParallelError("training.fsdp = true was not taken up by accelerate on this machine: set it to false")
+        raise ParallelError("training.fsdp = true: accelerate shards on GPUs only, and this process has none: set it to false")
     try:
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     except torch.OutOfMemoryError as error:
