@@ -131,6 +131,16 @@ def test_damage_is_named_and_the_rest_is_charged(campaign: Ledgers) -> None:
     assert sum(note.startswith("damaged, left out: ") for note in found["notes"]) == 5
 
 
+def test_a_record_whose_only_ledger_is_damaged_is_charged_as_it_stands(campaign: Ledgers) -> None:
+    (ledger,) = (campaign.folder("student_train", "gold") / "attempts").iterdir()
+    ledger.write_bytes(b"\x00" * 4096 + b"\n")
+    found = bill(campaign.root)
+    assert columns(found["total"]) == (360, 142, 310, 33, 845)
+    assert [Path(entry["path"]) for entry in found["damaged"]] == [ledger]
+    (row,) = (row for row in found["versions"] if row["fingerprint"] == "gold")
+    assert row["standing"] == "current, by its record alone" and row["experiment"] == "gold"
+
+
 def test_records_elsewhere_are_found_by_their_ledgers(tmp_path: Path) -> None:
     """output.run_dir may lie outside output.root."""
     made = Ledgers(tmp_path / "results")
@@ -159,12 +169,17 @@ def test_a_deleted_state_folder_leaves_what_the_record_says(campaign: Ledgers) -
     copy = json.loads((campaign.root / "gold" / "stages" / "student_train.json").read_text()) | {"shared_by": ["gold"]}
     copy["provenance"]["fingerprint"] = "made elsewhere"
     (campaign.root / "gold" / "stages" / "teacher_generation.json").write_text(json.dumps(copy))
+    copy["provenance"] |= {"fingerprint": "first system", "imported": {"system": "first"}}
+    del copy["shared_by"]
+    (campaign.root / "old" / "stages").mkdir(parents=True)
+    (campaign.root / "old" / "stages" / "student_train.json").write_text(json.dumps(copy))
     for path in sorted(folder.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     folder.rmdir()
     found = bill(campaign.root)
     assert columns(found["total"]) == (360, 142, 310, 33, 845), "the copy of a record from elsewhere is no cost of this folder"
-    assert any("1 record(s) have no ledgers" in note for note in found["notes"])
+    assert any("1 record(s) have no readable ledger" in note for note in found["notes"])
+    assert any("1 imported record(s)" in note for note in found["notes"])
 
 
 def test_a_stage_without_any_figure_is_unknown_and_not_zero(tmp_path: Path, capsys) -> None:

@@ -98,10 +98,10 @@ def _row(version: Version) -> dict[str, Any]:
 
 
 def _orphan(record: dict[str, Any]) -> dict[str, Any]:
-    """A record whose ledgers are gone: all that is known of its stage."""
+    """A record whose ledgers are gone or unreadable: all that is known of its stage."""
     mark = record["provenance"]["fingerprint"]
     alone = Version(record["stage_id"], mark, Path(), [record], {}, "current")
-    return _row(alone) | {"experiment": record.get("experiment"), "standing": "current, ledgers deleted"}
+    return _row(alone) | {"experiment": record.get("experiment"), "standing": "current, by its record alone"}
 
 
 def _sum(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -158,7 +158,9 @@ def _notes(found: Found, versions: Sequence[dict[str, Any]]) -> list[str]:
     if found.silent:
         notes.append(f"{len(found.silent)} ledger(s) have no whole line, their meters ended at once: {', '.join(found.silent)}")
     if found.orphans:
-        notes.append(f"{len(found.orphans)} record(s) have no ledgers (the state folder was deleted): charged as they stand")
+        notes.append(f"{len(found.orphans)} record(s) have no readable ledger (deleted or damaged): charged as they stand")
+    if found.imported:
+        notes.append(f"{found.imported} imported record(s) are of work that was not done here: they are not on this bill")
     notes += [f"damaged, left out: {entry['path']}: {entry['reason']}" for entry in found.damaged]
     boundaries = {"+".join(r["energy"]["total"]["boundary"]) for v in found.versions for r in v.records if r["useful_j"]}
     if len(boundaries) > 1:

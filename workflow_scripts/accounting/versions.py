@@ -63,13 +63,14 @@ class Found:
     """What lies in a results folder.
 
     `damaged` names files that were left out, with the reason, `silent` ledgers without a line, `orphans` are records whose
-    ledgers are gone.
+    ledgers are gone or unreadable, `imported` counts those of work that was not done here.
     """
 
     versions: list[Version] = field(default_factory=list)
     damaged: list[dict[str, str]] = field(default_factory=list)
     silent: list[str] = field(default_factory=list)
     orphans: list[dict[str, Any]] = field(default_factory=list)
+    imported: int = 0
 
 
 def read_versions(root: Path) -> Found:
@@ -81,9 +82,11 @@ def read_versions(root: Path) -> Found:
             found.versions.append(version)
     found.versions.sort(key=lambda v: (v.stage, v.began, v.fingerprint))
     _supersede_unused(found.versions)
-    known = {path.name for path in (root / "state").glob("*/*")}
+    known = {version.fingerprint for version in found.versions}
     originals = {mark: r for mark, copies in records.items() for r in copies if "shared_by" not in r}
-    found.orphans = [record for mark, record in sorted(originals.items()) if mark not in known]
+    alone = [record for mark, record in sorted(originals.items()) if mark not in known]
+    found.orphans = [record for record in alone if "imported" not in record["provenance"]]
+    found.imported = len(alone) - len(found.orphans)
     return found
 
 
