@@ -51,6 +51,7 @@ rule all:
     input:
         COMPARISON,
         [PLAN.finals(name) for name in PLAN.comparison.experiments],
+        PLAN.tracked(*PLAN.comparison.experiments),
 
 
 rule logit_caching:
@@ -76,4 +77,5 @@ for name in PLAN.experiments:
         input:
             SUMMARY.format(experiment=name),
             PLAN.finals(name),
+            PLAN.tracked(name),
         localrule: True

@@ -98,7 +98,7 @@ class Plan:
         return ExperimentPlan(
             settings=settings,
             training=self._training(settings, models, corpus, stage, artefact),
-            evaluation=Job(evaluation, {"model": final, **inputs}),
+            evaluation=Job(evaluation, {"model": final, **inputs}, _task_files(settings)),
             shared=shared,
             references={
                 "student": self._reference(settings, student, corpus, models["teacher"]),
@@ -169,7 +169,7 @@ class Plan:
         text = slices.canonical(cut)
         artefact = f"{model}-{_digest(text, corpus, teacher, self._identity(model))}"
         inputs = {"model": self.model_manifest(model), "corpus": self.corpus_manifest(corpus), "teacher": teacher}
-        self.references[artefact] = Job(text, inputs)
+        self.references[artefact] = Job(text, inputs, _task_files(settings))
         return f"{self.output.root}/reference/{artefact}/evaluation.json"
 
     def _training(
@@ -211,7 +211,11 @@ class Plan:
 
     def wandb(self, name: str) -> str:
         """W&B settings of an experiment, JSON."""
-        return slices.canonical(slices.WandbSlice(wandb=self._settings[name].wandb, experiment=name))
+        return slices.canonical(slices.WandbSlice.of(self._settings[name], name))
+
+    def tracked(self, *names: str) -> list[str]:
+        """What the targets of experiments add when W&B is enabled: the note that final figures were logged."""
+        return [f"{self.output.record_dir().format(experiment=n)}/wandb.json" for n in names if self._settings[n].wandb.enabled]
 
     def launcher(self, name: str) -> list[str]:
         """What starts a training: Python itself, or the launcher of several processes."""
@@ -364,6 +368,12 @@ def _files(named: str) -> list[str]:
     path = Path(named).expanduser()
     found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else []
     return [str(p) for p in found]
+
+
+def _task_files(settings: Settings) -> list[str]:
+    """Task files of the user's own, and the data beside them."""
+    folder = settings.evaluation.lm_eval_include_path
+    return _files(folder) if folder else []
 
 
 def _template(settings: Settings) -> list[str]:

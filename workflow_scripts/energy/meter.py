@@ -258,7 +258,6 @@ class _Run:
             "scope": self.sampler.scope,
             "idle": _read_idle(self.options.idle),
             "attempt": self.attempt,
-            "time": time.time(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "slurm": {key: os.environ[key] for key in _SLURM_KEYS if key in os.environ},
@@ -267,6 +266,7 @@ class _Run:
             "record": self.options.record,
             "command": self.command,
             "provenance": provenance(self.mark),
+            "time": time.time(),  # last: the stage starts right after, and its wall clock is set against this
         }
 
     def _line(self, now: float, final: bool = False) -> dict[str, Any]:

@@ -21,7 +21,7 @@ RESERVED_NAMES = (
     *("prerun", "prepare_model", "check_tokenizers", "preprocess", "cache_logits", "generate_answers", "rank_pairs"),
     *("merge_logits", "merge_answers", "merge_pairs"),
     *("logit_caching", "synthetic_generation", "preference_dataset", "student_train", "dpo_training", "evaluation"),
-    *("reference_evaluation", "experiment_summary", "comparison"),
+    *("reference_evaluation", "experiment_summary", "wandb_summary", "comparison"),
 )
 _SHAPELESS_NUMBER = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
 
@@ -103,11 +103,24 @@ def _check_references(experiments: Mapping[str, Settings]) -> None:
             seen.append(policy)
             policy = experiments[policy].model.policy
     comparison = next(iter(experiments.values())).comparison
+    _check_quality(experiments, comparison.quality, comparison.experiments)
     for name in [*comparison.experiments, *([comparison.baseline] if comparison.baseline else [])]:
         if name not in experiments:
             raise SettingsError(f"comparison: {name!r} is no experiment{_nearest(name, experiments)}")
     if comparison.baseline is not None and comparison.baseline not in comparison.experiments:
         raise SettingsError(f"comparison.baseline = {comparison.baseline!r} must be one of comparison.experiments")
+
+
+def _check_quality(experiments: Mapping[str, Settings], quality: str, compared: list[str]) -> None:
+    """A metric of a task is there only where the task is run; a group of tasks brings metrics of others' names."""
+    if "/" not in quality:
+        return
+    for name in compared:
+        if name in experiments and not experiments[name].evaluation.lm_eval_tasks:
+            raise SettingsError(
+                f"{name}: comparison.quality = {quality!r}, but its evaluation.lm_eval_tasks is empty: add "
+                f"{quality.partition('/')[0]!r} there, for every compared experiment"
+            )
 
 
 def _nearest(word: str, known: Any) -> str:
