@@ -107,7 +107,7 @@ def test_a_logged_loss_is_in_the_progress_file_at_once_with_its_step(tmp_path, m
     progress = Progress("loss")
     progress.steps = 3
     callback = WorkCallback.__new__(WorkCallback)
-    callback._progress = progress
+    callback._progress, callback._listener = progress, None
     callback.on_log(None, None, None, logs={"loss": 2.0, "epoch": 1.0})
     content = json.loads((tmp_path / "progress.json").read_text())
     assert (content["metrics"], content["measured"]) == ({"loss": 2.0}, {"loss": 3})

@@ -11,8 +11,8 @@ from __future__ import annotations
 import netrc
 import os
 import sys
-import time
 from pathlib import Path
+from time import monotonic
 from typing import Any, Literal, cast
 
 from workflow_scripts.progress import Progress, energy_so_far
@@ -21,6 +21,7 @@ from workflow_scripts.settings.slices import WandbSlice
 Mode = Literal["online", "offline", "disabled"]
 HOST = "api.wandb.ai"
 _TIMEOUTS = {"init_timeout": 30.0, "finish_timeout": 60.0}  # s; WANDB_INIT_TIMEOUT and WANDB_FINISH_TIMEOUT win
+_FLUSH_SECONDS = 2.0  # what a kill loses of an offline run
 _AT_THE_END = (
     "train_runtime",
     "train_samples_per_second",
@@ -94,7 +95,7 @@ class Run:
                 config=config,
                 tags=[choice.pipeline],
                 allow_val_change=True,
-                settings=wandb.Settings(console="off", silent=True, **limits),
+                settings=wandb.Settings(console="off", silent=True, x_transaction_log_flush_interval=_FLUSH_SECONDS, **limits),
             )
 
         try:
@@ -118,7 +119,7 @@ class Run:
 
     def _throughput(self, progress: Progress) -> dict[str, float]:
         """Tokens per second since the last line with new steps; none for the first line, which the start-up is in."""
-        now, counts = time.monotonic(), dict(progress.tokens)
+        now, counts = monotonic(), dict(progress.tokens)
         since, self._since = self._since, self._since or (now, counts)
         if since is None or counts.get("loss", 0) == since[1].get("loss", 0):
             return {}

@@ -17,6 +17,11 @@ from workflow_scripts.artefact import ArtefactError, read_json, write_json
 from workflow_scripts.settings.slices import WandbSlice
 from workflow_scripts.stages.wandb_run import Run, energy_metrics, run_id
 
+QUALITIES = (
+    *("cross_entropy", "perplexity", "kl_to_teacher", "top1_agreement"),
+    *("mean_margin", "accuracy", "tokens_per_second"),
+)
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Log the figures and write the note."""
@@ -66,19 +71,13 @@ def figures(summary: dict[str, Any]) -> dict[str, float]:
     found["energy/total/kwh"] = summary["total_energy_kwh"]
     found["energy/total/joules"] = summary["total_energy_joules"]
     found["energy/generated_joules_per_token"] = ((summary.get("deployment") or {}).get("model") or {}).get("joules_per_token")
-    found |= {f"quality/{key}": value for key, value in _numbers(summary.get("quality") or {})}
+    evaluation = summary.get("quality") or {}
+    judged = [evaluation, evaluation.get("preference") or {}, evaluation.get("generation") or {}]
+    for prefix, entry in zip(("quality", "quality/preference", "quality/generation"), judged, strict=True):
+        found |= {f"{prefix}/{key}": entry.get(key) for key in QUALITIES if key in entry}
+    tasks = (evaluation.get("tasks") or {}).get("metrics") or {}
+    found |= {f"quality/{name}": entry["value"] for name, entry in tasks.items()}
     return {key: float(value) for key, value in found.items() if value is not None}
-
-
-def _numbers(content: dict[str, Any], before: str = "") -> list[tuple[str, float]]:
-    """Numbers of a nested mapping by their path."""
-    flat = []
-    for key, value in content.items():
-        if isinstance(value, dict):
-            flat += _numbers(value, f"{before}{key}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            flat.append((f"{before}{key}", float(value)))
-    return flat
 
 
 if __name__ == "__main__":
