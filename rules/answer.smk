@@ -89,7 +89,7 @@ rule wandb_summary:
     envmodules:
         *MODULES,
     resources:
-        meter=METERS,
+        meter=meters,
     params:
         meter=meter("wandb_summary", "accounting", f"{RUN_DIR}"),
         wandb=untracked(lambda wildcards: PLAN.wandb(wildcards.experiment)),

@@ -125,6 +125,22 @@ def test_joules_per_served_token_come_from_the_seconds_of_generation(tmp_path) -
     assert without["method"] == "mean power of the evaluation"
 
 
+def test_generation_at_the_very_end_and_before_the_first_sample_are_on_the_trace(tmp_path) -> None:
+    """Seconds 9 to 10 have 220 W; 0.5 to 1.5 lie before dram's first figure, at the mean of the head, 120 W."""
+    made = record(tmp_path, {"cpu": 1600.0, "dram": 200.0})
+    for start, joules in ((509.0, 220.0), (500.5, 120.0)):
+        cost = deployed_cost(
+            {"generation": {"generated_tokens": 10, "seconds": 1.0, "start_time": start}}, made, tmp_path / "x"
+        )
+        assert (cost["joules_per_token"], cost["method"]) == (pytest.approx(joules / 10), "trace")
+
+
+def test_an_evaluation_shorter_than_the_samplers_start_has_no_cost_but_a_reason(tmp_path) -> None:
+    made = record(tmp_path, {"cpu": None, "dram": None}) | {"total_energy_joules": None}
+    cost = deployed_cost({"generation": {"generated_tokens": 10, "seconds": 0.1, "start_time": 500.0}}, made, tmp_path / "x")
+    assert (cost["joules_per_token"], cost["reason"]) == (None, "the evaluation has no energy figure")
+
+
 def test_what_was_not_generated_has_no_cost_and_a_reason(tmp_path) -> None:
     made = record(tmp_path, {"cpu": 1600.0})
     for evaluation, reason in (

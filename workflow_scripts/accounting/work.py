@@ -150,12 +150,12 @@ def _answers(past: Sequence[Past], options: dict[str, Any]) -> Range:
     seen = []
     for p in past:
         before, prompts = p.settings["evaluation"], p.settings["evaluation"]["generation_prompts"]
-        alike = before.get("generation_seconds", 0.0) == options["generation_seconds"]
+        alike = before.get("generation_seconds", 0.0) == options.get("generation_seconds", 0.0)
         if p.work["generated"] and alike:
             seen.append(p.work["generated"] / (prompts * before["max_new_tokens"]))
     if seen:
         return Range(min(seen), statistics.median(seen), max(seen))
-    return ANSWERED if not options["generation_seconds"] else Range(ANSWERED.low, ANSWERED.mid, 20 * ANSWERED.high)
+    return ANSWERED if not options.get("generation_seconds") else Range(ANSWERED.low, ANSWERED.mid, 20 * ANSWERED.high)
 
 
 def _preprocess(job: PlannedJob, artefacts: Artefacts, past: Sequence[Past]) -> Work:

@@ -23,6 +23,7 @@ RESERVED_NAMES = (
     *("logit_caching", "synthetic_generation", "preference_dataset", "student_train", "dpo_training", "evaluation"),
     *("reference_evaluation", "experiment_summary", "wandb_summary", "comparison"),
 )
+_SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)  # as in wandb.api_key, which belongs into WANDB_API_KEY
 _SHAPELESS_NUMBER = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
 
 
@@ -133,7 +134,8 @@ def _explain(fault: dict[str, Any], where: str) -> str:
     key = ".".join(location) or "configuration"
     value = fault["input"]
     if fault["type"] == "extra_forbidden":
-        return f"{where}: unknown key {key} = {value!r}{_nearest(location[-1], _fields_at(location[:-1]))}"
+        shown = " (its value is not shown)" if _SECRET.search(location[-1]) else f" = {value!r}"
+        return f"{where}: unknown key {key}{shown}{_nearest(location[-1], _fields_at(location[:-1]))}"
     if fault["type"] == "missing":
         return f"{where}: key {key} is missing: add it to config/base.yaml or to the experiment"
     message = fault["msg"].removeprefix("Value error, ")
