@@ -16,8 +16,8 @@ from tests.wandb_file import OfflineRun, offline_runs
 from workflow_scripts.progress import Progress
 from workflow_scripts.settings.schema import Wandb
 from workflow_scripts.settings.slices import WandbSlice
-from workflow_scripts.stages.wandb_run import Run, mode_of
 from workflow_scripts.stages.wandb_summary import main as conclude
+from workflow_scripts.wandb_run import Run, mode_of
 
 KEY = "5ec2e7c0ffee5ec2e7c0ffee5ec2e7c0ffee5ec2"
 
@@ -99,7 +99,7 @@ def toy_tokenizer():
 def test_throughput_is_tokens_over_the_seconds_between_lines(tmp_path: Path, monkeypatch) -> None:
     clock = iter([10.0, 14.0, 15.0])
     run = Run(choice(tmp_path), "kd-abc", {})
-    monkeypatch.setattr("workflow_scripts.stages.wandb_run.monotonic", lambda: next(clock))
+    monkeypatch.setattr("workflow_scripts.wandb_run.monotonic", lambda: next(clock))
     progress = Progress("loss")
     for step, tokens in ((1, 100), (2, 300), (2, 0)):
         progress.steps = step
@@ -178,7 +178,7 @@ def test_who_has_logged_in_is_online(tmp_path: Path, monkeypatch) -> None:
 def test_without_network_an_online_run_is_kept_offline(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom workflow_scripts.settings.slices import WandbSlice\n"
-        "from workflow_scripts.stages.wandb_run import Run\n"
+        "from workflow_scripts.wandb_run import Run\n"
         "run = Run(WandbSlice.model_validate_json(sys.argv[1]), 'kd-abc', {})\nrun.log(1, {'train/loss': 2.0})\nrun.finish()\n"
         "print(run.mode, run.error)\n"
     )

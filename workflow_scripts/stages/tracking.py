@@ -8,7 +8,7 @@ from typing import Any
 
 from workflow_scripts.progress import state_dir
 from workflow_scripts.settings.slices import WandbSlice
-from workflow_scripts.stages.wandb_run import Run, run_id
+from workflow_scripts.wandb_run import Run, run_id
 
 
 def start_tracking(settings: str, config: dict[str, Any]) -> tuple[Run, int]:
