@@ -20,6 +20,7 @@ from workflow_scripts.settings.slices import WandbSlice
 
 Mode = Literal["online", "offline", "disabled"]
 HOST = "api.wandb.ai"
+STEP = "train/global_step"
 _TIMEOUTS = {"init_timeout": 30.0, "finish_timeout": 60.0}  # s; WANDB_INIT_TIMEOUT and WANDB_FINISH_TIMEOUT win
 _FLUSH_SECONDS = 2.0  # what a kill loses of an offline run
 _AT_THE_END = (
@@ -56,6 +57,16 @@ def run_id(experiment: str, fingerprint: str) -> str:
     return f"{experiment[:100]}-{fingerprint}"
 
 
+def _on_steps(run: Any) -> Any:
+    run.define_metric("*", step_metric=STEP)
+    return run
+
+
+def logged_name(key: str) -> str:
+    """Name of a metric of the Trainer in the run."""
+    return f"eval/{key[5:]}" if key.startswith("eval_") else f"train/{key}"
+
+
 def energy_metrics(stage: str, joules: float) -> dict[str, float]:
     """Names of a stage's energy in the run."""
     return {f"energy/{stage}/joules": joules, f"energy/{stage}/kwh": joules / 3.6e6}
@@ -89,7 +100,7 @@ class Run:
                 entity=choice.wandb.entity,
                 name=choice.wandb.run_name or choice.experiment,
                 id=self.ident,
-                resume="allow" if self.mode == "online" else None,  # offline pieces of a run are joined when they are synced
+                resume="allow",  # offline, it makes `wandb sync` append this piece to the earlier ones
                 mode=self.mode,
                 dir=str(folder),
                 config=config,
@@ -99,21 +110,21 @@ class Run:
             )
 
         try:
-            return init()
+            return _on_steps(init())
         except (wandb.Error, OSError) as error:
             if self.mode != "online":
                 raise
             print(f"warning: W&B cannot be reached, the run is kept offline in {folder}/wandb: {_line(error)}", file=sys.stderr)
             wandb.teardown()
             self.mode = "offline"
-            return init()
+            return _on_steps(init())
 
     def training(self, progress: Progress, logs: dict[str, Any]) -> None:
         """Log a line of the Trainer at the optimizer step that `progress` is at, with throughput and the energy so far."""
         metrics: dict[str, float] = {}
         for key, value in logs.items():
             if isinstance(value, int | float) and key not in _AT_THE_END:
-                metrics[f"eval/{key[5:]}" if key.startswith("eval_") else f"train/{key}"] = value
+                metrics[logged_name(key)] = value
         if self._run is not None and metrics:
             self.log(progress.steps, metrics | self._throughput(progress) | self._energy())
 
@@ -135,8 +146,12 @@ class Run:
         return {} if joules is None else energy_metrics(self._stage, joules)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Log metrics at an optimizer step; a step that an earlier attempt has logged online is left as it is."""
-        self._do("a line was lost", lambda run: run.log(metrics, step=step))
+        """Log metrics at an optimizer step.
+
+        A step that an earlier attempt has logged online is left as it is. `wandb sync` numbers later pieces anew, so charts are
+        drawn over STEP.
+        """
+        self._do("a line was lost", lambda run: run.log(metrics | {STEP: step}, step=step))
 
     def conclude(self, figures: dict[str, float], config: dict[str, Any]) -> None:
         """Set final figures and the configuration that the run is listed with."""

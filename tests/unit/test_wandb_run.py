@@ -13,12 +13,19 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from tests.wandb_file import OfflineRun, offline_runs
+from tests.wandb_server import Server
 from workflow_scripts.progress import Progress
 from workflow_scripts.settings.schema import Wandb
 from workflow_scripts.settings.slices import WandbSlice
 from workflow_scripts.stages.wandb_summary import main as conclude
 from workflow_scripts.wandb_run import Run, mode_of
 
+OPEN = """
+import sys, time
+from workflow_scripts.settings.slices import WandbSlice
+from workflow_scripts.wandb_run import Run
+run = Run(WandbSlice.model_validate_json(sys.argv[1]), "kd-abc", {})
+"""
 KEY = "5ec2e7c0ffee5ec2e7c0ffee5ec2e7c0ffee5ec2"
 
 
@@ -111,6 +118,7 @@ def test_throughput_is_tokens_over_the_seconds_between_lines(tmp_path: Path, mon
     assert found.values("throughput/loss_tokens_per_second") == {2: 300 / 4}
     assert found.values("throughput/input_tokens_per_second") == {2: 600 / 4}
     assert found.values("eval/loss") == {2: 2}
+    assert found.values("train/global_step") == {1: 1, 2: 2}
 
 
 def test_attempts_and_final_figures_are_one_run(tmp_path: Path, monkeypatch) -> None:
@@ -123,7 +131,7 @@ def test_attempts_and_final_figures_are_one_run(tmp_path: Path, monkeypatch) -> 
         run.finish()
         time.sleep(1.1)  # folders are named by the second
     record = {"role": "student", "total_energy_joules": 360.0, "joules_per_token": 0.5, "tokens_per_second": 9.0}
-    record |= {"duration_seconds": 4.0, "provenance": {"fingerprint": "0123"}}
+    record |= {"duration_seconds": 4.0, "provenance": {"fingerprint": "0123"}, "metrics": {"loss": 0.5, "eval_loss": 0.75}}
     teacher = record | {"role": "teacher", "total_energy_joules": None, "provenance": {"fingerprint": "77"}}
     summary = {
         "stages": {"old": record | {"lineage": "base"}, "logit_caching": teacher, "student_train": record},
@@ -141,6 +149,7 @@ def test_attempts_and_final_figures_are_one_run(tmp_path: Path, monkeypatch) -> 
     assert {first.id, second.id, last.id} == {"kd-0123"}
     assert (list(first.values("train/loss")), list(second.values("train/loss"))) == ([1, 2], [2, 3])
     assert last.config["pipeline"] == "kd"
+    assert (last.summary["train/loss"], last.summary["eval/loss"]) == (0.5, 0.75)
     assert last.summary["energy/student_train/joules"] == 360
     assert last.summary["energy/student_train/kwh"] == pytest.approx(1e-4)
     assert last.summary["energy/generated_joules_per_token"] == 0.25
@@ -175,28 +184,67 @@ def test_who_has_logged_in_is_online(tmp_path: Path, monkeypatch) -> None:
     assert mode_of(choice(tmp_path, mode="auto")) == "online"
 
 
-def test_without_network_an_online_run_is_kept_offline(tmp_path: Path) -> None:
-    code = (
-        "import sys\nfrom workflow_scripts.settings.slices import WandbSlice\n"
-        "from workflow_scripts.wandb_run import Run\n"
-        "run = Run(WandbSlice.model_validate_json(sys.argv[1]), 'kd-abc', {})\nrun.log(1, {'train/loss': 2.0})\nrun.finish()\n"
-        "print(run.mode, run.error)\n"
-    )
-    unreachable = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_INIT_TIMEOUT": "2"}
-    begun = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", code, choice(tmp_path, mode="online").model_dump_json()],
+def elsewhere(folder: Path, code: str, mode: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run lines on an open `run` in a process of their own."""
+    return subprocess.run(
+        [sys.executable, "-c", OPEN + code, choice(folder, mode=mode).model_dump_json()],
         capture_output=True,
         text=True,
         check=True,
         timeout=120,
-        cwd=tmp_path,
-        env=os.environ | unreachable | {"PYTHONPATH": str(REPOSITORY)},
+        cwd=folder,
+        env=os.environ | variables | {"PYTHONPATH": str(REPOSITORY)},
     )
+
+
+def test_without_network_an_online_run_is_kept_offline(tmp_path: Path) -> None:
+    code = "run.log(1, {'train/loss': 2.0})\nrun.finish()\nprint(run.mode, run.error)\n"
+    begun = time.monotonic()
+    done = elsewhere(tmp_path, code, "online", WANDB_BASE_URL="http://127.0.0.1:9", WANDB_INIT_TIMEOUT="2")
     assert done.stdout.split() == ["offline"]
     assert "warning: W&B cannot be reached, the run is kept offline in" in done.stderr and KEY not in done.stderr
     assert time.monotonic() - begun < 60
     assert only_run(tmp_path).values("train/loss") == {1: 2}
+
+
+def test_a_server_that_goes_away_holds_the_training_up_for_the_finish_timeout_only(tmp_path: Path) -> None:
+    server = Server()
+    code = "run.log(1, {'train/loss': 2.0})\ntime.sleep(2)\nprint('open', flush=True)\nsys.stdin.readline()\n"
+    code += "run.log(2, {'train/loss': 1.0})\nbegun = time.monotonic()\nrun.finish()\n"
+    code += "print(run.mode, time.monotonic() - begun)\n"
+    process = subprocess.Popen(
+        [sys.executable, "-c", OPEN + code, choice(tmp_path, mode="online").model_dump_json()],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "WANDB_BASE_URL": server.url, "WANDB_FINISH_TIMEOUT": "3"},
+    )
+    assert process.stdout is not None and process.stdout.readline().strip() == "open"
+    server.stop()
+    said, _ = process.communicate("\n", timeout=60)
+    assert process.returncode == 0
+    mode, seconds = said.split()
+    assert mode == "online" and float(seconds) < 10
+    assert server.runs["kd-abc"]["name"] == "kd"
+
+
+def test_synced_pieces_are_one_run(tmp_path: Path) -> None:
+    """Two attempts and the final figures: history appended, no line lost, the listed figures the last piece's."""
+    for first, last in ((1, 3), (3, 4)):
+        code = f"for step in range({first}, {last + 1}):\n    run.log(step, {{'train/loss': 1.0 / step}})\nrun.finish()\n"
+        elsewhere(tmp_path, code, "offline")
+    elsewhere(tmp_path, "run.conclude({'energy/total/kwh': 0.5}, {})\nrun.finish()\n", "offline")
+    pieces = sorted(str(path) for path in (tmp_path / "wandb").glob("offline-run-*"))
+    assert len(pieces) == 3
+    server = Server()
+    wandb = [sys.executable, "-m", "wandb", "sync", "--yes", *pieces]
+    subprocess.run(wandb, check=True, timeout=120, capture_output=True, env=os.environ | {"WANDB_BASE_URL": server.url})
+    server.stop()
+    assert list(server.runs) == ["kd-abc"]
+    history = server.runs["kd-abc"]["history"]
+    assert [line["train/global_step"] for line in history] == [1, 2, 3, 3, 4]
+    assert [line["train/loss"] for line in history] == pytest.approx([1, 1 / 2, 1 / 3, 1 / 3, 1 / 4])
+    assert server.runs["kd-abc"]["summary"]["energy/total/kwh"] == 0.5
 
 
 def test_a_run_that_fails_is_given_up_and_the_training_goes_on(tmp_path: Path, capsys) -> None:

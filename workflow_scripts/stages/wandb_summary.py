@@ -15,7 +15,7 @@ from typing import Any
 
 from workflow_scripts.artefact import ArtefactError, read_json, write_json
 from workflow_scripts.settings.slices import WandbSlice
-from workflow_scripts.wandb_run import Run, energy_metrics, run_id
+from workflow_scripts.wandb_run import Run, energy_metrics, logged_name, run_id
 
 QUALITIES = (
     *("cross_entropy", "perplexity", "kl_to_teacher", "top1_agreement"),
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     logged = figures(summary)
-    run = Run(choice, run_id(choice.experiment, training_fingerprint(summary)), {})
+    run = Run(choice, run_id(choice.experiment, own_training(summary)["provenance"]["fingerprint"]), {})
     run.conclude(logged, json.loads(options.config))
     run.finish()
     note = {
@@ -50,18 +50,18 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def training_fingerprint(summary: dict[str, Any]) -> str:
-    """Fingerprint of the state folder in which the experiment's own training ran."""
-    own = [r for r in summary["stages"].values() if r["role"] == "student" and "lineage" not in r]
-    return str(own[0]["provenance"]["fingerprint"])
+def own_training(summary: dict[str, Any]) -> dict[str, Any]:
+    """The record of the experiment's own training."""
+    return next(r for r in summary["stages"].values() if r["role"] == "student" and "lineage" not in r)
 
 
 def figures(summary: dict[str, Any]) -> dict[str, float]:
     """What a finished experiment is listed with: joules and kWh by stage, by role and in total, J per token, and quality.
 
-    What is not known is left out. `energy/<stage>/…` continues what the training has logged while it ran.
+    What is not known is left out. `energy/<stage>/…` continues what the training has logged while it ran; the training's last
+    metrics are said again, because a synced piece of a run replaces the list of the pieces before.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {logged_name(k): v for k, v in (own_training(summary).get("metrics") or {}).items()}
     for stage, record in summary["stages"].items():
         if "lineage" not in record and record["total_energy_joules"] is not None:
             found |= energy_metrics(stage, record["total_energy_joules"])
