@@ -51,7 +51,6 @@ rule all:
     input:
         COMPARISON,
         [PLAN.finals(name) for name in PLAN.comparison.experiments],
-        PLAN.tracked(*PLAN.comparison.experiments),
 
 
 rule logit_caching:
@@ -77,5 +76,4 @@ for name in PLAN.experiments:
         input:
             SUMMARY.format(experiment=name),
             PLAN.finals(name),
-            PLAN.tracked(name),
         localrule: True

@@ -213,10 +213,6 @@ class Plan:
         """W&B settings of an experiment, JSON."""
         return slices.canonical(slices.WandbSlice.of(self._settings[name], name))
 
-    def tracked(self, *names: str) -> list[str]:
-        """What the targets of experiments add when W&B is enabled: the note that final figures were logged."""
-        return [f"{self.output.record_dir().format(experiment=n)}/wandb.json" for n in names if self._settings[n].wandb.enabled]
-
     def launcher(self, name: str) -> list[str]:
         """What starts a training: Python itself, or the launcher of several processes."""
         training = self._settings[name].training
@@ -335,8 +331,10 @@ class Plan:
         return f"{self.output.experiment_dir().format(experiment=name)}/{folder}/manifest.json"
 
     def finals(self, name: str) -> list[str]:
-        """Manifest and model card of an experiment's trained model."""
-        return [self.final_manifest(name), str(Path(self.final_manifest(name)).with_name("README.md"))]
+        """Manifest and model card of an experiment's trained model; with W&B the note that its final figures were logged."""
+        note = f"{self.output.record_dir().format(experiment=name)}/wandb.json"
+        card = str(Path(self.final_manifest(name)).with_name("README.md"))
+        return [self.final_manifest(name), card, *([note] if self._settings[name].wandb.enabled else [])]
 
     def trained_to(self, folder: str) -> list[str]:
         """Experiments whose trained model lies in a folder of this name (final_model, final_policy)."""
