@@ -84,7 +84,7 @@ def test_wandb_enabled_afterwards_adds_the_final_figures_and_reruns_nothing(fini
 
 
 def test_a_task_file_reruns_the_evaluations_only(finished: Workflow) -> None:
-    after = {"evaluation", "reference_evaluation", "experiment_summary", "comparison"}
+    after = {"evaluation", "reference_evaluation", "experiment_summary", "export_model", "export_policy", "comparison"}
     (finished.folder / "tasks").mkdir()
     (finished.folder / "tasks" / "mine.yaml").write_text("task: mine\n")
     edit(finished, "config/base.yaml", set_key("evaluation", {"lm_eval_tasks": ["mine"], "lm_eval_include_path": "tasks"}))
