@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.conftest import REPOSITORY
@@ -245,6 +246,28 @@ def test_synced_pieces_are_one_run(tmp_path: Path) -> None:
     assert [line["train/global_step"] for line in history] == [1, 2, 3, 3, 4]
     assert [line["train/loss"] for line in history] == pytest.approx([1, 1 / 2, 1 / 3, 1 / 3, 1 / 4])
     assert server.runs["kd-abc"]["summary"]["energy/total/kwh"] == 0.5
+
+
+def test_a_training_that_ends_early_or_is_killed_keeps_its_lines(tmp_path: Path) -> None:
+    """Exit code 143 after SIGTERM closes the run; SIGKILL of the training and of W&B's process costs its last two seconds."""
+    lines = "run.log(1, {'train/loss': 2.0})\nrun.log(2, {'train/loss': 1.0})\nprint('logged', flush=True)\ntime.sleep(SLEEP)\n"
+    for name, sleep in (("ended", 0), ("killed", 600)):
+        settings = choice(tmp_path / name, mode="offline").model_dump_json()
+        process = subprocess.Popen(
+            [sys.executable, "-c", f"{OPEN}{lines.replace('SLEEP', str(sleep))}sys.exit(143)\n", settings],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        )
+        assert process.stdout is not None and process.stdout.readline().strip() == "logged"
+        if sleep:
+            time.sleep(6)
+            for each in (*psutil.Process(process.pid).children(recursive=True), process):
+                each.kill()
+        assert process.wait(timeout=60) == (-9 if sleep else 143)
+        run = only_run(tmp_path / name)
+        assert run.values("train/loss") == ({1: 2} if sleep else {1: 2, 2: 1}), "a line is written when the next one comes"
+        assert run.ended == (not sleep)
 
 
 def test_a_run_that_fails_is_given_up_and_the_training_goes_on(tmp_path: Path, capsys) -> None:
