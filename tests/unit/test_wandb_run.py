@@ -239,7 +239,9 @@ def test_synced_pieces_are_one_run(tmp_path: Path) -> None:
     assert len(pieces) == 3
     server = Server()
     wandb = [sys.executable, "-m", "wandb", "sync", "--yes", *pieces]
-    subprocess.run(wandb, check=True, timeout=120, capture_output=True, env=os.environ | {"WANDB_BASE_URL": server.url})
+    subprocess.run(
+        wandb, check=True, timeout=120, capture_output=True, cwd=tmp_path, env=os.environ | {"WANDB_BASE_URL": server.url}
+    )
     server.stop()
     assert list(server.runs) == ["kd-abc"]
     history = server.runs["kd-abc"]["history"]
