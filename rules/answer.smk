@@ -2,6 +2,7 @@
 #   experiment_summary  -> <run_dir>/experiment_summary.json, run_config.yaml, environment.json, stages/ of shared records;
 #                          reads <root>/forecast.json where `make forecast` has left one: no input, so it makes nothing stale
 #   export_model, export_policy -> <output_dir>/final_model/README.md (final_policy/): the model card; <run_dir>/boamps/
+#   wandb_summary       -> <run_dir>/wandb.json: final energies and qualities are in the experiment's W&B run; where it is enabled
 #   comparison          -> <root>/comparison/    tables, break-even, figures of the report
 
 
@@ -72,6 +73,32 @@ for final, export in EXPORTS.items():
             " --input {input.summary:q} {input.config:q} {input.model:q} {input.code:q} --"
             " python -m workflow_scripts.accounting.export --summary {input.summary:q} --config {input.config:q}"
             " --model {input.model:q} --card {output.card:q} --boamps {output.boamps:q}"
+
+
+rule wandb_summary:
+    input:
+        summary=SUMMARY,
+        code=code("stages.wandb_summary"),
+    output:
+        note=f"{RUN_DIR}/wandb.json",
+        record=f"{RUN_DIR}/stages/wandb_summary.json",
+    log:
+        f"{RUN_DIR}/logs/wandb_summary.log",
+    conda:
+        "../envs/conda.yaml"
+    envmodules:
+        *MODULES,
+    resources:
+        meter=meters,
+    params:
+        meter=meter("wandb_summary", "accounting", f"{RUN_DIR}"),
+        wandb=untracked(lambda wildcards: PLAN.wandb(wildcards.experiment)),
+        config=untracked(lambda wildcards: PLAN.resolved(wildcards.experiment)),
+    shell:
+        "{params.meter:q} --record {output.record:q} --log {log:q}"
+        " --input {input.summary:q} {input.code:q} --"
+        " python -m workflow_scripts.stages.wandb_summary --summary {input.summary:q}"
+        " --wandb {params.wandb:q} --config {params.config:q} --out {output.note:q}"
 
 
 rule comparison:

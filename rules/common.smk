@@ -3,7 +3,9 @@
 # A parameter that makes a stage stale is the stage's slice as canonical JSON. Parameters from `untracked` depend on
 # `threads`, which Snakemake by design leaves out when it compares parameters: they change no result.
 
+import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -82,6 +84,7 @@ def check_before_the_first_job(workflow):
             {name: gpus for name, gpus in trainings.items() if PLAN.sharded(name)},
             here=workflow.local_exec,
         )
+        check_tasks(workflow)
         if workflow.executor_plugin.name == "slurm":
             jobs = [job for job in workflow.dag.needrun_jobs() if not job.is_local]
             check_site(
@@ -91,6 +94,24 @@ def check_before_the_first_job(workflow):
             announce(ROOT)
     except SiteError as error:
         raise WorkflowError(str(error)) from None
+
+
+def check_tasks(workflow):
+    """Stop where the planned evaluations ask for tasks that cannot be run, unless jobs have an environment of their own."""
+    if workflow.deployment_settings.deployment_method:
+        return
+    jobs = workflow.dag.needrun_jobs()
+    asked = {
+        job.params.command[1] for job in jobs if job.rule.name.endswith("evaluation")
+    }
+    for settings in asked:
+        if json.loads(settings)["evaluation"]["lm_eval_tasks"]:
+            check = [sys.executable, "-m", "workflow_scripts.stages.check_tasks"]
+            done = subprocess.run(
+                [*check, "--settings", settings], capture_output=True, text=True
+            )
+            if done.returncode:
+                raise WorkflowError(done.stderr.strip().splitlines()[-1])
 
 
 def help_after_failure(workflow):

@@ -81,6 +81,7 @@ rule evaluation:
         upstream=lambda wildcards: list(
             PLAN.experiments[wildcards.experiment].evaluation.inputs.values()
         ),
+        files=lambda wildcards: PLAN.experiments[wildcards.experiment].evaluation.files,
         code=code("stages.evaluation"),
         prerun=ancient(PRERUN),
     output:
@@ -102,7 +103,7 @@ rule evaluation:
         ),
     shell:
         "{params.meter:q} --idle {input.prerun:q} --record {output.record:q} --log {log:q}"
-        " --input {input.upstream:q} {input.code:q} --"
+        " --input {input.upstream:q} {input.files:q} {input.code:q} --"
         " python -m workflow_scripts.stages.evaluation {params.command:q} --out {output.result:q}"
 
 
@@ -111,6 +112,7 @@ rule reference_evaluation:
         upstream=lambda wildcards: list(
             PLAN.references[wildcards.artefact].inputs.values()
         ),
+        files=lambda wildcards: PLAN.references[wildcards.artefact].files,
         code=code("stages.evaluation"),
         prerun=ancient(PRERUN),
     output:
@@ -130,5 +132,5 @@ rule reference_evaluation:
         command=lambda wildcards: command(PLAN.references[wildcards.artefact]),
     shell:
         "{params.meter:q} --idle {input.prerun:q} --record {output.record:q} --log {log:q}"
-        " --input {input.upstream:q} {input.code:q} --"
+        " --input {input.upstream:q} {input.files:q} {input.code:q} --"
         " python -m workflow_scripts.stages.evaluation {params.command:q} --out {output.result:q}"

@@ -98,7 +98,7 @@ class Plan:
         return ExperimentPlan(
             settings=settings,
             training=self._training(settings, models, corpus, stage, artefact),
-            evaluation=Job(evaluation, {"model": final, **inputs}),
+            evaluation=Job(evaluation, {"model": final, **inputs}, _task_files(settings)),
             shared=shared,
             references={
                 "student": self._reference(settings, student, corpus, models["teacher"]),
@@ -169,7 +169,7 @@ class Plan:
         text = slices.canonical(cut)
         artefact = f"{model}-{_digest(text, corpus, teacher, self._identity(model))}"
         inputs = {"model": self.model_manifest(model), "corpus": self.corpus_manifest(corpus), "teacher": teacher}
-        self.references[artefact] = Job(text, inputs)
+        self.references[artefact] = Job(text, inputs, _task_files(settings))
         return f"{self.output.root}/reference/{artefact}/evaluation.json"
 
     def _training(
@@ -211,7 +211,7 @@ class Plan:
 
     def wandb(self, name: str) -> str:
         """W&B settings of an experiment, JSON."""
-        return slices.canonical(slices.WandbSlice(wandb=self._settings[name].wandb, experiment=name))
+        return slices.canonical(slices.WandbSlice.of(self._settings[name], name))
 
     def launcher(self, name: str) -> list[str]:
         """What starts a training: Python itself, or the launcher of several processes."""
@@ -331,8 +331,10 @@ class Plan:
         return f"{self.output.experiment_dir().format(experiment=name)}/{folder}/manifest.json"
 
     def finals(self, name: str) -> list[str]:
-        """Manifest and model card of an experiment's trained model."""
-        return [self.final_manifest(name), str(Path(self.final_manifest(name)).with_name("README.md"))]
+        """Manifest and model card of an experiment's trained model; with W&B the note that its final figures were logged."""
+        note = f"{self.output.record_dir().format(experiment=name)}/wandb.json"
+        card = str(Path(self.final_manifest(name)).with_name("README.md"))
+        return [self.final_manifest(name), card, *([note] if self._settings[name].wandb.enabled else [])]
 
     def trained_to(self, folder: str) -> list[str]:
         """Experiments whose trained model lies in a folder of this name (final_model, final_policy)."""
@@ -364,6 +366,12 @@ def _files(named: str) -> list[str]:
     path = Path(named).expanduser()
     found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else []
     return [str(p) for p in found]
+
+
+def _task_files(settings: Settings) -> list[str]:
+    """Task files of the user's own, and the data beside them."""
+    folder = settings.evaluation.lm_eval_include_path
+    return _files(folder) if folder else []
 
 
 def _template(settings: Settings) -> list[str]:

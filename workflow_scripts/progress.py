@@ -1,10 +1,15 @@
 """What a stage tells about its work while it runs, and where it keeps what must survive a kill.
 
-The meter starts a stage with two environment variables: STAGE_STATE_DIR, a folder that outlives failures and belongs to
+The meter starts a stage with these environment variables: STAGE_STATE_DIR, a folder that outlives failures and belongs to
 exactly this stage with these settings and inputs, and STAGE_PROGRESS, a file that the stage replaces as it works and the
 meter reads at every tick, so that tokens and joules in a record are of the same instant. STAGE_UNITS_DIR is a folder that all
-parts of a stage share. Without a meter (a stage started by hand) a temporary state folder is used and progress goes to
-standard output only.
+parts of a stage share. STAGE_ENERGY is a file that the meter replaces on every flush and a stage may read (`energy_so_far`):
+
+    {"joules": float | null, "joules_by_component": {"gpu": float, ...}, "reason": str | null, "time": unix seconds,
+     "every_seconds": seconds between flushes}
+
+with the attributed joules of all attempts of the stage so far, null with a reason when there is no figure. Without a meter (a
+stage started by hand) a temporary state folder is used, progress goes to standard output only, and the energy is not known.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ import os
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -37,6 +43,31 @@ def units_dir() -> Path:
     path = Path(configured) if configured else state_dir() / "units"
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+@dataclass(frozen=True)
+class EnergySoFar:
+    """Attributed energy of the stage so far [J], of all its attempts: total and by component, as known at `time` [unix s].
+
+    `joules` is None with a `reason` when there is no figure. The meter renews it `every_seconds`.
+    """
+
+    joules: float | None
+    joules_by_component: dict[str, float]
+    reason: str | None
+    time: float
+    every_seconds: float
+
+
+def energy_so_far() -> EnergySoFar:
+    """What the meter says of this stage's energy; never raises."""
+    path = os.environ.get("STAGE_ENERGY")
+    if not path:
+        return EnergySoFar(None, {}, "the stage runs without the energy meter", time.time(), 0.0)
+    try:
+        return EnergySoFar(**json.loads(Path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        return EnergySoFar(None, {}, f"{path} cannot be read ({error})", time.time(), 0.0)
 
 
 class Progress:

@@ -203,6 +203,44 @@ def test_energies_of_different_boundaries_are_not_subtracted() -> None:
     assert left_out == ["kd has no cost over reuses: refused: boundaries differ (cpu: gold; cpu+gpu: kd)"]
 
 
+def judged(accuracy: float, **more) -> dict:
+    entry = {"value": accuracy, "stderr": 0.1, "higher_is_better": True, "examples": 9, "shots": 0, "version": 1.0} | more
+    return {"split_sha256": "s", "cross_entropy": 3.0, "tasks": {"chat_template": False, "metrics": {"arc/acc": entry}}}
+
+
+def test_a_tasks_metric_is_the_quality_and_more_of_it_is_better() -> None:
+    runs = (
+        baseline(quality=judged(0.25)),
+        kd("good", 100, 1000, quality=judged(0.5)),
+        kd("bad", 200, 1000, quality=judged(0.2)),
+    )
+    comparison = compared(*runs, quality="arc/acc")
+    assert comparison["pareto"] == ["gold", "good"]
+    assert [row["arc/acc"] for row in comparison["experiments"]] == [0.25, 0.5, 0.2]
+    assert [row["arc/acc_mean"] for row in comparison["groups"]] == [0.25, 0.5, 0.2]
+    errors = [
+        run | {"quality": judged(run["quality"]["tasks"]["metrics"]["arc/acc"]["value"], higher_is_better=False)}
+        for run in runs
+    ]
+    assert compared(*errors, quality="arc/acc")["pareto"] == ["bad", "gold"], "an error rate: less is better"
+
+
+def test_a_metric_that_an_experiment_lacks_or_was_asked_differently_is_named() -> None:
+    lacks = compared(baseline(quality=judged(0.25)), kd("old", 100, 1000), quality="arc/acc")
+    assert "old is no point of the Pareto front: no arc/acc: add 'arc' to its evaluation.lm_eval_tasks" in lacks["warnings"]
+    other = compared(baseline(quality=judged(0.25)), kd("kd", 100, 1000, quality=judged(0.5, examples=8)), quality="arc/acc")
+    assert other["pareto_refused"].startswith(
+        "quality is not compared: arc/acc was asked differently (gold: examples 9, shots 0"
+    )
+
+
+def test_a_quality_that_no_evaluation_has_is_an_error(tmp_path, capsys) -> None:
+    paths = write(tmp_path, baseline(quality=judged(0.25)))
+    assert main(["--summary", *paths, "--quality", "gsm8k/acc", "--out", str(tmp_path / "c" / "comparison.json")]) == 1
+    said = capsys.readouterr().err
+    assert "comparison.quality = 'gsm8k/acc': no evaluation has it, there are" in said and "arc/acc: choose one" in said
+
+
 def test_one_point_is_no_front_and_no_quality_is_no_point() -> None:
     comparison = compared(baseline(), kd("old", 600, 700, quality=None, references={}))
     assert comparison["pareto"] == []

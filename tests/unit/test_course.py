@@ -107,7 +107,7 @@ def test_a_logged_loss_is_in_the_progress_file_at_once_with_its_step(tmp_path, m
     progress = Progress("loss")
     progress.steps = 3
     callback = WorkCallback.__new__(WorkCallback)
-    callback._progress = progress
+    callback._progress, callback._listener = progress, None
     callback.on_log(None, None, None, logs={"loss": 2.0, "epoch": 1.0})
     content = json.loads((tmp_path / "progress.json").read_text())
     assert (content["metrics"], content["measured"]) == ({"loss": 2.0}, {"loss": 3})
@@ -123,6 +123,22 @@ def test_joules_per_served_token_come_from_the_seconds_of_generation(tmp_path) -
     without = deployed_cost({"generation": {**generation, "start_time": None}}, made, tmp_path / "x")
     assert without["joules_per_token"] == pytest.approx(1800 / 10 * 2 / 17)
     assert without["method"] == "mean power of the evaluation"
+
+
+def test_generation_at_the_very_end_and_before_the_first_sample_are_on_the_trace(tmp_path) -> None:
+    """Seconds 9 to 10 have 220 W; 0.5 to 1.5 lie before dram's first figure, at the mean of the head, 120 W."""
+    made = record(tmp_path, {"cpu": 1600.0, "dram": 200.0})
+    for start, joules in ((509.0, 220.0), (500.5, 120.0)):
+        cost = deployed_cost(
+            {"generation": {"generated_tokens": 10, "seconds": 1.0, "start_time": start}}, made, tmp_path / "x"
+        )
+        assert (cost["joules_per_token"], cost["method"]) == (pytest.approx(joules / 10), "trace")
+
+
+def test_an_evaluation_shorter_than_the_samplers_start_has_no_cost_but_a_reason(tmp_path) -> None:
+    made = record(tmp_path, {"cpu": None, "dram": None}) | {"total_energy_joules": None}
+    cost = deployed_cost({"generation": {"generated_tokens": 10, "seconds": 0.1, "start_time": 500.0}}, made, tmp_path / "x")
+    assert (cost["joules_per_token"], cost["reason"]) == (None, "the evaluation has no energy figure")
 
 
 def test_what_was_not_generated_has_no_cost_and_a_reason(tmp_path) -> None:

@@ -119,6 +119,13 @@ def test_the_measured_table_has_class_boundary_uncertainty_and_quality() -> None
     assert stages == ["logit_caching", "student_train", "evaluation"], "in the order of the work"
 
 
+def test_metrics_of_tasks_are_in_the_quality_beside_those_of_the_teacher() -> None:
+    made = experiment()
+    made["quality"] |= {"tasks": {"metrics": {"arc/acc": {"value": 0.25}}}}
+    made["references"]["teacher"] |= {"tasks": {"metrics": {"arc/acc": {"value": 0.5}}}}
+    assert rows(model_card.card(made, CONFIG))["`arc/acc`"] == ["0.25", "", "0.5"]
+
+
 def test_a_starting_policy_is_named_and_in_no_total() -> None:
     made = experiment(lineage={"policy": "base", "student_kwh": 0.02, "teacher_kwh": None, "total_energy_kwh": 0.02})
     made["stages"]["base_train"] = record(72e3, "student", "b", loss=100) | {"lineage": "base"}

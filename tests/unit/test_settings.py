@@ -74,6 +74,25 @@ def test_references_between_experiments_are_checked(tmp_path) -> None:
         load(tmp_path, circle)
 
 
+def test_a_tasks_metric_as_quality_needs_its_tasks_in_every_compared_experiment(tmp_path) -> None:
+    overlays = {"one": {"pipeline": "kd", "evaluation": {"lm_eval_tasks": ["gsm8k"]}}, "two": {"pipeline": "sft"}}
+    both = {"comparison": {"experiments": ["one", "two"], "baseline": None, "quality": "gsm8k/exact_match,strict-match"}}
+    with pytest.raises(SettingsError, match=r"two: comparison.quality = 'gsm8k/.*lm_eval_tasks is empty: add 'gsm8k' there"):
+        load(tmp_path, overlays, both)
+    one = {"comparison": {**both["comparison"], "experiments": ["one"]}}
+    assert load(tmp_path, overlays, one)["one"].comparison.quality == "gsm8k/exact_match,strict-match"
+    with pytest.raises(SettingsError, match=r"comparison.quality = 'accuracy': String should match pattern"):
+        load(tmp_path, overlays, {"comparison": {"quality": "accuracy"}})
+    with pytest.raises(SettingsError, match="lm_eval_include_path = 'x', but lm_eval_tasks is empty: name its tasks"):
+        load(tmp_path, {"one": {"pipeline": "kd", "evaluation": {"lm_eval_include_path": "x"}}})
+
+
+def test_a_key_in_the_configuration_is_refused_without_being_said(tmp_path) -> None:
+    with pytest.raises(SettingsError) as error:
+        load(tmp_path, {"one": {"pipeline": "kd", "wandb": {"api_key": "5ec2e7"}}})
+    assert "unknown key wandb.api_key (its value is not shown)" in str(error.value) and "5ec2e7" not in str(error.value)
+
+
 def test_unknown_model_is_refused_at_plan_time(tmp_path) -> None:
     with pytest.raises(SettingsError, match="model 'smollm' is neither in `models`"):
         Plan(load(tmp_path, {"one": {"pipeline": "kd", "model": {"teacher": "smollm"}}}))
@@ -122,7 +141,7 @@ def test_every_key_is_read_by_the_code() -> None:
     read: set[str] = set()
     package = REPOSITORY / "workflow_scripts"
     for path in package.rglob("*.py"):
-        if path.name in ("schema.py", "sources.py", "reference.py"):
+        if path.name in ("schema.py", "outcome.py", "sources.py", "reference.py"):
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute):

@@ -68,12 +68,28 @@ def test_options_that_change_no_result(finished: Workflow) -> None:
     options = {
         "wandb.run_name": "another name",
         "wandb.log_interval": 1,
+        "wandb.mode": "online",
+        "wandb.project": "another project",
         "energy.nvml_poll_interval_ms": 250,
         "energy.pue": 1.2,
     }
     for key, value in options.items():
         edit(finished, "config/base.yaml", set_key(key, value))
     assert plan(finished) == {}
+
+
+def test_wandb_enabled_afterwards_adds_the_final_figures_and_reruns_nothing(finished: Workflow) -> None:
+    edit(finished, "config/base.yaml", set_key("wandb.enabled", True))
+    assert {job.split()[0] for job in plan(finished)} == {"wandb_summary"}
+
+
+def test_a_task_file_reruns_the_evaluations_only(finished: Workflow) -> None:
+    after = {"evaluation", "reference_evaluation", "experiment_summary", "export_model", "export_policy", "comparison"}
+    (finished.folder / "tasks").mkdir()
+    (finished.folder / "tasks" / "mine.yaml").write_text("task: mine\n")
+    edit(finished, "config/base.yaml", set_key("evaluation", {"lm_eval_tasks": ["mine"], "lm_eval_include_path": "tasks"}))
+    assert {job.split()[0] for job in plan(finished)} == after
+    assert finished.snakemake("-n").stdout.count("tasks/mine.yaml") >= 6, "the task file is an input"
 
 
 def test_key_order_comments_and_touched_sources_change_nothing(finished: Workflow) -> None:

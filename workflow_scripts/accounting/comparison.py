@@ -25,12 +25,12 @@ from workflow_scripts.accounting.errors import DRAWS, Figure, sample
 from workflow_scripts.accounting.fairness import boundary_refusal, differences, quality_refusal
 from workflow_scripts.accounting.formulas import pareto_front
 from workflow_scripts.accounting.load import Loaded, load
+from workflow_scripts.accounting.qualities import known, lower_is_better
 from workflow_scripts.accounting.reuse import AMORTISED, BREAK_EVEN, amortised_rows, break_even, repayment
 from workflow_scripts.accounting.runs import Group, averages, find, group
 from workflow_scripts.artefact import write_json
 
 __all__ = ["break_even", "compare", "differences", "main", "with_lineage"]
-LOWER_IS_BETTER = {"cross_entropy": True, "kl_to_teacher": True, "top1_agreement": False}
 SHOWN_WARNINGS = 20
 
 
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Read the summaries, write tables and figures."""
     parser = argparse.ArgumentParser(prog="workflow_scripts.accounting.comparison", allow_abbrev=False)
     parser.add_argument("--summary", nargs="+", required=True)
-    parser.add_argument("--quality", default="cross_entropy", choices=sorted(LOWER_IS_BETTER))
+    parser.add_argument("--quality", default="cross_entropy")
     parser.add_argument("--baseline")
     parser.add_argument("--out", default="comparison/comparison.json")
     options = parser.parse_args(arguments)
@@ -47,6 +47,13 @@ def main(arguments: list[str] | None = None) -> int:
         for text in loaded.warnings:
             print(f"warning: {text}", file=sys.stderr)
         print(f"error: none of the {len(options.summary)} summaries can be read", file=sys.stderr)
+        return 1
+    if options.quality not in (there := known(loaded.summaries)):
+        print(
+            f"error: comparison.quality = {options.quality!r}: no evaluation has it, there are {', '.join(there)}: choose one, "
+            "or add its task to evaluation.lm_eval_tasks",
+            file=sys.stderr,
+        )
         return 1
     out = Path(options.out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +88,8 @@ def compare(loaded: Loaded, quality: str, baseline: str | None) -> tuple[dict[st
     groups, shares = group(summaries), users(summaries)
     table = tables.experiments(summaries, shares)
     by_group = averages(groups, table)
-    front = pareto(groups, by_group, quality, quality_refusal(summaries, quality))
+    sign = -1.0 if lower_is_better(summaries, quality) else 1.0
+    front = pareto(groups, by_group, quality, sign, quality_refusal(summaries, quality))
     gold = find(groups, baseline) if baseline else None
     sharing = {g.name: max((tables.teacher_users(s, shares) or 1 for s in g.runs), default=1) for g in groups}
     amortised, left_out = amortised_rows(summaries, baseline, sharing)
@@ -131,19 +139,20 @@ def _incomplete(whole: dict[str, Any]) -> list[str]:
     )
 
 
-def pareto(groups: list[Group], by_group: list[dict[str, Any]], quality: str, refused: str | None) -> dict[str, Any]:
-    """The front over energy (starting policies included) and quality, of means over runs.
+def pareto(
+    groups: list[Group], by_group: list[dict[str, Any]], quality: str, sign: float, refused: str | None
+) -> dict[str, Any]:
+    """The front over energy (starting policies included) and quality (times `sign`: more is better), of means over runs.
 
     `probability` is the share of draws of the errors in which a group is on the front. Refused, with the reason, where
     qualities are not of one scale, and where there are fewer than two points.
     """
-    sign = -1.0 if LOWER_IS_BETTER[quality] else 1.0
     points: dict[str, tuple[Figure, Figure]] = {}
     warnings = []
     for each, row in zip(groups, by_group, strict=True):
         energy, value = total_cost(each), row[f"{quality}_mean"]
         if energy is None or value is None or each.problems:
-            why = each.problems[0] if each.problems else "no energy total" if energy is None else f"no {quality}"
+            why = each.problems[0] if each.problems else "no energy total" if energy is None else _no_quality(quality)
             warnings.append(f"{each.name} is no point of the Pareto front: {why}")
             continue
         points[each.name] = (energy, Figure(sign * value, {}, row[f"{quality}_sd"], row[f"{quality}_n"]))
@@ -156,6 +165,11 @@ def pareto(groups: list[Group], by_group: list[dict[str, Any]], quality: str, re
         warnings.append(f"the Pareto front sets unlike energies against each other: {text.removeprefix('refused: ')}")
     front = pareto_front({name: (energy.value, value.value) for name, (energy, value) in points.items()})
     return result | {"front": front, "probability": _front_probability(points)}
+
+
+def _no_quality(quality: str) -> str:
+    task = quality.partition("/")[0]
+    return f"no {quality}" + (f": add {task!r} to its evaluation.lm_eval_tasks" if "/" in quality else "")
 
 
 def _front_probability(points: dict[str, tuple[Figure, Figure]]) -> dict[str, float]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from workflow_scripts.accounting.costs import boundaries
+from workflow_scripts.accounting.qualities import conditions, value_of
 from workflow_scripts.accounting.runs import Group, group
 
 AGREEMENT = ("kl_to_teacher", "top1_agreement")
@@ -57,7 +58,11 @@ def hardware(summary: dict[str, Any]) -> str:
 
 def quality_refusal(summaries: list[dict[str, Any]], quality: str) -> str | None:
     """Why the qualities of these experiments are no numbers of one scale, or None."""
-    judged = {s["experiment_name"]: s["quality"] for s in summaries if (s.get("quality") or {}).get(quality) is not None}
+    judged = {s["experiment_name"]: s["quality"] for s in summaries if value_of(s.get("quality"), quality) is not None}
+    if "/" in quality:
+        asked = {name: conditions(q, quality) for name, q in judged.items()}
+        listed = "; ".join(f"{name}: {text}" for name, text in asked.items())
+        return f"quality is not compared: {quality} was asked differently ({listed})" if len(set(asked.values())) > 1 else None
     splits = {name: q.get("split_sha256") for name, q in judged.items()}
     if len(set(splits.values())) > 1:
         listed = "; ".join(f"{name}: {(split or 'unknown')[:12]}" for name, split in splits.items())

@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from workflow_scripts.accounting.costs import in_order, own_stages
 from workflow_scripts.accounting.load import training_stage
+from workflow_scripts.accounting.qualities import task_metrics, value_of
 
 PIPELINES = {
     "kd": "knowledge distillation on the teacher's logits",
@@ -201,6 +202,7 @@ def _quality(summary: Mapping[str, Any]) -> list[str]:
     head = ("On held-out text", "this model", "before training", "teacher")
     models = (summary["quality"], references.get("student") or {}, references.get("teacher") or {})
     rows = [(title, *(_number(model.get(key)) for model in models)) for key, title in METRICS]
+    rows += [(f"`{name}`", *(_number(value_of(m, name)) for m in models)) for name in sorted(task_metrics(models[0]))]
     return [_line(head), _line(["---"] * len(head)), *(_line(row) for row in rows)]
 
 

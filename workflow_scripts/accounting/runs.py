@@ -86,7 +86,7 @@ def averages(groups: Sequence[Group], table: pd.DataFrame) -> list[dict[str, Any
     for each in groups:
         own = table[table["experiment"].isin(each.members)]
         row: dict[str, Any] = {"group": each.name, "members": each.members, "runs": len(each.runs)}
-        for column in AVERAGED:
+        for column in (*AVERAGED, *(name for name in table.columns if "/" in name)):  # metrics of tasks are task/metric
             known = [float(v) for v in own[column] if pd.notna(v)]
             row[f"{column}_mean"] = statistics.fmean(known) if known else None
             row[f"{column}_sd"] = statistics.stdev(known) if len(known) > 1 else None

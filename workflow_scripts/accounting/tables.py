@@ -12,9 +12,8 @@ from workflow_scripts.accounting.costs import StageKey, charged, stage_key, tota
 from workflow_scripts.accounting.errors import Figure, figure_of
 from workflow_scripts.accounting.fairness import hardware
 from workflow_scripts.accounting.load import training_stage
+from workflow_scripts.accounting.qualities import task_metrics
 from workflow_scripts.accounting.runs import find, group
-
-QUALITIES = ("cross_entropy", "kl_to_teacher", "top1_agreement")
 
 
 def experiments(summaries: list[dict[str, Any]], shares: dict[StageKey, list[str]]) -> pd.DataFrame:
@@ -69,6 +68,7 @@ def _experiment(s: dict[str, Any], shares: dict[StageKey, list[str]]) -> dict[st
         "charged_kwh": share / 3.6e6 if share is not None else None,
         "generated_j_per_token": ((s.get("deployment") or {}).get("model") or {}).get("joules_per_token"),
         "problems": "; ".join((*s.get("problems", []), *s.get("partial", []))),
+        **{name: entry["value"] for name, entry in task_metrics(quality).items()},
     }
 
 

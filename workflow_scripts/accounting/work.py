@@ -139,10 +139,23 @@ def _evaluation(job: PlannedJob, artefacts: Artefacts, past: Sequence[Past]) -> 
         ]
         tokens = tokens * (Range(min(added), statistics.median(added), max(added)) if added else Range(1.0, 2.0, 10.0))
     prompts = float(min(options["generation_prompts"], held_out.examples))
-    generated = ANSWERED * (prompts * options["max_new_tokens"])
+    generated = _answers(past, options) * (prompts * options["max_new_tokens"])
     mine, teacher = _evaluated(inputs, artefacts)
     flops = (tokens + generated) * (FORWARD * mine) + tokens * (FORWARD * teacher)
     return Work("flops", flops, tokens, "input")
+
+
+def _answers(past: Sequence[Past], options: dict[str, Any]) -> Range:
+    """Generated tokens by those of one round of full answers: more than one where rounds fill `generation_seconds`."""
+    seen = []
+    for p in past:
+        before, prompts = p.settings["evaluation"], p.settings["evaluation"]["generation_prompts"]
+        alike = before.get("generation_seconds", 0.0) == options.get("generation_seconds", 0.0)
+        if p.work["generated"] and alike:
+            seen.append(p.work["generated"] / (prompts * before["max_new_tokens"]))
+    if seen:
+        return Range(min(seen), statistics.median(seen), max(seen))
+    return ANSWERED if not options.get("generation_seconds") else Range(ANSWERED.low, ANSWERED.mid, 20 * ANSWERED.high)
 
 
 def _preprocess(job: PlannedJob, artefacts: Artefacts, past: Sequence[Past]) -> Work:

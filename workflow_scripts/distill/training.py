@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import types
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -214,10 +214,15 @@ def work_per_step(order: Sequence[int], work: Sequence[ExampleWork], batch_size:
 
 
 class WorkCallback(TrainerCallback):
-    """Reports work and metrics after every optimizer step; turns SIGTERM into a checkpoint and a clean stop."""
+    """Reports work and metrics after every optimizer step; turns SIGTERM into a checkpoint and a clean stop.
 
-    def __init__(self, progress: Progress, steps: Sequence[StepWork]) -> None:
-        self._progress, self._steps = progress, steps
+    `listener` hears every log line of the Trainer, after the work that it covers was counted.
+    """
+
+    def __init__(
+        self, progress: Progress, steps: Sequence[StepWork], listener: Callable[[Progress, dict[str, Any]], None] | None = None
+    ) -> None:
+        self._progress, self._steps, self._listener = progress, steps, listener
         self.signal: int | None = None
         signal.signal(signal.SIGTERM, self._remember)
 
@@ -249,6 +254,8 @@ class WorkCallback(TrainerCallback):
         """Keep the newest metrics."""
         if shown := {k: float(v) for k, v in (logs or {}).items() if k in SHOWN}:
             self._progress.measure(shown)
+        if self._listener is not None and logs:
+            self._listener(self._progress, logs)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A whole checkpoint makes the work so far durable."""
@@ -258,7 +265,7 @@ class WorkCallback(TrainerCallback):
         self._progress.saved()
 
 
-def arguments(training: Training, seed: int, steps: int, folder: Path, log_interval: int, report_to: str) -> dict[str, Any]:
+def arguments(training: Training, seed: int, steps: int, folder: Path, log_interval: int) -> dict[str, Any]:
     """Trainer arguments shared by all pipelines; steps are optimizer steps, checkpoints go to `folder`."""
     batch = training.batch_size // world_size()
     bf16 = compute_dtype(training.dtype) is torch.bfloat16
@@ -284,7 +291,7 @@ def arguments(training: Training, seed: int, steps: int, folder: Path, log_inter
         "eval_steps": training.eval_steps,
         "logging_steps": log_interval,
         "logging_first_step": True,
-        "report_to": report_to,
+        "report_to": "none",  # the listener of WorkCallback logs
         "seed": seed,
         "data_seed": seed,
         "ddp_find_unused_parameters": False,

@@ -7,6 +7,7 @@ killed attempt.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from typing import Any
 
 SCHEMA = "energy-ledger/1"
 HOSTS = "hosts"  # folder beside the attempts: ledgers of further hosts of an attempt
+_TAIL = 1 << 18  # bytes; the newest line of a ledger is shorter
 CLASSES = ("measured", "integrated", "modelled", "unavailable")
 
 
@@ -163,6 +165,26 @@ def read_with_hosts(path: Path, stage: str) -> Attempt | None:
 def in_order(attempts: Iterable[Attempt]) -> list[Attempt]:
     """Attempts, oldest first by their start time."""
     return sorted(attempts, key=lambda a: (a.start["time"], a.path.name))
+
+
+def latest(path: Path) -> Attempt | None:
+    """A growing ledger by its newest whole line, without reading the rest; None while it has no start line."""
+    with path.open("rb") as handle:
+        first = handle.readline()
+        size = handle.seek(0, os.SEEK_END)
+        handle.seek(max(0, size - _TAIL))
+        lines = handle.read().splitlines(keepends=True)
+    if not first.endswith(b"\n"):
+        return None
+    attempt = Attempt(path, json.loads(first))
+    for text in reversed(lines):
+        if not text.endswith(b"\n"):
+            continue
+        with contextlib.suppress(json.JSONDecodeError):
+            if (line := json.loads(text)).get("event") in ("tick", "end"):
+                attempt.ticks.append(line)
+                break
+    return attempt
 
 
 def _has_start(path: Path) -> bool:

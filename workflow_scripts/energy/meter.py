@@ -31,7 +31,8 @@ from typing import Any
 from workflow_scripts.artefact import refusal, write_json
 from workflow_scripts.energy.child import Child
 from workflow_scripts.energy.display import Bar, tail
-from workflow_scripts.energy.ledger import HOSTS, LedgerError, LedgerWriter, read_attempts, read_parts
+from workflow_scripts.energy.ledger import HOSTS, Attempt, LedgerError, LedgerWriter, read_attempts, read_parts
+from workflow_scripts.energy.live import LiveEnergy
 from workflow_scripts.energy.model import StageRecord
 from workflow_scripts.energy.neighbours import Neighbours
 from workflow_scripts.energy.provenance import provenance
@@ -68,8 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     try:
         check_prerun(options.idle, options.prerun_settings)
-        read_attempts(folder / "attempts", options.stage)
-        return _Run(options, command, folder, mark, lock, begun + waited).run()
+        earlier = read_attempts(folder / "attempts", options.stage)
+        return _Run(options, command, folder, mark, lock, begun + waited, earlier).run()
     except (LedgerError, OSError) as error:
         unnamed = isinstance(error, OSError) and error.filename is None
         where = f" (while writing {options.record}, or the ledger in {folder})" if unnamed else ""
@@ -110,7 +111,14 @@ class _Run:
     """One attempt: start the stage, sample until it ends, write ledger and record."""
 
     def __init__(
-        self, options: argparse.Namespace, command: list[str], folder: Path, mark: str, lock: Lock, started: float
+        self,
+        options: argparse.Namespace,
+        command: list[str],
+        folder: Path,
+        mark: str,
+        lock: Lock,
+        started: float,
+        earlier: list[Attempt],
     ) -> None:
         self.options, self.command, self.folder, self.mark, self.lock = options, command, folder, mark, lock
         self.energy: dict[str, Any] = json.loads(options.options)
@@ -118,6 +126,8 @@ class _Run:
         self.started = started
         self.attempt = _attempt_id()
         self.progress_file = folder / f"progress-{self.attempt}.json"
+        self.energy_file = folder / f"energy-{self.attempt}.json"
+        self.live = LiveEnergy(self.energy_file, self.attempt, earlier, self.energy)
         self.trace_path = folder / "traces" / f"{self.attempt}.csv"
         self.child: Child | None = None
         self.pending: int | None = None
@@ -133,6 +143,7 @@ class _Run:
         self.sampler = Sampler(self.energy)
         self.ledger = LedgerWriter(self.folder / "attempts" / f"{self.attempt}.jsonl", self._start_line())
         self.trace = Trace(self.trace_path)
+        self.live.write()
         log = Path(self.options.log)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as output:
@@ -156,6 +167,7 @@ class _Run:
         self.sampler.close()
         self.neighbours.leave()
         self.progress_file.unlink(missing_ok=True)
+        self.live.remove()
         return int(code)
 
     def _forward(self, signum: int, frame: FrameType | None) -> None:
@@ -179,7 +191,9 @@ class _Run:
                 bar.draw(self.work, now - self.begin)
             if now - flushed >= flush:
                 flushed = now
-                self.ledger.append({"event": "tick", **self._line(now)})
+                line = self._line(now)
+                self.ledger.append({"event": "tick", **line})
+                self.live.write(line)
             if now - looked >= look:
                 looked = now
                 self.sampler.read_share(child.pid)
@@ -209,6 +223,10 @@ class _Run:
             self.warnings.append(f"{self.trace.lost_rows} row(s) of the power trace could not be written: the disk was full")
         if self.ledger.lost_lines:
             self.warnings.append(f"{self.ledger.lost_lines} ledger line(s) could not be written: the disk was full")
+        if self.live.lost:
+            self.warnings.append(
+                f"the stage was not told its energy {self.live.lost} time(s): {self.energy_file} was not written"
+            )
         line = self._line(ended, final=True) | outcome | {"trace": str(trace), "devices": self.sampler.devices()}
         self.ledger.append({"event": "end", **line})
         self.ledger.close()
@@ -240,7 +258,6 @@ class _Run:
             "scope": self.sampler.scope,
             "idle": _read_idle(self.options.idle),
             "attempt": self.attempt,
-            "time": time.time(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "slurm": {key: os.environ[key] for key in _SLURM_KEYS if key in os.environ},
@@ -249,6 +266,7 @@ class _Run:
             "record": self.options.record,
             "command": self.command,
             "provenance": provenance(self.mark),
+            "time": time.time(),  # last: the stage starts right after, and its wall clock is set against this
         }
 
     def _line(self, now: float, final: bool = False) -> dict[str, Any]:
@@ -261,6 +279,7 @@ class _Run:
             "STAGE_STATE_DIR": str(self.folder.absolute()),
             "STAGE_UNITS_DIR": str((self.stage_folder / "units").absolute()),
             "STAGE_PROGRESS": str(self.progress_file.absolute()),
+            "STAGE_ENERGY": str(self.energy_file.absolute()),
             "METER_STAGE": self.options.stage,
             "METER_ATTEMPT": self.attempt,
             "METER_HOST": host_identity(),

@@ -21,8 +21,9 @@ RESERVED_NAMES = (
     *("prerun", "prepare_model", "check_tokenizers", "preprocess", "cache_logits", "generate_answers", "rank_pairs"),
     *("merge_logits", "merge_answers", "merge_pairs"),
     *("logit_caching", "synthetic_generation", "preference_dataset", "student_train", "dpo_training", "evaluation"),
-    *("reference_evaluation", "experiment_summary", "comparison"),
+    *("reference_evaluation", "experiment_summary", "wandb_summary", "comparison"),
 )
+_SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)  # as in wandb.api_key, which belongs into WANDB_API_KEY
 _SHAPELESS_NUMBER = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
 
 
@@ -103,11 +104,24 @@ def _check_references(experiments: Mapping[str, Settings]) -> None:
             seen.append(policy)
             policy = experiments[policy].model.policy
     comparison = next(iter(experiments.values())).comparison
+    _check_quality(experiments, comparison.quality, comparison.experiments)
     for name in [*comparison.experiments, *([comparison.baseline] if comparison.baseline else [])]:
         if name not in experiments:
             raise SettingsError(f"comparison: {name!r} is no experiment{_nearest(name, experiments)}")
     if comparison.baseline is not None and comparison.baseline not in comparison.experiments:
         raise SettingsError(f"comparison.baseline = {comparison.baseline!r} must be one of comparison.experiments")
+
+
+def _check_quality(experiments: Mapping[str, Settings], quality: str, compared: list[str]) -> None:
+    """A metric of a task is there only where the task is run; a group of tasks brings metrics of others' names."""
+    if "/" not in quality:
+        return
+    for name in compared:
+        if name in experiments and not experiments[name].evaluation.lm_eval_tasks:
+            raise SettingsError(
+                f"{name}: comparison.quality = {quality!r}, but its evaluation.lm_eval_tasks is empty: add "
+                f"{quality.partition('/')[0]!r} there, for every compared experiment"
+            )
 
 
 def _nearest(word: str, known: Any) -> str:
@@ -120,7 +134,8 @@ def _explain(fault: dict[str, Any], where: str) -> str:
     key = ".".join(location) or "configuration"
     value = fault["input"]
     if fault["type"] == "extra_forbidden":
-        return f"{where}: unknown key {key} = {value!r}{_nearest(location[-1], _fields_at(location[:-1]))}"
+        shown = " (its value is not shown)" if _SECRET.search(location[-1]) else f" = {value!r}"
+        return f"{where}: unknown key {key}{shown}{_nearest(location[-1], _fields_at(location[:-1]))}"
     if fault["type"] == "missing":
         return f"{where}: key {key} is missing: add it to config/base.yaml or to the experiment"
     message = fault["msg"].removeprefix("Value error, ")

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from workflow_scripts.settings.outcome import Comparison, Evaluation, Wandb
 from workflow_scripts.settings.sources import DatasetSource, ModelSource, Name, Section, Text
 
 Pipeline = Literal["kd", "sft", "dpo", "baseline"]
@@ -185,14 +186,6 @@ class Training(Section):
         return self
 
 
-class Evaluation(Section):
-    """Held-out evaluation, the same for every model of a comparison."""
-
-    batch_size: int = Field(8, ge=1, description="Rows per forward pass.")
-    generation_prompts: int = Field(8, ge=1, description="Prompts answered to measure the deployed cost.")
-    max_new_tokens: int = Field(32, ge=1, description="Tokens generated per prompt.")
-
-
 class Uncertainty(Section):
     """Relative uncertainty of each method, half-width [%]; the basis of each default is its meaning."""
 
@@ -248,17 +241,6 @@ class Energy(Section):
         720.0, ge=0, description="How long a stage waits for another process that works on it, before it gives up [min]."
     )
     rapl_root: Text = Field("/sys/class/powercap", description="Where the RAPL zones are.")
-
-
-class Wandb(Section):
-    """Weights & Biases."""
-
-    enabled: bool = Field(False, description="Log trainings.")
-    mode: Literal["auto", "online", "offline"] = Field("auto", description="auto: online with a key, else offline.")
-    project: Text = Field("distillation-energy-benchmark", description="W&B project.")
-    entity: str | None = Field(None, description="W&B team.")
-    run_name: str | None = Field(None, description="Run name. Null: the experiment's name.")
-    log_interval: int = Field(5, ge=1, description="Optimizer steps between log lines.")
 
 
 class Hardware(Section):
@@ -318,16 +300,6 @@ class Output(Section):
     def downloads(self) -> str:
         """Folder of downloaded archives."""
         return self.download_dir or f"{self.root}/downloads"
-
-
-class Comparison(Section):
-    """What `snakemake` without a target builds and compares."""
-
-    experiments: list[Name] = Field(min_length=1, description="Names of the compared experiments.")
-    baseline: Name | None = Field(None, description="The experiment that break-even is counted against.")
-    quality: Literal["cross_entropy", "kl_to_teacher", "top1_agreement"] = Field(
-        "cross_entropy", description="Quality axis: a field of evaluation.json."
-    )
 
 
 class Scatter(Section):

@@ -207,10 +207,23 @@ class PrerunSlice(Section):
 
 
 class WandbSlice(Section):
-    """Where a training logs; changes no result, so no stage depends on it."""
+    """Where an experiment logs; changes no result, so no stage depends on it. `folder` takes the files of its W&B run."""
 
     wandb: schema.Wandb
     experiment: str
+    pipeline: str
+    folder: str
+
+    @classmethod
+    def of(cls, settings: Settings, experiment: str) -> WandbSlice:
+        """Cut the slice out of the settings."""
+        folder = settings.output.record_dir().format(experiment=experiment)
+        return cls(wandb=settings.wandb, experiment=experiment, pipeline=settings.pipeline, folder=folder)
+
+    @classmethod
+    def nothing(cls, log_interval: int = 10) -> WandbSlice:
+        """No W&B: a stage that is started by hand, or a process that is not the one that logs."""
+        return cls(wandb=schema.Wandb(log_interval=log_interval), experiment="", pipeline="", folder="")
 
 
 def settings_mark(text: str) -> str:

@@ -40,7 +40,7 @@ def dpo_training(args: Arguments[DpoTrainingSlice]) -> None:
     pairs = Dataset.from_parquet(str(pairs_folder / "train.parquet"), cache_dir=str(state_dir() / "datasets"))
     corpus_folder, _ = open_artefact(args.inputs["corpus"], "corpus")
     tokenizer = load_tokenizer(corpus_folder / "tokenizer")
-    report_to, log_interval = start_tracking(args.extra["wandb"])
+    run, log_interval = start_tracking(args.extra["wandb"], settings.model_dump(mode="json"))
     completions = [c + r for c, r in zip(pairs["chosen_tokens"], pairs["rejected_tokens"], strict=True)]
     order = training_order(
         completions, completions, options.token_budget, options.max_epochs, options.batch_size, settings.seed
@@ -48,7 +48,7 @@ def dpo_training(args: Arguments[DpoTrainingSlice]) -> None:
     if world_size() > 1:  # every process needs as many pairs: the last, short batch is left out
         order = order[: len(order) // options.batch_size * options.batch_size]
     step_count = math.ceil(len(order) / (options.batch_size * options.gradient_accumulation_steps))
-    shared = training.arguments(options, settings.seed, step_count, checkpoints, log_interval, report_to)
+    shared = training.arguments(options, settings.seed, step_count, checkpoints, log_interval)
     model = load_model(policy_folder, torch.float32, settings.attn_implementation)
     held_out = None
     if options.eval_steps:
@@ -65,7 +65,8 @@ def dpo_training(args: Arguments[DpoTrainingSlice]) -> None:
     share = options.batch_size // world_size()
     steps = training.work_per_step(order, work, share, options.gradient_accumulation_steps * world_size())
     with Progress("loss", total=sum(step.loss for step in steps)) as progress:
-        progress.metrics = training.run(trainer, training.WorkCallback(progress, steps), checkpoints)
+        progress.metrics = training.run(trainer, training.WorkCallback(progress, steps, run.training), checkpoints)
+    run.finish()
     weights = training.full_weights(trainer)
     if not is_main():
         return

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from workflow_scripts.artefact import open_artefact, write_json
-from workflow_scripts.distill import corpus
+from workflow_scripts.distill import corpus, harness
 from workflow_scripts.distill.batching import by_length
-from workflow_scripts.distill.generation import Prompt, generate, prompt_tokens
+from workflow_scripts.distill.generation import Answer, Prompt, generate, prompt_tokens
 from workflow_scripts.distill.models import compute_dtype, load_model, load_tokenizer, open_model
 from workflow_scripts.distill.scoring import Agreement, add_agreement, log_likelihoods
 from workflow_scripts.progress import Progress
@@ -24,8 +24,9 @@ from workflow_scripts.stages.common import Arguments, run_stage
 
 
 def evaluation(args: Arguments[EvaluationSlice]) -> None:
-    """Cross entropy on gold text, agreement with the teacher, generation speed; margins on held-out pairs for dpo."""
+    """Cross entropy on gold text, agreement with the teacher, generation speed; margins on held-out pairs for dpo; tasks."""
     settings = args.settings
+    tasks = harness.check(settings.evaluation)
     folder, model_facts = open_model(args.inputs["model"])
     teacher_folder, teacher_facts = open_model(args.inputs["teacher"])
     corpus_folder, corpus_facts = open_artefact(args.inputs["corpus"], "corpus")
@@ -56,6 +57,7 @@ def evaluation(args: Arguments[EvaluationSlice]) -> None:
             "top1_agreement": sums.same_argmax / sums.tokens,
             "generation": generation_speed(model, rows, tokenizer, settings, progress),
             "preference": None,
+            "tasks": None,
         }
         if "preferences" in args.inputs and settings.dpo_beta is not None:
             reference_folder, _ = open_model(args.inputs["reference"])
@@ -63,6 +65,9 @@ def evaluation(args: Arguments[EvaluationSlice]) -> None:
             pairs, _ = open_artefact(args.inputs["preferences"], "preference_dataset")
             result["preference"] = margins(model, reference, pairs, tokenizer, settings, settings.dpo_beta, progress)
         progress.metrics = {k: v for k, v in result.items() if isinstance(v, float)}
+        if tasks is not None:
+            result["tasks"] = harness.run(model, tokenizer, settings.evaluation, tasks)
+            progress.metrics |= {name: entry["value"] for name, entry in result["tasks"]["metrics"].items()}
     write_json(args.out, result)
 
 
@@ -71,7 +76,8 @@ def generation_speed(
 ) -> dict[str, Any]:
     """Greedy answers to held-out prompts: tokens, seconds, tokens/s, and the first answer to look at.
 
-    `start_time` [Unix s] lets the accounting find the joules of just these seconds in the meter's trace.
+    The prompts are answered as often as `generation_seconds` asks for; a short answer before warms the device up and is not
+    in the figures. `start_time` [Unix s] lets the accounting find the joules of just these seconds in the meter's trace.
     """
     options = Generation(
         decoding_strategy="greedy",
@@ -85,15 +91,24 @@ def generation_speed(
             prompts.append(Prompt(row["example_id"], prompt_tokens(tokenizer, question), 0))
     if not prompts:
         return {"prompts": 0, "reason": "no held-out row has a user turn"}
+
+    def answer(options: Generation) -> list[Answer]:
+        batches = generate(model, prompts, options, [tokenizer.eos_token_id], tokenizer.pad_token_id)
+        answers = [found for batch in batches for found in batch]
+        progress.add(generated=sum(found.generated for found in answers))
+        return answers
+
+    answer(options.model_copy(update={"max_new_tokens": 1}))
     start_time, started = time.time(), time.monotonic()
-    answers = [
-        a for batch in generate(model, prompts, options, [tokenizer.eos_token_id], tokenizer.pad_token_id) for a in batch
-    ]
+    answers, rounds = answer(options), 1
+    while time.monotonic() - started < settings.evaluation.generation_seconds:
+        answer(options)
+        rounds += 1
     seconds = time.monotonic() - started
-    generated = sum(answer.generated for answer in answers)
-    progress.add(generated=generated)
+    generated = rounds * sum(found.generated for found in answers)
     return {
         "prompts": len(answers),
+        "rounds": rounds,
         "generated_tokens": generated,
         "start_time": start_time,
         "seconds": seconds,

@@ -44,13 +44,13 @@ def student_train(args: Arguments[StudentTrainSlice]) -> None:
     )
     share = options.batch_size // world_size()
     steps = training.work_per_step(order, work, share, options.gradient_accumulation_steps * world_size())
-    report_to, log_interval = start_tracking(args.extra["wandb"])
+    run, log_interval = start_tracking(args.extra["wandb"], settings.model_dump(mode="json"))
     student_folder, _ = open_model(args.inputs["student"])
     tokenizer = load_tokenizer(corpus_folder / "tokenizer")
     model = load_model(student_folder, torch.float32, settings.attn_implementation)
     with Progress("loss", total=sum(step.loss for step in steps)) as progress:
-        callback = training.WorkCallback(progress, steps)
-        shared = training.arguments(options, settings.seed, len(steps), checkpoints, log_interval, report_to)
+        callback = training.WorkCallback(progress, steps, run.training)
+        shared = training.arguments(options, settings.seed, len(steps), checkpoints, log_interval)
         evaluation = read_table(corpus_folder / "evaluation.parquet") if options.eval_steps else []
         trainer = training.DistillationTrainer(
             model=model,
@@ -65,6 +65,7 @@ def student_train(args: Arguments[StudentTrainSlice]) -> None:
             kd=settings.kd,
         )
         progress.metrics = training.run(trainer, callback, checkpoints)
+    run.finish()
     weights = training.full_weights(trainer)
     if not is_main():
         return

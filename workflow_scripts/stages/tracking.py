@@ -4,35 +4,22 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from workflow_scripts.progress import state_dir
 from workflow_scripts.settings.slices import WandbSlice
+from workflow_scripts.wandb_run import Run, run_id
 
 
-def start_tracking(settings: str) -> tuple[str, int]:
-    """Set up W&B from the `--wandb` JSON. Returns the Trainer's `report_to` and the steps between log lines.
+def start_tracking(settings: str, config: dict[str, Any]) -> tuple[Run, int]:
+    """The W&B run of the training that this process is, from the `--wandb` JSON, and optimizer steps between log lines.
 
-    Mode `auto` is online when a key is in the environment, offline otherwise. The key itself is never read here.
+    `config` is shown with the run. Without W&B, and in all but the first of several processes, nothing is logged.
     """
-    if not settings:
-        return "none", 10
-    choice = WandbSlice.model_validate_json(settings)
-    wandb = choice.wandb
-    if not wandb.enabled:
-        return "none", wandb.log_interval
-    mode = wandb.mode if wandb.mode != "auto" else ("online" if os.environ.get("WANDB_API_KEY") else "offline")
-    os.environ.update(
-        WANDB_MODE=mode,
-        WANDB_PROJECT=wandb.project,
-        WANDB_NAME=wandb.run_name or choice.experiment,
-        WANDB_DIR=str(state_dir()),
-        WANDB_RUN_ID=f"{choice.experiment}-{state_dir().name}",
-        WANDB_RESUME="allow",
-        WANDB_SILENT="true",
-    )
-    if wandb.entity:
-        os.environ["WANDB_ENTITY"] = wandb.entity
-    return "wandb", wandb.log_interval
+    choice = WandbSlice.model_validate_json(settings) if settings else WandbSlice.nothing()
+    if os.environ.get("RANK", "0") != "0":
+        choice = WandbSlice.nothing(choice.wandb.log_interval)
+    return Run(choice, run_id(choice.experiment, state_dir().name), config), choice.wandb.log_interval
 
 
 def link_checkpoints(out: Path) -> Path:

@@ -1,0 +1,68 @@
+"""How trained models are judged, compared and shown: the sections evaluation, comparison and wandb."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints, model_validator
+
+from workflow_scripts.settings.sources import Name, Section, Text
+
+Quality = Annotated[str, StringConstraints(pattern=r"^(cross_entropy|kl_to_teacher|top1_agreement|[^/]+/[^/]+)$")]
+
+
+class Evaluation(Section):
+    """Held-out evaluation, the same for every model of a comparison."""
+
+    batch_size: int = Field(8, ge=1, description="Rows per forward pass.")
+    generation_prompts: int = Field(8, ge=1, description="Prompts answered to measure the deployed cost.")
+    max_new_tokens: int = Field(32, ge=1, description="Tokens generated per prompt.")
+    generation_seconds: float = Field(
+        2.0,
+        ge=0,
+        description="The prompts are answered again until this time is over: a shorter one is coarse for the meter [s].",
+    )
+    lm_eval_tasks: list[Text] = Field(
+        [], description="Tasks of the lm-evaluation-harness by name; needs envs/requirements-lm-eval.txt."
+    )
+    lm_eval_include_path: Text | None = Field(
+        None, description="Folder with task files of your own (YAML, and the data that they read), for machines without a hub."
+    )
+    lm_eval_limit: int | None = Field(None, ge=1, description="Examples per task at most. Null: all.")
+    lm_eval_batch_size: int = Field(8, ge=1, description="Requests per forward pass of the tasks.")
+    lm_eval_num_fewshot: int | None = Field(None, ge=0, description="Solved examples in the prompt. Null: as the task says.")
+    lm_eval_apply_chat_template: bool = Field(False, description="Put the tasks' prompts into the model's chat template.")
+
+    @model_validator(mode="after")
+    def _folder_needs_tasks(self) -> Evaluation:
+        if self.lm_eval_include_path is not None and not self.lm_eval_tasks:
+            raise ValueError(
+                f"lm_eval_include_path = {self.lm_eval_include_path!r}, but lm_eval_tasks is empty: name its tasks"
+            )
+        return self
+
+
+class Comparison(Section):
+    """What `snakemake` without a target builds and compares."""
+
+    experiments: list[Name] = Field(min_length=1, description="Names of the compared experiments.")
+    baseline: Name | None = Field(None, description="The experiment that break-even is counted against.")
+    quality: Quality = Field(
+        "cross_entropy",
+        description="Quality axis: cross_entropy, kl_to_teacher, top1_agreement, or a metric of evaluation.lm_eval_tasks as "
+        "<task>/<metric>, gsm8k/exact_match,strict-match for one.",
+    )
+
+
+class Wandb(Section):
+    """Weights & Biases: one run per experiment. Changes no result, so none of it reruns a stage."""
+
+    enabled: bool = Field(False, description="Log losses, throughput and energy.")
+    mode: Literal["auto", "online", "offline", "disabled"] = Field(
+        "auto",
+        description="auto: WANDB_MODE where it is set, else online with a key (WANDB_API_KEY or `wandb login`), else offline.",
+    )
+    project: Text = Field("distillation-energy-benchmark", description="W&B project.")
+    entity: str | None = Field(None, description="W&B team.")
+    run_name: str | None = Field(None, description="Run name. Null: the experiment's name.")
+    log_interval: int = Field(5, ge=1, description="Optimizer steps between log lines.")

@@ -1,0 +1,84 @@
+"""wandb_summary: final energies and qualities of an experiment, from its summary, into the W&B run of its training.
+
+python -m workflow_scripts.stages.wandb_summary --summary FILE --wandb JSON --config JSON --out FILE
+
+`--out` gets {"id", "mode", "folder", "error", "figures"}: what was logged, where. A run that was given up is no failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from workflow_scripts.artefact import ArtefactError, read_json, write_json
+from workflow_scripts.settings.slices import WandbSlice
+from workflow_scripts.wandb_run import Run, energy_metrics, logged_name, run_id
+
+QUALITIES = (
+    *("cross_entropy", "perplexity", "kl_to_teacher", "top1_agreement"),
+    *("mean_margin", "accuracy", "tokens_per_second"),
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Log the figures and write the note."""
+    parser = argparse.ArgumentParser(prog="workflow_scripts.stages.wandb_summary", allow_abbrev=False)
+    for name in ("summary", "wandb", "config", "out"):
+        parser.add_argument(f"--{name}", required=True)
+    options = parser.parse_args(arguments)
+    choice = WandbSlice.model_validate_json(options.wandb)
+    try:
+        summary = read_json(Path(options.summary))
+    except ArtefactError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    logged = figures(summary)
+    run = Run(choice, run_id(choice.experiment, own_training(summary)["provenance"]["fingerprint"]), {})
+    run.conclude(logged, json.loads(options.config))
+    run.finish()
+    note = {
+        "id": run.ident,
+        "mode": run.mode,
+        "folder": f"{choice.folder}/wandb",
+        "error": run.error or None,
+        "figures": logged,
+    }
+    write_json(Path(options.out), note)
+    return 0
+
+
+def own_training(summary: dict[str, Any]) -> dict[str, Any]:
+    """The record of the experiment's own training."""
+    return next(r for r in summary["stages"].values() if r["role"] == "student" and "lineage" not in r)
+
+
+def figures(summary: dict[str, Any]) -> dict[str, float]:
+    """What a finished experiment is listed with: joules and kWh by stage, by role and in total, J per token, and quality.
+
+    What is not known is left out. `energy/<stage>/…` continues what the training has logged while it ran; the training's last
+    metrics are said again, because a synced piece of a run replaces the list of the pieces before.
+    """
+    found: dict[str, Any] = {logged_name(k): v for k, v in (own_training(summary).get("metrics") or {}).items()}
+    for stage, record in summary["stages"].items():
+        if "lineage" not in record and record["total_energy_joules"] is not None:
+            found |= energy_metrics(stage, record["total_energy_joules"])
+            found |= {f"{key}/{stage}": record[key] for key in ("joules_per_token", "tokens_per_second", "duration_seconds")}
+    found |= {f"energy/role/{role}/kwh": entry["kwh"] for role, entry in summary["roles"].items()}
+    found |= {f"energy/{key}": summary["energy"][key] for key in ("uncertainty_j", "uncertainty_pct")}
+    found["energy/total/kwh"] = summary["total_energy_kwh"]
+    found["energy/total/joules"] = summary["total_energy_joules"]
+    found["energy/generated_joules_per_token"] = ((summary.get("deployment") or {}).get("model") or {}).get("joules_per_token")
+    evaluation = summary.get("quality") or {}
+    judged = [evaluation, evaluation.get("preference") or {}, evaluation.get("generation") or {}]
+    for prefix, entry in zip(("quality", "quality/preference", "quality/generation"), judged, strict=True):
+        found |= {f"{prefix}/{key}": entry.get(key) for key in QUALITIES if key in entry}
+    tasks = (evaluation.get("tasks") or {}).get("metrics") or {}
+    found |= {f"quality/{name}": entry["value"] for name, entry in tasks.items()}
+    return {key: float(value) for key, value in found.items() if value is not None}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
