@@ -20,6 +20,10 @@ class Batch:
     attention_mask: torch.Tensor
     predicts: torch.Tensor
 
+    def predicting(self, states: torch.Tensor) -> torch.Tensor:
+        """Those of `states` [B, L, D] that predict a loss token [N, D]; a model on several GPUs ends on another one."""
+        return states[self.predicts.to(states.device)]
+
     def targets(self) -> torch.Tensor:
         """Next tokens of the predicting positions [N], in row order."""
         return self.input_ids.roll(-1, dims=1)[self.predicts]

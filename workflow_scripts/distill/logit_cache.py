@@ -146,7 +146,7 @@ def teacher_rows(
     """
     batch = pad_rows(rows, pad_id).to(next(model.parameters()).device)
     body = model.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-    hidden = body.last_hidden_state[batch.predicts]
+    hidden = batch.predicting(body.last_hidden_state)
     ids, logits, lse = [], [], []
     for part in hidden.split(chunk):
         z = model.lm_head(part)[:, :vocabulary].float()

@@ -16,7 +16,8 @@ def log_likelihoods(model: Any, rows: Sequence[dict[str, Any]], pad_id: int, chu
     """Sum of log p(token) over the loss tokens of each row [nats], given everything before them."""
     batch = pad_rows(rows, pad_id).to(next(model.parameters()).device)
     hidden = model.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-    states, targets = hidden.last_hidden_state[batch.predicts], batch.targets()
+    states = batch.predicting(hidden.last_hidden_state)
+    targets = batch.targets().to(states.device)
     parts = []
     for begin in range(0, len(targets), chunk):
         logits = model.lm_head(states[begin : begin + chunk]).float()
@@ -49,13 +50,13 @@ def add_agreement(
     """Add a batch of rows to `sums`. Embeddings padded beyond the tokenizer's `vocabulary` are cut off."""
     batch = pad_rows(rows, pad_id).to(next(model.parameters()).device)
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
-    mine = model.model(**inputs).last_hidden_state[batch.predicts]
-    other = teacher.model(**inputs).last_hidden_state[batch.predicts]
-    targets = batch.targets()
+    mine = batch.predicting(model.model(**inputs).last_hidden_state)
+    other = batch.predicting(teacher.model(**inputs).last_hidden_state)
+    targets = batch.targets().to(mine.device)
     for begin in range(0, len(targets), chunk):
         part = slice(begin, begin + chunk)
         log_s = torch.log_softmax(model.lm_head(mine[part])[:, :vocabulary].float(), -1)
-        log_p = torch.log_softmax(teacher.lm_head(other[part])[:, :vocabulary].float(), -1)
+        log_p = torch.log_softmax(teacher.lm_head(other[part])[:, :vocabulary].float(), -1).to(log_s.device)
         sums.negative_log_likelihood -= log_s.gather(1, targets[part, None]).double().sum().item()
         sums.kl_to_teacher += torch.nn.functional.kl_div(log_s, log_p, log_target=True, reduction="sum").item()
         sums.same_argmax += int((log_s.argmax(-1) == log_p.argmax(-1)).sum())

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from workflow_scripts.artefact import read_json
+from workflow_scripts.artefact import inherited, read_json
 from workflow_scripts.progress import Progress
 from workflow_scripts.settings.slices import LogitCachingSlice
 from workflow_scripts.stages.common import Arguments, build_dir, publish, run_stage
@@ -45,7 +45,7 @@ def merge_logits(args: Arguments[LogitCachingSlice]) -> None:
         "dtype": shards[0]["dtype"],
         "shards": [{key: shard[key] for key in SHARD_FACTS} for shard in shards],
     }
-    publish(build, args.out, "logit_cache", facts, bulk)
+    publish(build, args.out, "logit_cache", facts | inherited(args.inputs.values()), bulk)
     units.merged_into(bulk or args.out.parent)
 
 
