@@ -17,6 +17,7 @@ from workflow_scripts.cluster import (
     SiteError,
     announce,
     check_modules,
+    check_packages,
     check_sharding,
     check_site,
     check_writable,
@@ -85,6 +86,11 @@ def check_before_the_first_job(workflow):
             here=workflow.local_exec,
         )
         check_tasks(workflow)
+        if not workflow.deployment_settings.deployment_method:
+            # the rules run in this environment
+            check_packages(
+                PLAN.experiments[name].settings.training.optimizer for name in trainings
+            )
         if workflow.executor_plugin.name == "slurm":
             jobs = [job for job in workflow.dag.needrun_jobs() if not job.is_local]
             check_site(

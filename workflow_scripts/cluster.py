@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from workflow_scripts.energy.state import TOKEN_FOLDER, TOKEN_VARIABLE
+from workflow_scripts.settings.optional import missing_optimizer
 
 # what a resource is called in sbatch, and in the site block of profiles/slurm/config.yaml
 _OPTIONS = {
@@ -100,6 +101,13 @@ def check_sharding(gpus: Mapping[str, int], here: bool) -> None:
                 f"experiment {experiment}: training.fsdp = true shards over GPUs, but {where}: give the training GPUs, or set "
                 "training.fsdp: false (several processes then hold the whole model each)"
             )
+
+
+def check_packages(optimizers: Iterable[str]) -> None:
+    """Raise SiteError for an optimizer of a planned training that this environment lacks."""
+    for name in sorted(set(optimizers)):
+        if reason := missing_optimizer(name):
+            raise SiteError(reason)
 
 
 def read_modules(path: Path) -> list[str]:

@@ -351,7 +351,7 @@ class Plan:
 
 
 def comparable(settings: Settings) -> dict[str, object]:
-    """What experiments that are compared should agree on."""
+    """What experiments that are compared should agree on; None where a pipeline has no such choice."""
     training = settings.training
     return {
         "seed": settings.experiment.seed,
@@ -360,4 +360,9 @@ def comparable(settings: Settings) -> dict[str, object]:
         "token budget": training.token_budget,
         "effective batch": training.batch_size * training.gradient_accumulation_steps,
         "dtype": training.dtype,
+        "energy budget [kWh]": training.energy_budget_kwh or "none",
+        "packing": training.packing if settings.pipeline != "dpo" else None,
+        "gradient checkpointing": training.gradient_checkpointing,
+        "compilation": training.compile,
+        "evaluation on the way, every [steps]": training.eval_steps or "never",
     }

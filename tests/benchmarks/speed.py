@@ -31,6 +31,7 @@ from workflow_scripts.distill.generation import Prompt, generate
 from workflow_scripts.distill.logit_cache import LogitCache, Shard, teacher_rows, write_shard
 from workflow_scripts.distill.losses import fused_distillation_loss
 from workflow_scripts.distill.models import load_model, load_tokenizer
+from workflow_scripts.distill.order import training_order
 from workflow_scripts.distill.scoring import log_likelihoods
 from workflow_scripts.settings.schema import Generation
 
@@ -56,6 +57,28 @@ def trainings(results: Path) -> Iterator[Row]:
     mean = sum(len(row["input_ids"]) for row in inputs.rows) / len(inputs.rows)
     figures = f"{ours:.0f} against {theirs:.0f} (rows of {mean:.0f} tokens)"
     yield Row("training on real chat rows, tokens/s", "the same rows padded to 1,024", ratio, ">= 2", figures)
+
+
+def packing(results: Path) -> Iterator[Row]:
+    """Our KD with packed rows against padded ones, both in the order of a stage (rows of similar length together)."""
+    inputs = Inputs.read(results, rows=40)
+    run = functools.partial(train, "kd", inputs, batch=8, steps=3, by_length=True)
+    packed, padded, ratio = side_by_side(lambda: run(), lambda: run(packing=False))
+    lengths = [len(row["input_ids"]) for row in inputs.rows]
+    order = training_order(lengths, lengths, 10**9, 1, 8, 0)
+    batches = [[lengths[i] for i in order[b : b + 8]] for b in range(0, len(order), 8)]
+    share = 1 - sum(lengths) / sum(max(batch) * len(batch) for batch in batches)
+    figures = f"{packed:.0f} against {padded:.0f}; {share:.0%} of the padded positions are padding"
+    yield Row("KD training with packed rows, tokens/s", "the same batches padded", ratio, ">= 1", figures)
+
+
+def compilation(results: Path) -> Iterator[Row]:
+    """Our KD with compiled layers against not, after the first step, in which they are compiled."""
+    inputs = Inputs.read(results, rows=40)
+    run = functools.partial(train, "kd", inputs, batch=8, steps=3, by_length=True)
+    compiled, plain, ratio = side_by_side(lambda: run(compiled=True), lambda: run())
+    figures = f"{compiled:.0f} against {plain:.0f}"
+    yield Row("KD training with compiled layers, tokens/s", "not compiled", ratio, ">= 1", figures)
 
 
 def training_memory(results: Path) -> Iterator[Row]:
@@ -212,7 +235,7 @@ def plan(results: Path) -> Iterator[Row]:
 
 
 PARTS: dict[str, Callable[[Path], Iterator[Row]]] = {
-    part.__name__: part for part in (trainings, training_memory, loss, teacher, cache, plan)
+    part.__name__: part for part in (trainings, packing, compilation, training_memory, loss, teacher, cache, plan)
 }
 
 

@@ -15,9 +15,12 @@ from trl import SFTTrainer
 
 from workflow_scripts.artefact import read_json
 from workflow_scripts.distill import training
+from workflow_scripts.distill.arguments import arguments, sft_config
 from workflow_scripts.distill.corpus import read_table
 from workflow_scripts.distill.logit_cache import LogitCache
 from workflow_scripts.distill.models import load_model, load_tokenizer
+from workflow_scripts.distill.order import training_order
+from workflow_scripts.distill.packing import ROWWISE
 from workflow_scripts.settings.schema import Training
 from workflow_scripts.settings.slices import KdLoss
 
@@ -78,14 +81,35 @@ class _StockTrl(training._OrderedSampling, SFTTrainer):
     """TRL's SFTTrainer with its own loss."""
 
 
-def train(which: str, inputs: Inputs, batch: int, steps: int, padded_rows: list[dict[str, Any]] | None = None) -> float:
-    """Tokens (padding left out) per second over all steps but the first, of trainer `kd`, `sft`, `stock` or `trl`."""
+def train(
+    which: str,
+    inputs: Inputs,
+    batch: int,
+    steps: int,
+    padded_rows: list[dict[str, Any]] | None = None,
+    packing: bool = True,
+    compiled: bool = False,
+    by_length: bool = False,
+) -> float:
+    """Tokens (padding left out) per second over all steps but the first, of trainer `kd`, `sft`, `stock` or `trl`.
+
+    The first two pack their rows, unless `padded_rows` stand for the inputs' own. `by_length` takes the order that a stage
+    trains in. Compilation happens in the first step.
+    """
+    packing = packing and padded_rows is None and which in ("kd", "sft")
     inputs = replace(inputs, student=copy.deepcopy(inputs.student))
+    if packing:
+        inputs.student.set_attn_implementation(ROWWISE)
     rows = padded_rows or inputs.rows
     order = [i % len(rows) for i in range(batch * steps)]
+    if by_length:
+        lengths = [len(row["input_ids"]) for row in rows]
+        order = training_order(lengths, lengths, 10**9, steps, batch, 0)[: batch * steps]
     clock = _Clock()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = _trainer(which, inputs, rows, order, batch, steps, Path(folder))
+        if compiled:
+            training.compile_layers(inputs.student, Path(folder) / "compiled")
+        trainer = _trainer(which, inputs, rows, order, batch, steps, Path(folder), packing)
         trainer.order = order
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(clock)
@@ -98,22 +122,29 @@ def train(which: str, inputs: Inputs, batch: int, steps: int, padded_rows: list[
 
 
 def _trainer(
-    which: str, inputs: Inputs, rows: list[dict[str, Any]], order: list[int], batch: int, steps: int, folder: Path
+    which: str,
+    inputs: Inputs,
+    rows: list[dict[str, Any]],
+    order: list[int],
+    batch: int,
+    steps: int,
+    folder: Path,
+    packing: bool,
 ) -> Any:
     options = Training(token_budget=1, batch_size=batch, learning_rate=1e-5, dtype="auto")
-    shared = training.arguments(options, 0, steps, folder, log_interval=1000, report_to="none") | {"save_strategy": "no"}
+    shared = arguments(options, 0, steps, folder, log_interval=1000) | {"save_strategy": "no"}
     numbers = training.row_numbers(range(len(rows)))
     cache = inputs.cache if which == "kd" else None
     common = {
         "model": inputs.student.train(),
         "train_dataset": numbers,
         "processing_class": inputs.tokenizer,
-        "data_collator": training.Collator(rows, [], inputs.tokenizer.pad_token_id, cache),
+        "data_collator": training.Collator(rows, [], inputs.tokenizer.pad_token_id, cache, packing=packing),
     }
     if which in ("kd", "sft"):
-        args = training.sft_config(shared)
+        args = sft_config(shared)
         return training.DistillationTrainer(**common, args=args, order=order, kd=KD if which == "kd" else None)
     if which == "trl":
-        return _StockTrl(**common, args=training.sft_config(shared))
+        return _StockTrl(**common, args=sft_config(shared))
     known = {name: value for name, value in shared.items() if name not in ("max_length", "activation_checkpointing")}
     return _Stock(**common, args=TrainingArguments(**known))

@@ -28,7 +28,10 @@ from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from workflow_scripts.distill import training
+from workflow_scripts.distill.arguments import arguments, dpo_config, sft_config
+from workflow_scripts.distill.packing import ROWWISE
 from workflow_scripts.distill.parallel import is_main, world_size
+from workflow_scripts.distill.work import ExampleWork, WorkCallback, work_per_step
 from workflow_scripts.progress import Progress
 from workflow_scripts.settings.schema import Training
 
@@ -76,7 +79,8 @@ def shared_rows(rows: list[dict[str, Any]], folder: Path) -> Dataset:
 
 
 def make_trainer(kind: str, toy: Path, shared: dict[str, Any]) -> training.DistillationTrainer | training.PreferenceTrainer:
-    model = LlamaForCausalLM.from_pretrained(toy, dtype=torch.float32)
+    attention = "sdpa" if kind == "dpo" else ROWWISE
+    model = LlamaForCausalLM.from_pretrained(toy, dtype=torch.float32, attn_implementation=attention)
     order = list(range(ROWS))
     if kind == "dpo":
         pairs = [
@@ -84,7 +88,7 @@ def make_trainer(kind: str, toy: Path, shared: dict[str, Any]) -> training.Disti
         ]
         return training.PreferenceTrainer(
             model=model,
-            args=training.dpo_config(shared, 0.1, "sigmoid"),
+            args=dpo_config(shared, 0.1, "sigmoid"),
             train_dataset=shared_rows(pairs, toy.parent / "datasets"),
             processing_class=tokenizer(),
             order=order,
@@ -92,10 +96,10 @@ def make_trainer(kind: str, toy: Path, shared: dict[str, Any]) -> training.Disti
     rows = [{"input_ids": tokens(i, 6 + i % 5), "loss_mask": [0, 0] + [1] * (4 + i % 5), "example_id": str(i)} for i in order]
     return training.DistillationTrainer(
         model=model,
-        args=training.sft_config(shared),
+        args=sft_config(shared),
         train_dataset=training.row_numbers([*order, training.FILLER]),
         processing_class=tokenizer(),
-        data_collator=training.Collator(rows, [], 0),
+        data_collator=training.Collator(rows, [], 0, packing=True),
         order=training.whole_batches(order, BATCH, ROWS),
         kd=None,
     )
@@ -112,11 +116,11 @@ def train(kind: str, toy: Path, folder: Path, fsdp: bool) -> None:
         learning_rate=1e-2,
         save_steps=SAVE_STEPS,
     )
-    work = [training.ExampleWork(4, (6,))] * ROWS
-    steps = training.work_per_step(range(ROWS), work, BATCH // world_size(), world_size())
+    work = [ExampleWork(4, (6,))] * ROWS
+    steps = work_per_step(range(ROWS), work, BATCH // world_size(), world_size())
     with Progress("loss", total=1) as progress:
-        trainer = make_trainer(kind, toy, training.arguments(options, 1, STEPS, folder, 1, "none"))
-        training.run(trainer, training.WorkCallback(progress, steps), folder)
+        trainer = make_trainer(kind, toy, arguments(options, 1, STEPS, folder, 1))
+        training.run(trainer, WorkCallback(progress, steps), folder)
     weights = training.full_weights(trainer) or trainer.model.state_dict()
     if is_main():
         save_file({name: w.clone() for name, w in weights.items()}, folder / "weights.safetensors")

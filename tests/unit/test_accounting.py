@@ -69,6 +69,16 @@ def test_differing_evaluation_splits_are_named() -> None:
     assert differences([summary("a", 1, 1), summary("b", 1, 1, split="t")]) == ["evaluation split differs: a: s; b: t"]
 
 
+def test_trainings_that_ended_by_different_budgets_are_named() -> None:
+    first, second = summary("a", 1, 1), summary("b", 1, 1)
+    for each, ended in ((first, "token_budget"), (second, "energy_budget_kwh")):
+        each["stages"] = {
+            "old": {"role": "student", "lineage": "c", "metrics": {"ended_by": "max_epochs"}},
+            "student_train": {"role": "student", "metrics": {"ended_by": ended}},
+        }
+    assert differences([first, second]) == ["end of the training differs: a: token_budget; b: energy_budget_kwh"]
+
+
 def test_what_should_agree_and_does_not_is_named() -> None:
     other = summary("b", 1, 1) | {"comparable": {"seed": 2}}
     assert differences([summary("a", 1, 1), other]) == ["seed differs: a: 1; b: 2"]

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from workflow_scripts.accounting import figures_course
 from workflow_scripts.accounting.deployment import deployed_cost
+from workflow_scripts.accounting.evaluations import on_the_way
 from workflow_scripts.accounting.traces import TraceError, energy_curve, joules_between, locate, loss_curve, power_curve
-from workflow_scripts.distill.training import WorkCallback
+from workflow_scripts.distill.work import WorkCallback
 from workflow_scripts.progress import Progress
 
 ROWS = "elapsed_s,gpu_w,gpu_j,cpu_j,dram_j,tokens\n1.0,,,100,,\n2.0,,,200,40,5\n4.0,,,400,80,9\n10.0,,,1600,200,9\n"
@@ -94,6 +96,37 @@ def test_loss_over_joules_of_a_resumed_training(tmp_path) -> None:
     ledger(tmp_path, "a2", (80.0, measured[1]), (200.0, {"metrics": {"loss": 4.0}, "measured": {"loss": 3}}))
     assert loss_curve(made, "loss", tmp_path / "x") == [(100, 5.0), (200, 5.0), (380, 5.0), (500, 4.0)]
     assert loss_curve(made, "kl", tmp_path / "x") == []
+
+
+def evaluated(*evaluations: tuple[int, float, float, float]) -> dict:
+    keys = ("step", "eval_loss", "start_time", "end_time")
+    return {"evaluations": [dict(zip(keys, entry, strict=True)) | {"joules": None} for entry in evaluations]}
+
+
+def test_evaluations_on_the_way_are_taken_out_of_the_joules_of_their_points(tmp_path) -> None:
+    """The trace has 120 W to 4 s and 220 W to 10 s; another attempt of 1100 J went before."""
+    made = record(tmp_path, {"cpu": 1600.0, "dram": 200.0}, ident="a2")
+    before = record(tmp_path, {"cpu": 1000.0, "dram": 100.0}, ident="a1")["attempts"][0]
+    made["attempts"] = [before | {"start_time": 100.0, "end_time": 110.0}, made["attempts"][0] | {"end_time": 510.0}]
+    made["metrics"] = evaluated((2, 5.0, 502.0, 503.0), (4, 4.0, 505.0, 507.0))
+    found = on_the_way(made, tmp_path / "x")
+    assert found is not None
+    assert (found["count"], found["seconds"], found["reason"]) == (2, 3.0, None)
+    assert found["joules"] == pytest.approx(120 + 440)
+    first, second = 1100 + 240, 1100 + 480 + 220 - 120
+    assert [p["training_joules"] for p in found["points"]] == pytest.approx([first, second])
+    drawn = figures_course._points(made, "eval_loss", tmp_path / "x")
+    assert [x for x, _ in drawn] == pytest.approx([first, second]) and [y for _, y in drawn] == [5.0, 4.0]
+
+
+def test_an_evaluation_without_a_trace_has_no_joules_and_a_reason(tmp_path) -> None:
+    made = record(tmp_path, {"cpu": 1600.0, "dram": 200.0})
+    made["attempts"][0]["end_time"] = 510.0
+    assert on_the_way(made, tmp_path / "x") is None, "no evaluations"
+    made["metrics"] = evaluated((2, 5.0, 502.0, 503.0), (4, 4.0, 600.0, 601.0))
+    found = on_the_way(made, tmp_path / "x")
+    assert found is not None and found["joules"] is None
+    assert found["reason"] == "no power trace covers the evaluation at step 4"
 
 
 def test_a_ledger_of_one_host_stands_for_all(tmp_path) -> None:

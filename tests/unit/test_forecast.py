@@ -232,6 +232,21 @@ def test_the_outcome_of_the_same_training_is_inside(folder: Path) -> None:
     assert row.hours.predicted == pytest.approx(50 / 3600)
 
 
+def test_an_energy_budget_caps_the_forecast(folder: Path) -> None:
+    """Without it the same training costs 3.6 MJ = 1 kWh in the middle; a budget of half of that halves energy and time."""
+    state("student_train", "m1", training(600), {"loss": 600, "input": 1200}, 3.6e6, 100.0, **STUDENT)
+    free = price(planned("student_train", training(600), **STUDENT))
+    capped = training(600)
+    capped["training"]["energy_budget_kwh"] = 0.5
+    found = price(planned("student_train", capped, **STUDENT))
+    assert free.kwh.predicted == pytest.approx(1.0) and not any("energy_budget" in note for note in free.notes)
+    assert (found.kwh.low, found.kwh.predicted) == (pytest.approx(0.5), pytest.approx(0.5))
+    assert found.kwh.high == pytest.approx(0.55) and found.hours.predicted == pytest.approx(free.hours.predicted / 2)
+    assert "training.energy_budget_kwh = 0.5 may end it" in found.notes
+    capped["training"]["energy_budget_kwh"] = 9.0
+    assert price(planned("student_train", capped, **STUDENT)).kwh == free.kwh
+
+
 def test_records_of_other_hardware_are_named_and_widen_the_range(folder: Path) -> None:
     state("student_train", "a", training(300), {"loss": 300, "input": 600}, 5000.0, 50.0, cpu="Other CPU", **STUDENT)
     row = price(planned("student_train", training(300), **STUDENT))

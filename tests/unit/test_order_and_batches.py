@@ -8,7 +8,8 @@ import torch
 from workflow_scripts.distill.batching import pad_rows
 from workflow_scripts.distill.corpus import loss_tokens
 from workflow_scripts.distill.order import training_order
-from workflow_scripts.distill.training import IGNORE, Collator, ExampleWork, MemoryShort, StepWork, run, work_per_step
+from workflow_scripts.distill.training import IGNORE, Collator, MemoryShort, run
+from workflow_scripts.distill.work import ExampleWork, StepWork, work_per_step
 
 
 def test_order_ends_at_the_budget_and_covers_every_epoch_once() -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from workflow_scripts.plan import Plan
+from workflow_scripts.plan import Plan, comparable
 from workflow_scripts.settings import SettingsError, load_experiments, reference
 from workflow_scripts.settings.load import deep_merge, read_yaml
 from workflow_scripts.settings.schema import Settings
-from workflow_scripts.settings.slices import StudentTrainSlice, canonical
+from workflow_scripts.settings.slices import DpoTrainingSlice, StudentTrainSlice, canonical
 
 REPOSITORY = Path(__file__).parents[2]
 BASE = yaml.safe_load((REPOSITORY / "config" / "base.yaml").read_text())
@@ -37,6 +37,8 @@ def load(tmp_path: Path, overlays: dict[str, dict], overrides: dict | None = Non
         ({"dpo": {"judge_labeling": {"margin": 1}}}, "dpo.judge_labeling.margin = 1; did you mean 'min_margin'?"),
         ({"training": {"learning_rate": "2e-5"}}, "training.learning_rate = '2e-5': .*write 2.0e-5, without quotes, in a file"),
         ({"training": {"learning_rate": 2.0}}, "training.learning_rate = 2.0: Input should be less than 1"),
+        ({"training": {"energy_budget_kwh": 0}}, "training.energy_budget_kwh = 0: .*greater than 0"),
+        ({"training": {"optimizer": "adam_8bit"}}, "training.optimizer = 'adam_8bit': .*'adamw', 'adafactor' or 'adamw_8bit'"),
         ({"training": {"batch_size": 0}}, "training.batch_size = 0: .*greater than or equal to 1"),
         ({"pipeline": "kdd"}, "pipeline = 'kdd': Input should be 'kd', 'sft', 'dpo' or 'baseline'"),
         ({"distillation": {"temperature": 4.0}}, r"temperature = 4.0, but cache_temperatures = \[1.0\]: add it there"),
@@ -168,12 +170,33 @@ def test_reference_and_schemas_are_in_step_with_the_models() -> None:
     assert not stale, "run `make reference`"
 
 
+def test_packing_is_no_setting_of_dpo_and_what_must_agree_is_named(tmp_path) -> None:
+    """A dpo training has the same slice with packing and without, so changing it reruns none."""
+    found = {}
+    for packing in (True, False):
+        training = {"packing": packing, "energy_budget_kwh": 0.5, "compile": True, "eval_steps": 3}
+        for pipeline in ("dpo", "baseline"):
+            settings = load(tmp_path, {"one": {"pipeline": pipeline, "training": training}})["one"]
+            of = DpoTrainingSlice.of if pipeline == "dpo" else StudentTrainSlice.of
+            found[pipeline, packing] = canonical(of(settings)), comparable(settings)
+    assert found["dpo", True] == found["dpo", False]
+    assert found["baseline", True][0] != found["baseline", False][0]
+    named = found["baseline", True][1]
+    assert [named[k] for k in ("packing", "energy budget [kWh]", "compilation", "gradient checkpointing")] == [
+        True,
+        0.5,
+        True,
+        False,
+    ]
+    assert named["evaluation on the way, every [steps]"] == 3 and found["dpo", True][1]["packing"] is None
+
+
 def test_every_key_is_read_by_the_code() -> None:
     """Each leaf key appears as an attribute or subscript somewhere outside its definition."""
     read: set[str] = set()
     package = REPOSITORY / "workflow_scripts"
     for path in package.rglob("*.py"):
-        if path.name in ("schema.py", "outcome.py", "sources.py", "reference.py"):
+        if path.name in ("schema.py", "outcome.py", "training_block.py", "sources.py", "reference.py"):
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute):

@@ -61,6 +61,8 @@ def test_a_tiny_training_is_read_back(tmp_path: Path, toy_model, monkeypatch) ->
     import copy
 
     from workflow_scripts.distill import training
+    from workflow_scripts.distill.arguments import arguments, sft_config
+    from workflow_scripts.distill.work import ExampleWork, WorkCallback, work_per_step
     from workflow_scripts.settings.schema import Training
 
     rows = [{"example_id": i, "input_ids": [3 + i, 5, 7, 11, 13], "loss_mask": [0, 0, 1, 1, 1]} for i in range(8)]
@@ -69,10 +71,10 @@ def test_a_tiny_training_is_read_back(tmp_path: Path, toy_model, monkeypatch) ->
     spent(tmp_path / "energy.json", monkeypatch, 7200.0)
     run = Run(choice(tmp_path), "kd-abc", {"seed": 1})
     order = list(range(8))
-    steps = training.work_per_step(order, [training.ExampleWork(3, (5,))] * 8, 2, 1)
+    steps = work_per_step(order, [ExampleWork(3, (5,))] * 8, 2, 1)
     trainer = training.DistillationTrainer(
         model=copy.deepcopy(toy_model),
-        args=training.sft_config(training.arguments(options, 1, 4, tmp_path / "checkpoints", 1)),
+        args=sft_config(arguments(options, 1, 4, tmp_path / "checkpoints", 1)),
         train_dataset=training.row_numbers(range(8)),
         eval_dataset=training.row_numbers(range(8, 10)),
         processing_class=toy_tokenizer(),
@@ -80,7 +82,7 @@ def test_a_tiny_training_is_read_back(tmp_path: Path, toy_model, monkeypatch) ->
         order=order,
         kd=None,
     )
-    training.run(trainer, training.WorkCallback(progress, steps, run.training), tmp_path / "checkpoints")
+    training.run(trainer, WorkCallback(progress, steps, run.training), tmp_path / "checkpoints")
     run.finish()
     found = only_run(tmp_path)
     logged = trainer.state.log_history

@@ -36,12 +36,19 @@ def _properties(each: Group) -> dict[str, str]:
             "stages": _stages(summary),
             "evaluation split": (quality.get("split_sha256") or "")[:12],
             "teacher": quality.get("teacher"),
+            "end of the training": _ended_by(summary),
             **(summary.get("comparable") or {}),
         }
         for what, value in own.items():
             if value not in (None, ""):
                 found.setdefault(what, []).append(str(value))
     return {what: ", ".join(sorted(set(values))) for what, values in found.items()}
+
+
+def _ended_by(summary: dict[str, Any]) -> str | None:
+    """The key of `training` that ended the experiment's training; None where its record does not say."""
+    own = (r for r in summary["stages"].values() if r.get("role") == "student" and "lineage" not in r)
+    return next((ended for r in own if (ended := (r.get("metrics") or {}).get("ended_by"))), None)
 
 
 def _stages(summary: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from workflow_scripts.accounting.costs import stage_key
+from workflow_scripts.accounting.evaluations import on_the_way
 from workflow_scripts.accounting.figures import COLOURS, DASHES, MARKERS, ROLE_STYLE, columns, empty, save
 from workflow_scripts.accounting.runs import group
 from workflow_scripts.accounting.traces import TraceError, energy_curve, loss_curve, power_curve
@@ -105,6 +106,8 @@ def _grid(panels: list[Any], path: Path) -> None:
 def loss(summaries: list[dict[str, Any]], path: Path) -> list[str]:
     """A panel per metric: trainings' losses over the joules of the training, attempts that were repeated included.
 
+    Held-out losses are drawn over what the training itself had used, without the evaluations on the way.
+
     Returns a warning that names the trainings whose ledger cannot be read.
     """
     curves: dict[str, dict[str, list[tuple[float, float]]]] = {metric: {} for metric in METRICS}
@@ -115,7 +118,7 @@ def loss(summaries: list[dict[str, Any]], path: Path) -> list[str]:
                 continue
             try:
                 for metric, own in curves.items():
-                    if points := loss_curve(record, metric, Path(summary.get("path", "."))):
+                    if points := _points(record, metric, Path(summary.get("path", "."))):
                         own[summary["experiment_name"]] = points
             except TraceError as error:
                 missing.append(f"{summary['experiment_name']} ({error})")
@@ -125,6 +128,14 @@ def loss(summaries: list[dict[str, Any]], path: Path) -> list[str]:
     else:
         empty(path, "no training reported a loss with its joules" + (f": {missing[0]}" if missing else ""))
     return [f"no loss over joules of {len(missing)} training(s): {_some(missing)}"] if missing else []
+
+
+def _points(record: dict[str, Any], metric: str, near: Path) -> list[tuple[float, float]]:
+    """Points (joules, value); held-out losses at the joules of the training without its evaluations, where they are known."""
+    known = on_the_way(record, near) if metric == "eval_loss" else None
+    if known is not None and known["joules"] is not None:
+        return [(point["training_joules"], point["eval_loss"]) for point in known["points"]]
+    return loss_curve(record, metric, near)
 
 
 def _loss_panels(shown: dict[str, dict[str, list[tuple[float, float]]]], group_of: dict[str, str], path: Path) -> None:

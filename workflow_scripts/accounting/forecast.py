@@ -26,7 +26,7 @@ from workflow_scripts.accounting.artefacts import Artefacts, UnpricedError
 from workflow_scripts.accounting.device import Target, device, target
 from workflow_scripts.accounting.history import Past, read_history
 from workflow_scripts.accounting.model import Bounds, Forecast, ForecastRow, ForecastTotal
-from workflow_scripts.accounting.pricing import Estimate, Range, Sample, add, from_flops, from_history
+from workflow_scripts.accounting.pricing import Estimate, Range, Sample, add, from_flops, from_history, within_budget
 from workflow_scripts.accounting.work import GENERATING, Work, done, expected
 from workflow_scripts.artefact import ArtefactError, read_json, write_json
 from workflow_scripts.carbon import intensity
@@ -119,6 +119,8 @@ def price(group: Sequence[PlannedJob], artefacts: Artefacts, history: Sequence[P
     try:
         work = expected(job, artefacts, history)
         found = estimate(group, work, artefacts, history, where)
+        if budget := job.settings.get("training", {}).get("energy_budget_kwh"):
+            found = within_budget(found, budget * 3.6e6)
     except UnpricedError as error:
         return ForecastRow.model_validate(row | nothing | {"reason": str(error), "notes": []})
     kwh = found.joules * (1 / 3.6e6)

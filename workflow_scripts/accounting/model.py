@@ -139,6 +139,24 @@ class ForecastOutcome(_Closed):
     total: Outcome
 
 
+class PointOnTheWay(_Closed):
+    """Held-out loss after `step` optimizer steps, and the joules of the training alone until then."""
+
+    step: int
+    eval_loss: float
+    training_joules: float | None
+
+
+class EvaluationsOnTheWay(_Closed):
+    """What the evaluations inside the training have cost; their joules are on the training's bill, null with a reason."""
+
+    count: int
+    seconds: float
+    joules: float | None
+    reason: str | None
+    points: list[PointOnTheWay]
+
+
 class ExperimentSummary(_Closed):
     """All stages of one experiment added up. Energies in J and kWh, durations in s.
 
@@ -177,6 +195,7 @@ class ExperimentSummary(_Closed):
     comparable: dict[str, Any]
     config_fingerprint: str
     seedless_fingerprint: str | None = None
+    evaluations_on_the_way: EvaluationsOnTheWay | None = None
     deployment: dict[str, Deployment] = Field(default_factory=dict)
     stages: dict[str, dict[str, Any]]
     warnings: list[str]

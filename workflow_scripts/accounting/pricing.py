@@ -16,6 +16,7 @@ RUN_SPREAD = 0.15  # repeated trainings of half a minute differed by 10 % on a s
 FEW_SPREAD = 0.30  # one or two records do not show their spread
 DOUBT = 2.0  # records of other hardware, another model, unfinished …, or work over ten times as much: range wider by this
 FAR = 10.0
+LATE = 1.1  # a training overshoots its energy budget by up to a flush period and a step
 SPREAD_OF_WORK = 1.5  # records whose work differs by less do not tell a fixed cost from a proportional one
 
 
@@ -141,6 +142,22 @@ def from_flops(flops: Range, processes: int, devices: int, device: Device) -> Es
     work = Range(flops.low / one.high, flops.mid / one.mid, flops.high / one.low)
     seconds = work + FIXED_SECONDS * float(processes)
     return Estimate(seconds * device.watts * float(devices), seconds, "FLOPs", (device.origin,))
+
+
+def within_budget(estimate: Estimate, joules: float) -> Estimate:
+    """The estimate of a training that an energy budget [J] may end; it ends one flush and one step late at most (LATE)."""
+    found = estimate.joules
+    if found.high <= joules:
+        return estimate
+    cut = Range(min(found.low, joules), min(found.mid, joules), min(found.high, joules * LATE))
+    seconds = estimate.seconds
+    shorter = Range(*(s * c / j for s, c, j in zip(_bounds(seconds), _bounds(cut), _bounds(found), strict=True)))
+    note = f"training.energy_budget_kwh = {joules / 3.6e6:g} may end it"
+    return Estimate(cut, shorter, estimate.basis, (*estimate.notes, note))
+
+
+def _bounds(figure: Range) -> tuple[float, float, float]:
+    return figure.low, figure.mid, figure.high
 
 
 def add(ranges: Iterable[Range]) -> Range:

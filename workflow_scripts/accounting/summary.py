@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from workflow_scripts.accounting.deployment import deployed_cost
+from workflow_scripts.accounting.evaluations import on_the_way
 from workflow_scripts.accounting.model import ExperimentSummary, ForecastRow
 from workflow_scripts.accounting.outcome import ForecastError, compare_forecast, read_forecast
 from workflow_scripts.accounting.totals import added_up, sum_of
@@ -122,6 +123,7 @@ def summarise(
             "comparable": plan["comparable"],
             "config_fingerprint": fingerprint(config),
             "seedless_fingerprint": seedless_fingerprint(plan, config),
+            "evaluations_on_the_way": on_the_way(training, Path(plan["own"][plan["training_stage"]])),
             "deployment": deployment(plan, records, evaluation, references),
             "stages": {**ancestors(plan), **records},
         }

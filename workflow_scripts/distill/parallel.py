@@ -36,13 +36,13 @@ def barrier() -> None:
         torch.distributed.barrier()
 
 
-def any_process(flag: bool, device: torch.device) -> bool:
-    """Whether `flag` holds in any process; all must call this at the same step."""
+def highest(value: int, device: torch.device) -> int:
+    """The highest `value` of all processes; all must call this at the same step."""
     if world_size() == 1:
-        return flag
-    value = torch.tensor([float(flag)], device=device)
-    torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX)
-    return bool(value.item())
+        return value
+    shared = torch.tensor([float(value)], device=device)
+    torch.distributed.all_reduce(shared, op=torch.distributed.ReduceOp.MAX)
+    return int(shared.item())
 
 
 def sum_over_processes(values: torch.Tensor) -> torch.Tensor:

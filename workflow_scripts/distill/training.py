@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import signal
+import os
+import time
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
-from transformers import PrinterCallback, TrainerCallback
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from transformers import PrinterCallback
+from trl import DPOTrainer, SFTTrainer
 
 from workflow_scripts.distill import checkpoints
 from workflow_scripts.distill.batching import pad_rows
 from workflow_scripts.distill.corpus import loss_tokens
 from workflow_scripts.distill.logit_cache import LogitCache
 from workflow_scripts.distill.losses import SparseTeacher, fused_distillation_loss
-from workflow_scripts.distill.models import compute_dtype
-from workflow_scripts.distill.parallel import any_process, barrier, is_main, sum_over_processes, world_size
-from workflow_scripts.progress import Progress
+from workflow_scripts.distill.packing import pack_rows
+from workflow_scripts.distill.parallel import sum_over_processes, world_size
+from workflow_scripts.distill.work import SHOWN, WorkCallback
+from workflow_scripts.progress import energy_so_far
 from workflow_scripts.settings.schema import Training
 from workflow_scripts.settings.slices import KdLoss
 
 IGNORE = -100
 FILLER = -1  # number of a row without loss
-SHOWN = ("loss", "cross_entropy", "kl", "learning_rate", "rewards/margins", "rewards/accuracies", "eval_loss")
 
 
 class ParallelError(RuntimeError):
@@ -61,26 +61,47 @@ class _FixedOrder(Sampler[int]):
 
 
 class _OrderedSampling:
-    """Trainer mix-in: the data order is the one given, not the Trainer's own shuffle."""
+    """Trainer mix-in: the data order is the one given, and evaluations on the way keep their time and energy.
+
+    The log entry of an evaluation, which a checkpoint keeps, has `evaluation`: step, held-out loss, start and end [unix s], the
+    joules of the training when it began, as the meter told them last (None where it did not).
+    """
 
     order: Sequence[int]
+    state: Any
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return _FixedOrder(self.order)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The Trainer's evaluation, timed."""
+        began, joules = time.time(), energy_so_far().joules
+        metrics: dict[str, float] = super().evaluate(*args, **kwargs)  # type: ignore[misc]
+        self.state.log_history[-1]["evaluation"] = {
+            "step": self.state.global_step,
+            "eval_loss": metrics["eval_loss"],
+            "start_time": began,
+            "end_time": time.time(),
+            "joules": joules,
+        }
+        return metrics
 
 
 def _distillation_forward(
     model: Any,
     input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
     labels: torch.Tensor,
     kd: KdLoss | None = None,
     teacher_ids: torch.Tensor | None = None,
     teacher_logits: torch.Tensor | None = None,
     teacher_lse: torch.Tensor | None = None,
+    **layout: Any,
 ) -> dict[str, torch.Tensor]:
-    """Loss sums of a batch, as the model's own forward, so that autocast and distributed wrappers stay in place."""
-    hidden = model.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    """Loss sums of a batch, as the model's own forward, so that autocast and distributed wrappers stay in place.
+
+    `layout` tells the rows apart: `attention_mask` of a padded batch, `position_ids` and `row_lengths` of a packed one.
+    """
+    hidden = model.model(input_ids=input_ids, use_cache=False, **layout).last_hidden_state
     targets = labels.roll(-1, dims=1)
     predicts = targets != IGNORE
     teacher = None
@@ -121,15 +142,26 @@ class DistillationTrainer(_OrderedSampling, SFTTrainer):
         mode = "train" if self.model.training else "eval"
         with torch.no_grad():
             totals = sum_over_processes(torch.stack([sums["cross_entropy"], sums["kl"], count.to(sums["kl"].dtype)]).detach())
+        if mode == "eval":
+            self._held_out += totals[[0, 2]].double()
         for name, total in zip(("cross_entropy", "kl"), totals[:2], strict=True):
             self._metrics[mode][name].append((total / totals[2]).item())
         return (loss, sums) if return_outputs else loss
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's, with the held-out loss averaged over loss tokens; its own is the mean of the batches' means."""
+        self._held_out = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        output = super().evaluation_loop(*args, **kwargs)
+        cross_entropy, tokens = self._held_out.tolist()
+        output.metrics["eval_loss"] = cross_entropy / tokens
+        return output
 
 
 class Collator:
     """Batches of tokenised rows, with the teacher's logits fetched by example id when a cache is given.
 
-    Gives `input_ids`, `attention_mask`, `labels` [B, L] and for KD `teacher_ids`, `teacher_logits` [N, k] and
+    Gives `input_ids`, `attention_mask`, `labels` [B, L], with `packing` all rows as one ([1, S], with `position_ids` and
+    `row_lengths` instead of the mask), and for KD `teacher_ids`, `teacher_logits` [N, k] and
     `teacher_lse` [N], N the loss tokens of the batch in row order. Rows are numbered through both splits; evaluation rows
     have no teacher, their loss is cross entropy.
     """
@@ -141,18 +173,26 @@ class Collator:
         pad_id: int,
         cache: LogitCache | None = None,
         temperature: float = 1.0,
+        packing: bool = False,
     ) -> None:
+        self._packing = packing
         self._rows, self._train = [*train, *evaluation], len(train)
         self._pad_id, self._cache, self._temperature = pad_id, cache, temperature
 
-    def __call__(self, examples: Sequence[dict[str, int]]) -> dict[str, torch.Tensor]:
+    def __call__(self, examples: Sequence[dict[str, int]]) -> dict[str, Any]:
         """Collate examples of `row_numbers`."""
         numbers = [example["row"] for example in examples]
         rows = [self._rows[number] if number != FILLER else self._filler() for number in numbers]
-        batch = pad_rows(rows, self._pad_id)
+        tensors: dict[str, Any]
+        if self._packing:
+            batch, positions, lengths = pack_rows(rows)
+            tensors = {"position_ids": positions, "row_lengths": lengths}
+        else:
+            batch = pad_rows(rows, self._pad_id)
+            tensors = {"attention_mask": batch.attention_mask}
         labels = torch.full_like(batch.input_ids, IGNORE)
         labels[:, 1:] = torch.where(batch.predicts[:, :-1], batch.input_ids[:, 1:], IGNORE)
-        tensors = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "labels": labels}
+        tensors |= {"input_ids": batch.input_ids, "labels": labels}
         if self._cache is not None and numbers[0] < self._train:
             real = [row for row, number in zip(rows, numbers, strict=True) if number != FILLER]
             found = [self._cache.teacher(r["example_id"], self._temperature, loss_tokens(r)) for r in real]
@@ -181,154 +221,28 @@ class PreferenceTrainer(_OrderedSampling, DPOTrainer):
         return dataset
 
 
-@dataclass(frozen=True)
-class StepWork:
-    """Typed work of one optimizer step."""
+def compile_layers(model: Any, cache: Path) -> None:
+    """Compile the decoder layers, each alone and for any length: the first compiled one serves for all of them.
 
-    examples: int
-    loss: int
-    input: int
-    padded: int
-
-
-@dataclass(frozen=True)
-class ExampleWork:
-    """Loss tokens of one example and the lengths of its sequences (one; for a preference pair two)."""
-
-    loss: int
-    lengths: tuple[int, ...]
-
-
-def work_per_step(order: Sequence[int], work: Sequence[ExampleWork], batch_size: int, accumulation: int) -> list[StepWork]:
-    """Typed work of each optimizer step; every batch is padded to its longest sequence."""
-    steps = []
-    per_step = batch_size * accumulation
-    for begin in range(0, len(order), per_step):
-        step = order[begin : begin + per_step]
-        padded = 0
-        for b in range(0, len(step), batch_size):
-            lengths = [length for i in step[b : b + batch_size] for length in work[i].lengths]
-            padded += max(lengths) * len(lengths) - sum(lengths)
-        loss, length = sum(work[i].loss for i in step), sum(sum(work[i].lengths) for i in step)
-        steps.append(StepWork(len(step), loss, length, padded))
-    return steps
-
-
-class WorkCallback(TrainerCallback):
-    """Reports work and metrics after every optimizer step; turns SIGTERM into a checkpoint and a clean stop.
-
-    `listener` hears every log line of the Trainer, after the work that it covers was counted.
+    Compiled code goes to `cache`, not to the machine's common one, which would give it to a rerun for free.
     """
-
-    def __init__(
-        self, progress: Progress, steps: Sequence[StepWork], listener: Callable[[Progress, dict[str, Any]], None] | None = None
-    ) -> None:
-        self._progress, self._steps, self._listener = progress, steps, listener
-        self.signal: int | None = None
-        signal.signal(signal.SIGTERM, self._remember)
-
-    def _remember(self, signum: int, frame: Any) -> None:
-        self.signal = signum
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """State what earlier attempts left done."""
-        if state.global_step:
-            done = self._steps[: state.global_step]
-            self._progress.resume(
-                steps=len(done),
-                examples=sum(s.examples for s in done),
-                loss=sum(s.loss for s in done),
-                input=sum(s.input for s in done),
-                padded=sum(s.padded for s in done),
-            )
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Count the step's work."""
-        work = self._steps[state.global_step - 1]
-        self._progress.add(steps=1, examples=work.examples, loss=work.loss, input=work.input, padded=work.padded)
-        if any_process(self.signal is not None, args.device):
-            self.signal = self.signal or signal.SIGTERM
-            control.should_save = True
-            control.should_training_stop = True
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Keep the newest metrics."""
-        if shown := {k: float(v) for k, v in (logs or {}).items() if k in SHOWN}:
-            self._progress.measure(shown)
-        if self._listener is not None and logs:
-            self._listener(self._progress, logs)
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A whole checkpoint makes the work so far durable."""
-        barrier()  # other processes write their random state into the same folder
-        if is_main():
-            checkpoints.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-        self._progress.saved()
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache.absolute())
+    for layer in model.model.layers:
+        layer.compile(dynamic=True)
 
 
-def arguments(training: Training, seed: int, steps: int, folder: Path, log_interval: int) -> dict[str, Any]:
-    """Trainer arguments shared by all pipelines; steps are optimizer steps, checkpoints go to `folder`."""
-    batch = training.batch_size // world_size()
-    bf16 = compute_dtype(training.dtype) is torch.bfloat16
-    return {
-        "output_dir": str(folder),
-        "max_steps": steps,
-        "per_device_train_batch_size": batch,
-        "per_device_eval_batch_size": batch,
-        "gradient_accumulation_steps": training.gradient_accumulation_steps,
-        "optim": {"adamw": "adamw_torch", "adafactor": "adafactor"}[training.optimizer],
-        "learning_rate": training.learning_rate,
-        "weight_decay": training.weight_decay,
-        "max_grad_norm": training.max_grad_norm,
-        "warmup_steps": training.num_warmup_steps,
-        "lr_scheduler_type": "constant_with_warmup" if training.schedule_type == "constant" else training.schedule_type,
-        "bf16": bf16,
-        "use_cpu": not torch.cuda.is_available(),
-        "activation_checkpointing": training.gradient_checkpointing,
-        "save_strategy": "steps",
-        "save_steps": min(training.save_steps, steps),
-        "save_total_limit": 2,
-        "eval_strategy": "steps" if training.eval_steps else "no",
-        "eval_steps": training.eval_steps,
-        "logging_steps": log_interval,
-        "logging_first_step": True,
-        "report_to": "none",  # the listener of WorkCallback logs
-        "seed": seed,
-        "data_seed": seed,
-        "ddp_find_unused_parameters": False,
-        "ddp_backend": "gloo" if world_size() > 1 and not torch.cuda.is_available() else None,
-        "fsdp": training.fsdp,  # version 2, parameters resharded after the forward pass
-        "disable_tqdm": True,
-        "remove_unused_columns": False,
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        "max_length": None,
-    }
+def ended_by(training: Training, loss_tokens: int) -> str:
+    """The key of `training` that ends a training planned for so many loss tokens."""
+    return "token_budget" if loss_tokens >= training.token_budget else "max_epochs"
 
 
-def sft_config(shared: dict[str, Any]) -> SFTConfig:
-    """TRL configuration of kd, sft and baseline; rows are prepared already."""
-    return _one_device(SFTConfig(**shared, dataset_kwargs={"skip_prepare_dataset": True}, packing=False))
+def whole_batches(order: Sequence[int], batch_size: int, filler: int) -> list[int]:
+    """The order with its last batch filled up by the row without loss, so that several processes get equally many batches.
 
-
-def dpo_config(shared: dict[str, Any], beta: float, loss_type: str) -> DPOConfig:
-    """TRL configuration of dpo, with the reference policy's log-probabilities computed once."""
-    return _one_device(DPOConfig(**shared, beta=beta, loss_type=loss_type, precompute_ref_log_probs=True))
-
-
-def _one_device(config: Any) -> Any:
-    """One device per process: the Trainer would else wrap the model in DataParallel where it sees several GPUs."""
-    if config.n_gpu > 1:  # reading it sets the devices up
-        config._n_gpu = 1
-    return config
-
-
-def whole_batches(order: Sequence[int], batch_size: int, rows: int) -> list[int]:
-    """The order with its last batch filled up by rows without loss, so that several processes get equally many batches.
-
-    The filler is the entry after the `rows` real ones.
+    `filler` is that row's entry: FILLER in a list of row numbers, the entry after the real ones in an order of a training.
     """
     missing = -len(order) % batch_size if world_size() > 1 else 0
-    return [*order, *[rows] * missing]
+    return [*order, *[filler] * missing]
 
 
 def row_numbers(numbers: Iterable[int]) -> Dataset:
@@ -342,10 +256,11 @@ def full_weights(trainer: Any) -> dict[str, torch.Tensor] | None:
     return state
 
 
-def run(trainer: Any, callback: WorkCallback, folder: Path) -> dict[str, float]:
-    """Train from the newest whole checkpoint in `folder`, or from the start. Returns the final metrics.
+def run(trainer: Any, callback: WorkCallback, folder: Path) -> dict[str, Any]:
+    """Train from the newest whole checkpoint in `folder`, or from the start.
 
-    Raises Stopped on SIGTERM, MemoryShort when a step does not fit.
+    Returns the final metrics, with what ended the training in `ended_by` and the evaluations on the way in `evaluations`.
+    Raises Stopped on SIGTERM, MemoryShort when a step does not fit, EnergyUnknown when an energy budget cannot be kept.
     """
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(callback)
@@ -365,4 +280,9 @@ def run(trainer: Any, callback: WorkCallback, folder: Path) -> dict[str, float]:
         ) from error
     if callback.signal is not None:
         raise Stopped(callback.signal)
-    return {k: v for entry in trainer.state.log_history for k, v in entry.items() if k in SHOWN and k != "learning_rate"}
+    if callback.unknown is not None:
+        raise callback.unknown
+    history = trainer.state.log_history
+    last = {k: v for entry in history for k, v in entry.items() if k in SHOWN and k != "learning_rate"}
+    evaluations = [entry["evaluation"] for entry in history if "evaluation" in entry]
+    return last | {"ended_by": callback.ended_by} | ({"evaluations": evaluations} if evaluations else {})

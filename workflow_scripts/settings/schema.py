@@ -15,9 +15,10 @@ from pydantic import Field, model_validator
 
 from workflow_scripts.settings.outcome import Comparison, Evaluation, Wandb
 from workflow_scripts.settings.sources import DatasetSource, ModelSource, Name, Section, Text
+from workflow_scripts.settings.training_block import Dtype as Dtype
+from workflow_scripts.settings.training_block import Training as Training
 
 Pipeline = Literal["kd", "sft", "dpo", "baseline"]
-Dtype = Literal["auto", "float32", "bfloat16"]
 
 
 class Experiment(Section):
@@ -147,43 +148,6 @@ class Dpo(Section):
     keep_truncated: bool = Field(False, description="Rank answers that hit max_new_tokens without an end token, too.")
     generation: Generation
     judge_labeling: JudgeLabeling = JudgeLabeling()
-
-
-class Training(Section):
-    """One training block for all pipelines, so that they stay comparable."""
-
-    token_budget: int = Field(ge=1, description="Training ends at this many loss tokens (dpo: of chosen + rejected).")
-    max_epochs: int | None = Field(None, ge=1, description="Passes over the data at most. Null: the budget decides.")
-    batch_size: int = Field(
-        8,
-        ge=1,
-        description="Examples (dpo: pairs) per forward pass, of all processes together, so that it means the same for any.",
-    )
-    gradient_accumulation_steps: int = Field(1, ge=1, description="Forward passes per optimizer step.")
-    optimizer: Literal["adamw", "adafactor"] = Field("adamw", description="Optimizer.")
-    learning_rate: float = Field(gt=0, lt=1, description="Peak learning rate.")
-    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
-    max_grad_norm: float = Field(1.0, gt=0, description="Gradient norm is clipped to this.")
-    num_warmup_steps: int = Field(0, ge=0, description="Optimizer steps of linear warm-up.")
-    schedule_type: Literal["cosine", "linear", "constant"] = Field("cosine", description="Learning rate schedule.")
-    dtype: Dtype = Field("auto", description="Compute type; auto: bfloat16 where the hardware multiplies it natively.")
-    gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
-    num_processes: int = Field(1, ge=1, le=64, description="Processes (GPUs) per node; torchrun starts them.")
-    num_nodes: int = Field(1, ge=1, le=64, description="Nodes; more than one needs a Slurm job of as many.")
-    fsdp: bool = Field(False, description="Shard parameters, gradients and optimizer over the processes (full shard).")
-    save_steps: int = Field(50, ge=1, description="Optimizer steps between checkpoints.")
-    eval_steps: int | None = Field(None, ge=1, description="Optimizer steps between evaluations. Null: none.")
-
-    @model_validator(mode="after")
-    def _batch_divides(self) -> Training:
-        world = self.num_processes * self.num_nodes
-        if self.batch_size % world:
-            raise ValueError(
-                f"batch_size = {self.batch_size} is shared by num_processes x num_nodes = {world} processes: choose a multiple"
-            )
-        if self.fsdp and world == 1:
-            raise ValueError("fsdp = true shards over several processes: raise num_processes or num_nodes")
-        return self
 
 
 class Uncertainty(Section):

@@ -168,7 +168,7 @@ class DpoTrainingSlice(Section):
         """Cut the slice out of the settings."""
         return cls(
             seed=settings.experiment.seed,
-            training=settings.training,
+            training=settings.training.model_copy(update={"packing": False}),  # not read: changing it reruns nothing
             beta=settings.dpo.beta,
             loss_type=settings.dpo.loss_type,
             attn_implementation=settings.model.attn_implementation,

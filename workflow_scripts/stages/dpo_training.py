@@ -17,9 +17,12 @@ from datasets import Dataset
 
 from workflow_scripts.artefact import inherited, open_artefact
 from workflow_scripts.distill import training
+from workflow_scripts.distill.arguments import arguments, check_optimizer, dpo_config
+from workflow_scripts.distill.budget import EnergyBudget
 from workflow_scripts.distill.models import load_model, load_tokenizer, model_facts, open_model
 from workflow_scripts.distill.order import training_order
 from workflow_scripts.distill.parallel import die_with_launcher, is_main, world_size
+from workflow_scripts.distill.work import ExampleWork, WorkCallback, work_per_step
 from workflow_scripts.progress import Progress, state_dir
 from workflow_scripts.settings.slices import DpoTrainingSlice
 from workflow_scripts.stages.common import Arguments, build_dir, publish, restore, run_stage
@@ -35,27 +38,35 @@ def dpo_training(args: Arguments[DpoTrainingSlice]) -> None:
     if restore(args.out):
         return
     settings, options = args.settings, args.settings.training
+    check_optimizer(options.optimizer)
     pairs_folder, _ = open_artefact(args.inputs["preferences"], "preference_dataset")
     policy_folder, _ = open_model(args.inputs["policy"])
     pairs = Dataset.from_parquet(str(pairs_folder / "train.parquet"), cache_dir=str(state_dir() / "datasets"))
     corpus_folder, _ = open_artefact(args.inputs["corpus"], "corpus")
     tokenizer = load_tokenizer(corpus_folder / "tokenizer")
     run, log_interval = start_tracking(args.extra["wandb"], settings.model_dump(mode="json"))
-    completions = [c + r for c, r in zip(pairs["chosen_tokens"], pairs["rejected_tokens"], strict=True)]
+    counts = list(zip(pairs["chosen_tokens"], pairs["rejected_tokens"], strict=True))
     order = training_order(
-        completions, completions, options.token_budget, options.max_epochs, options.batch_size, settings.seed
+        [chosen + rejected for chosen, rejected in counts],
+        [len(prompt) + max(count) for prompt, count in zip(pairs["prompt_ids"], counts, strict=True)],
+        options.token_budget,
+        options.max_epochs,
+        options.batch_size,
+        settings.seed,
     )
     if world_size() > 1:  # every process needs as many pairs: the last, short batch is left out
         order = order[: len(order) // options.batch_size * options.batch_size]
     step_count = math.ceil(len(order) / (options.batch_size * options.gradient_accumulation_steps))
-    shared = training.arguments(options, settings.seed, step_count, checkpoints, log_interval)
+    shared = arguments(options, settings.seed, step_count, checkpoints, log_interval)
     model = load_model(policy_folder, torch.float32, settings.attn_implementation)
+    if options.compile:
+        training.compile_layers(model, state_dir() / "compiled")
     held_out = None
     if options.eval_steps:
         held_out = Dataset.from_parquet(str(pairs_folder / "evaluation.parquet"), cache_dir=str(state_dir() / "datasets"))
     trainer = training.PreferenceTrainer(
         model=model,
-        args=training.dpo_config(shared, settings.beta, settings.loss_type),
+        args=dpo_config(shared, settings.beta, settings.loss_type),
         train_dataset=pairs.select_columns(COLUMNS),
         eval_dataset=held_out.select_columns(COLUMNS) if held_out else None,
         processing_class=tokenizer,
@@ -63,9 +74,11 @@ def dpo_training(args: Arguments[DpoTrainingSlice]) -> None:
     )
     work = [pair_work(row) for row in trainer.train_dataset]
     share = options.batch_size // world_size()
-    steps = training.work_per_step(order, work, share, options.gradient_accumulation_steps * world_size())
-    with Progress("loss", total=sum(step.loss for step in steps)) as progress:
-        progress.metrics = training.run(trainer, training.WorkCallback(progress, steps, run.training), checkpoints)
+    steps = work_per_step(order, work, share, options.gradient_accumulation_steps * world_size())
+    planned = sum(step.loss for step in steps)
+    with Progress("loss", total=planned) as progress:
+        callback = WorkCallback(progress, steps, run.training, training.ended_by(options, planned), EnergyBudget.of(options))
+        progress.metrics = training.run(trainer, callback, checkpoints)
     run.finish()
     weights = training.full_weights(trainer)
     if not is_main():
@@ -77,10 +90,10 @@ def dpo_training(args: Arguments[DpoTrainingSlice]) -> None:
     publish(build, args.out, "model", {"name": args.extra["name"], "source": "trained", **facts})
 
 
-def pair_work(row: dict[str, Any]) -> training.ExampleWork:
+def pair_work(row: dict[str, Any]) -> ExampleWork:
     """Work of one tokenised pair: loss on both completions, the prompt forwarded twice."""
     prompt, chosen, rejected = (len(row[f"{part}_ids"]) for part in ("prompt", "chosen", "rejected"))
-    return training.ExampleWork(chosen + rejected, (prompt + chosen, prompt + rejected))
+    return ExampleWork(chosen + rejected, (prompt + chosen, prompt + rejected))
 
 
 if __name__ == "__main__":

@@ -13,12 +13,16 @@ import torch
 
 from workflow_scripts.artefact import inherited, open_artefact
 from workflow_scripts.distill import training
+from workflow_scripts.distill.arguments import arguments, check_optimizer, sft_config
+from workflow_scripts.distill.budget import EnergyBudget
 from workflow_scripts.distill.corpus import loss_tokens, read_table
 from workflow_scripts.distill.logit_cache import LogitCache
 from workflow_scripts.distill.models import load_model, load_tokenizer, model_facts, open_model
 from workflow_scripts.distill.order import training_order
+from workflow_scripts.distill.packing import attention_for
 from workflow_scripts.distill.parallel import die_with_launcher, is_main, world_size
-from workflow_scripts.progress import Progress
+from workflow_scripts.distill.work import ExampleWork, WorkCallback, work_per_step
+from workflow_scripts.progress import Progress, state_dir
 from workflow_scripts.settings.slices import StudentTrainSlice
 from workflow_scripts.stages.common import Arguments, build_dir, publish, restore, run_stage
 from workflow_scripts.stages.tracking import link_checkpoints, start_tracking
@@ -31,9 +35,10 @@ def student_train(args: Arguments[StudentTrainSlice]) -> None:
     if restore(args.out):
         return
     settings, options = args.settings, args.settings.training
+    check_optimizer(options.optimizer)
     corpus_folder, corpus = open_artefact(args.inputs["corpus"], "corpus")
     rows, cache = training_data(args, corpus_folder, corpus)
-    work = [training.ExampleWork(loss_tokens(row), (len(row["input_ids"]),)) for row in rows]
+    work = [ExampleWork(loss_tokens(row), (len(row["input_ids"]),)) for row in rows]
     order = training_order(
         [w.loss for w in work],
         [w.lengths[0] for w in work],
@@ -43,23 +48,33 @@ def student_train(args: Arguments[StudentTrainSlice]) -> None:
         settings.seed,
     )
     share = options.batch_size // world_size()
-    steps = training.work_per_step(order, work, share, options.gradient_accumulation_steps * world_size())
+    steps = work_per_step(order, work, share, options.gradient_accumulation_steps * world_size(), options.packing)
     run, log_interval = start_tracking(args.extra["wandb"], settings.model_dump(mode="json"))
     student_folder, _ = open_model(args.inputs["student"])
     tokenizer = load_tokenizer(corpus_folder / "tokenizer")
-    model = load_model(student_folder, torch.float32, settings.attn_implementation)
-    with Progress("loss", total=sum(step.loss for step in steps)) as progress:
-        callback = training.WorkCallback(progress, steps, run.training)
-        shared = training.arguments(options, settings.seed, len(steps), checkpoints, log_interval)
+    attention = attention_for(settings.attn_implementation, options.packing, student_folder)
+    model = load_model(student_folder, torch.float32, attention)
+    if options.compile:
+        training.compile_layers(model, state_dir() / "compiled")
+    planned = sum(step.loss for step in steps)
+    with Progress("loss", total=planned) as progress:
+        callback = WorkCallback(progress, steps, run.training, training.ended_by(options, planned), EnergyBudget.of(options))
+        shared = arguments(options, settings.seed, len(steps), checkpoints, log_interval)
         evaluation = read_table(corpus_folder / "evaluation.parquet") if options.eval_steps else []
+        held_out = training.whole_batches(range(len(rows), len(rows) + len(evaluation)), options.batch_size, training.FILLER)
         trainer = training.DistillationTrainer(
             model=model,
-            args=training.sft_config(shared),
+            args=sft_config(shared),
             train_dataset=training.row_numbers([*range(len(rows)), training.FILLER]),
-            eval_dataset=training.row_numbers(range(len(rows), len(rows) + len(evaluation))) if evaluation else None,
+            eval_dataset=training.row_numbers(held_out) if evaluation else None,
             processing_class=tokenizer,
             data_collator=training.Collator(
-                rows, evaluation, tokenizer.pad_token_id, cache, settings.kd.temperature if settings.kd else 1.0
+                rows,
+                evaluation,
+                tokenizer.pad_token_id,
+                cache,
+                settings.kd.temperature if settings.kd else 1.0,
+                options.packing,
             ),
             order=training.whole_batches(order, options.batch_size, len(rows)),
             kd=settings.kd,

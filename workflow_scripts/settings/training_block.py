@@ -1,0 +1,64 @@
+"""The configuration keys of `training`, shared by all pipelines."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from workflow_scripts.settings.sources import Section
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
+class Training(Section):
+    """One training block for all pipelines, so that they stay comparable."""
+
+    token_budget: int = Field(ge=1, description="Training ends at this many loss tokens (dpo: of chosen + rejected).")
+    max_epochs: int | None = Field(None, ge=1, description="Passes over the data at most. Null: the budget decides.")
+    batch_size: int = Field(
+        8,
+        ge=1,
+        description="Examples (dpo: pairs) per forward pass, of all processes together, so that it means the same for any.",
+    )
+    gradient_accumulation_steps: int = Field(1, ge=1, description="Forward passes per optimizer step.")
+    energy_budget_kwh: float | None = Field(
+        None,
+        gt=0,
+        description="The training also ends when its stage has used this much [kWh], start-up, earlier attempts and "
+        "evaluations on the way included; then the model is saved. The schedule stays that of the token budget.",
+    )
+    packing: bool = Field(
+        True,
+        description="The rows of a forward pass in one sequence without padding, each attending to itself only (kd, sft, "
+        "baseline; dpo pads, as TRL has no packing for it). The loss is the same.",
+    )
+    optimizer: Literal["adamw", "adafactor", "adamw_8bit"] = Field(
+        "adamw", description="Optimizer; adamw_8bit needs the package bitsandbytes."
+    )
+    learning_rate: float = Field(gt=0, lt=1, description="Peak learning rate.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradient norm is clipped to this.")
+    num_warmup_steps: int = Field(0, ge=0, description="Optimizer steps of linear warm-up.")
+    schedule_type: Literal["cosine", "linear", "constant"] = Field("cosine", description="Learning rate schedule.")
+    dtype: Dtype = Field("auto", description="Compute type; auto: bfloat16 where the hardware multiplies it natively.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
+    compile: bool = Field(
+        False, description="Compile the decoder layers (torch.compile); what that costs is on the training's bill."
+    )
+    num_processes: int = Field(1, ge=1, le=64, description="Processes (GPUs) per node; torchrun starts them.")
+    num_nodes: int = Field(1, ge=1, le=64, description="Nodes; more than one needs a Slurm job of as many.")
+    fsdp: bool = Field(False, description="Shard parameters, gradients and optimizer over the processes (full shard).")
+    save_steps: int = Field(50, ge=1, description="Optimizer steps between checkpoints.")
+    eval_steps: int | None = Field(None, ge=1, description="Optimizer steps between evaluations. Null: none.")
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Training:
+        world = self.num_processes * self.num_nodes
+        if self.batch_size % world:
+            raise ValueError(
+                f"batch_size = {self.batch_size} is shared by num_processes x num_nodes = {world} processes: choose a multiple"
+            )
+        if self.fsdp and world == 1:
+            raise ValueError("fsdp = true shards over several processes: raise num_processes or num_nodes")
+        return self
