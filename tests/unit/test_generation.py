@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from workflow_scripts.distill.generation import Prompt, SeededSampling, _cut, generate, prompt_seed
+from workflow_scripts.distill.generation import Prompt, SeededSampling, _cut, generate
+from workflow_scripts.distill.seeds import prompt_seed
 from workflow_scripts.settings.schema import Generation
 
 PROMPTS = [Prompt(i, [3 + (i * 7 + j) % 90 for j in range(2 + i)], prompt_seed(0, i)) for i in range(5)]

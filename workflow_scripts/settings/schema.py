@@ -89,10 +89,17 @@ class Distillation(Section):
     cache_temperatures: list[Annotated[float, Field(gt=0, le=20)]] = Field(
         [1.0], description="Temperatures the cache is made for; `temperature` must be one of them."
     )
-    top_k_logits: int = Field(64, ge=1, description="Teacher logits kept per position.")
-    tail: Literal["ghost", "renormalise", "zero"] = Field(
-        "ghost", description="Mass outside the top k: one extra bucket, spread over the k, or ignored."
+    sampling: Literal["top_k", "random"] = Field(
+        "top_k",
+        description="What the cache keeps per position: the top k logits, or tokens drawn from the teacher's distribution at "
+        "each cache temperature (unbiased gradient, about 40 bytes).",
     )
+    top_k_logits: int = Field(64, ge=1, description="sampling top_k: teacher logits kept per position.")
+    tail: Literal["ghost", "renormalise", "zero"] = Field(
+        "ghost", description="sampling top_k: mass outside the top k: one extra bucket, spread over the k, or ignored."
+    )
+    sampling_draws: int = Field(50, ge=1, le=4096, description="sampling random: draws per position.")
+    sampling_seed: int = Field(0, ge=0, description="sampling random: seed; each example derives its own from it.")
     shard_examples: int = Field(64, ge=1, description="Examples per cache shard (the unit of resumption).")
     batch_size: int = Field(8, ge=1, description="Rows per teacher forward pass.")
     logprob_cache_path: Text | None = Field(

@@ -17,7 +17,7 @@ from datasets import Dataset
 
 from workflow_scripts.artefact import open_artefact
 from workflow_scripts.distill import training
-from workflow_scripts.distill.models import load_model, load_tokenizer, model_facts, open_model
+from workflow_scripts.distill.models import check_context, load_model, load_tokenizer, model_facts, open_model
 from workflow_scripts.distill.order import training_order
 from workflow_scripts.distill.parallel import die_with_launcher, is_main, world_size
 from workflow_scripts.progress import Progress, state_dir
@@ -40,6 +40,8 @@ def dpo_training(args: Arguments[DpoTrainingSlice]) -> None:
     pairs = Dataset.from_parquet(str(pairs_folder / "train.parquet"), cache_dir=str(state_dir() / "datasets"))
     corpus_folder, _ = open_artefact(args.inputs["corpus"], "corpus")
     tokenizer = load_tokenizer(corpus_folder / "tokenizer")
+    lengths = [len(p) + max(len(c), len(r)) for p, c, r in zip(*(pairs[name] for name in COLUMNS), strict=True)]
+    check_context(policy, max(lengths), "the longest pair", "data.max_sequence_length or dpo.generation.max_new_tokens")
     run, log_interval = start_tracking(args.extra["wandb"], settings.model_dump(mode="json"))
     completions = [c + r for c, r in zip(pairs["chosen_tokens"], pairs["rejected_tokens"], strict=True)]
     order = training_order(

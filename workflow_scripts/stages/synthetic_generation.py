@@ -13,8 +13,9 @@ from typing import Any
 from workflow_scripts.artefact import open_artefact
 from workflow_scripts.distill import corpus
 from workflow_scripts.distill.batching import by_length
-from workflow_scripts.distill.generation import Answer, Prompt, generate, prompt_seed, prompt_tokens
+from workflow_scripts.distill.generation import Answer, Prompt, generate, prompt_tokens
 from workflow_scripts.distill.models import compute_dtype, load_model, load_tokenizer, open_model
+from workflow_scripts.distill.seeds import prompt_seed
 from workflow_scripts.progress import Progress
 from workflow_scripts.settings.slices import SyntheticGenerationSlice
 from workflow_scripts.stages.common import Arguments, run_stage
