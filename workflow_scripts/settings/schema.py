@@ -63,6 +63,11 @@ class Data(Section):
 class Generation(Section):
     """How the teacher writes text."""
 
+    backend: Literal["transformers", "vllm"] = Field(
+        "transformers",
+        description="Who generates. vllm is an optional extra that must be installed; give it a large batch_size (512, say), "
+        "which is then the unit of resumption only.",
+    )
     decoding_strategy: Literal["sampling", "greedy"] = Field("sampling", description="Sampling or greedy decoding.")
     temperature: float = Field(0.7, gt=0, le=10, description="Softmax temperature of sampling.")
     top_p: float = Field(0.9, gt=0, le=1, description="Nucleus mass of sampling.")
