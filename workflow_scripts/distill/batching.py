@@ -47,6 +47,19 @@ def pad_rows(rows: Sequence[dict[str, Any]], pad_id: int) -> Batch:
     return Batch(input_ids, attention, predicts)
 
 
+def hidden_states(model: Any, batch: Batch) -> torch.Tensor:
+    """Last hidden states [N, D] at the predicting positions of a batch, in row order.
+
+    No attention mask is passed: rows are padded on the right, where a causal model's real positions do not look, and without a
+    mask attention takes its fastest kernel. The positions are found on the host, so that nothing waits for the accelerator.
+    """
+    device = next(model.parameters()).device
+    positions = batch.predicts.flatten().nonzero()[:, 0].to(device)
+    body = model.model(input_ids=batch.input_ids.to(device), use_cache=False)
+    hidden: torch.Tensor = body.last_hidden_state.flatten(0, 1)[positions]
+    return hidden
+
+
 def by_length(rows: Sequence[Row], size: int, length: Any) -> list[list[Row]]:
     """Batches of up to `size` rows of similar `length(row)`, longest first (so that memory fails early)."""
     ordered = sorted(rows, key=length, reverse=True)

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from workflow_scripts.artefact import sha256
-from workflow_scripts.distill.batching import Batch, pad_rows
+from workflow_scripts.distill.batching import Batch, hidden_states, pad_rows
 from workflow_scripts.distill.losses import SparseTeacher
 from workflow_scripts.distill.random_draws import DrawnShard, draw_all, read_draws, uniforms
 from workflow_scripts.distill.seeds import prompt_seed
@@ -58,13 +58,13 @@ class Shard:
 
     @staticmethod
     def join(shards: Sequence[Shard]) -> Shard:
-        """Concatenate by example."""
+        """Concatenate by example, on the host."""
         return Shard(
             example_ids=[i for s in shards for i in s.example_ids],
             positions=[n for s in shards for n in s.positions],
-            ids=torch.cat([s.ids for s in shards]),
-            logits=torch.cat([s.logits for s in shards]),
-            lse=torch.cat([s.lse for s in shards]),
+            ids=torch.cat([s.ids for s in shards]).cpu(),
+            logits=torch.cat([s.logits for s in shards]).cpu(),
+            lse=torch.cat([s.lse for s in shards]).cpu(),
         )
 
     def quality(self, temperatures: Sequence[float]) -> dict[str, dict[str, float]]:
@@ -194,8 +194,7 @@ def _logits(model: Any, batch: Batch, vocabulary: int, chunk: int) -> Iterator[t
 
     Only these pass the output embedding, whose rows beyond the tokenizer's `vocabulary` are padding and left out.
     """
-    body = model.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-    for part in body.last_hidden_state[batch.predicts].split(chunk):
+    for part in hidden_states(model, batch).split(chunk):
         yield model.lm_head(part)[:, :vocabulary].float()
 
 
@@ -211,23 +210,33 @@ def teacher_rows(
 ) -> Shard:
     """Forward the teacher over tokenised rows (`example_id`, `input_ids`, `loss_mask`) and keep the top k.
 
-    Logits keep the teacher's type.
+    Logits keep the teacher's type. The result stays on the accelerator, so that the next batch can be queued behind this one;
+    `Shard.join` brings it to the host.
     """
-    weight = next(model.parameters())
-    batch = pad_rows(rows, pad_id).to(weight.device)
+    dtype = next(model.parameters()).dtype
+    batch = pad_rows(rows, pad_id)
     ids, logits, lse = [], [], []
     for z in _logits(model, batch, vocabulary, chunk):
         top = torch.topk(z, k, dim=-1)
         ids.append(top.indices)
-        logits.append(top.values.to(weight.dtype))
-        lse.append(torch.stack([torch.logsumexp(z if t == 1 else z / t, -1) for t in temperatures], dim=1))
+        logits.append(top.values.to(dtype))
+        lse.append(_log_sums(z, top.values[:, 0], temperatures))
     return Shard(
         example_ids=[row["example_id"] for row in rows],
         positions=batch.predicts.sum(1).tolist(),
-        ids=torch.cat(ids).cpu(),
-        logits=torch.cat(logits).cpu(),
-        lse=torch.cat(lse).cpu(),
+        ids=torch.cat(ids),
+        logits=torch.cat(logits),
+        lse=torch.cat(lse),
     )
+
+
+def _log_sums(z: torch.Tensor, highest: torch.Tensor, temperatures: list[float]) -> torch.Tensor:
+    """logsumexp(z / T) [n, temperatures] of logits [n, V] whose maxima are known; overwrites `z` at T = 1, which comes last."""
+    columns: dict[float, torch.Tensor] = {}
+    for t in sorted(temperatures, key=lambda t: t == 1):
+        scaled, high = (z, highest) if t == 1 else (z / t, highest / t)
+        columns[t] = scaled.sub_(high[:, None]).exp_().sum(-1).log_().add_(high)
+    return torch.stack([columns[t] for t in temperatures], dim=1)
 
 
 @torch.no_grad()
@@ -242,7 +251,7 @@ def drawn_rows(
     chunk: int = 512,
 ) -> DrawnShard:
     """Forward the teacher over tokenised rows and keep `draws` random tokens per position and temperature."""
-    batch = pad_rows(rows, pad_id).to(next(model.parameters()).device)
+    batch = pad_rows(rows, pad_id)
     positions = batch.predicts.sum(1).tolist()
     uniform = uniforms([prompt_seed(seed, row["example_id"]) for row in rows], positions, draws)
     return DrawnShard(

@@ -22,6 +22,7 @@ from workflow_scripts.distill.losses import SparseTeacher
 _LOW_BITS = 1 << 16
 _MOST = 127
 _HIGH_ID = 128
+_NO_LOG = -1e4  # below the logarithm of any float32: 0 log 0 is 0
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def draw(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> Dra
     """
     log_p = torch.log_softmax(logits if temperature == 1 else logits / temperature, -1)
     p = log_p.exp()
-    entropy = -torch.xlogy(p, p).sum(-1)
+    entropy = -torch.linalg.vecdot(p, log_p.clamp_(min=_NO_LOG))
     cumulative = p.cumsum(-1, dtype=torch.float64)
     tokens = torch.searchsorted(cumulative, uniform.to(logits.device) * cumulative[:, -1:], right=True)
     tokens.clamp_(max=logits.shape[-1] - 1)

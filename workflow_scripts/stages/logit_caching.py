@@ -88,7 +88,7 @@ def compute_shard(
             padded=max(lengths) * len(lengths) - sum(lengths),
         )
         pieces.append(piece)
-    return pieces[0].join(pieces)
+    return type(pieces[0]).join(pieces)
 
 
 if __name__ == "__main__":
