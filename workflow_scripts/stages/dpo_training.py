@@ -36,7 +36,7 @@ def dpo_training(args: Arguments[DpoTrainingSlice]) -> None:
         return
     settings, options = args.settings, args.settings.training
     pairs_folder, _ = open_artefact(args.inputs["preferences"], "preference_dataset")
-    policy_folder, _ = open_model(args.inputs["policy"])
+    policy_folder, policy = open_model(args.inputs["policy"])
     pairs = Dataset.from_parquet(str(pairs_folder / "train.parquet"), cache_dir=str(state_dir() / "datasets"))
     corpus_folder, _ = open_artefact(args.inputs["corpus"], "corpus")
     tokenizer = load_tokenizer(corpus_folder / "tokenizer")
