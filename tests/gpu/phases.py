@@ -59,7 +59,8 @@ class Windows:
     def measure(self, name: str, peer_of: str | None = None, whole: bool = False) -> Iterator[Counted]:
         """Time what stands inside; `peer_of` names the window that this one is the other side of.
 
-        `whole`: all that the work needs is made inside, so its peak of memory is counted beyond what was there before.
+        `whole`: all that the work needs is made inside, so on a GPU its peak is counted beyond what was allocated before. Resident
+        memory is not given back, so without a GPU the peak is that of the process.
         """
         counted, reason = Counted(), None
         _reset_peak()
@@ -79,7 +80,7 @@ class Windows:
             "flops": counted.flops,
             "start_time": counted.start_time or start_time,
             "seconds": counted.seconds or seconds,
-            "peak_bytes": _peak() - base if whole else _peak(),
+            "peak_bytes": _peak() - base if whole and torch.cuda.is_available() else _peak(),
             "reason": reason,
         }
         with self._path.open("a") as handle:

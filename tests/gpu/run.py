@@ -5,7 +5,7 @@
 Without a GPU the scale is toy. Joules of a window are those of the meter's trace between its start and its end: of the GPU's
 own counter where there is one, else of all that the record's total holds. MFU: useful FLOPs (padding and recomputation left
 out) of the datasheet's dense rate where the card is known; beside it the share of this machine's own measured matrix product.
-Peaks of memory are allocations on the GPU, else resident memory; of trainings and losses, beyond what was there before.
+Peaks of memory are allocations on the GPU (of trainings and losses beyond what was there before), else resident memory.
 """
 
 from __future__ import annotations
