@@ -59,8 +59,8 @@ class Windows:
     def measure(self, name: str, peer_of: str | None = None, whole: bool = False) -> Iterator[Counted]:
         """Time what stands inside; `peer_of` names the window that this one is the other side of.
 
-        `whole`: all that the work needs is made inside, so on a GPU its peak is counted beyond what was allocated before. Resident
-        memory is not given back, so without a GPU the peak is that of the process.
+        `whole`: all that the work needs is made inside, so on a GPU its peak is counted beyond what was allocated before.
+        Resident memory is not given back, so without a GPU the peak is that of the process.
         """
         counted, reason = Counted(), None
         _reset_peak()
