@@ -117,7 +117,7 @@ def timed(
 def _trainer(
     which: str, inputs: Inputs, rows: list[dict[str, Any]], order: list[int], options: Training, steps: int, folder: Path
 ) -> Any:
-    shared = training.arguments(options, 0, steps, folder, log_interval=1000, report_to="none") | {"save_strategy": "no"}
+    shared = training.arguments(options, 0, steps, folder, log_interval=1000) | {"save_strategy": "no"}
     numbers = training.row_numbers(range(len(rows)))
     cache = inputs.cache if which == "kd" else None
     common = {

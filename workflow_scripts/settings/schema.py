@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from workflow_scripts.settings.outcome import Comparison, Evaluation, Wandb
 from workflow_scripts.settings.generation import Filtering, Generation
+from workflow_scripts.settings.outcome import Comparison, Evaluation, Wandb
 from workflow_scripts.settings.sources import DatasetSource, ModelSource, Name, Section, Text
 
 Pipeline = Literal["kd", "sft", "dpo", "baseline"]
