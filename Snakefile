@@ -68,12 +68,11 @@ rule preference_dataset:
         PLAN.teacher_targets("preference_dataset"),
 
 
-for name in PLAN.experiments:
+for name in [*PLAN.experiments, *PLAN.set_aside]:
 
     rule:
         name:
             name
         input:
-            SUMMARY.format(experiment=name),
-            PLAN.finals(name),
+            target(name),
         localrule: True

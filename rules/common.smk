@@ -122,6 +122,17 @@ def help_after_failure(workflow):
             print(hint, file=sys.stderr)
 
 
+def target(name):
+    """Input function of an experiment's target. Where the command line does not fit the experiment, it raises the reason."""
+
+    def input(wildcards):
+        if name in PLAN.set_aside:
+            raise WorkflowError(PLAN.set_aside[name])
+        return [SUMMARY.format(experiment=name), *PLAN.finals(name)]
+
+    return input
+
+
 def code(module):
     """Source files that decide the result of a stage module, relative to the working directory."""
     return [os.path.relpath(path) for path in sources(f"workflow_scripts.{module}")]

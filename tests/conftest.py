@@ -83,6 +83,7 @@ def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--tiny-run", type=Path, help="folder of a tiny run: used when it is finished, else made there")
+    parser.addoption("--guide-run", type=Path, help="the same for the launch guide's experiments at test size")
 
 
 @pytest.fixture(scope="session")

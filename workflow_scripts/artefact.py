@@ -11,12 +11,14 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 SCHEMA = "artefact/1"
 MANIFEST = "manifest.json"
 CARD = "README.md"  # a model card is written once the energy is known, after the artefact: it is no content of it
+RANDOM_WEIGHTS = "random weights: quality means nothing"
 
 
 class ArtefactError(RuntimeError):
@@ -120,6 +122,12 @@ def point_to(folder: Path, manifest: Path, kind: str, facts: dict[str, Any]) -> 
 def content_files(facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The files of a manifest that are content: older manifests list the card, too."""
     return {name: entry for name, entry in facts.get("files", {}).items() if name != CARD}
+
+
+def inherited(manifests: Iterable[Path]) -> dict[str, list[str]]:
+    """What input manifests warn of holds for what is made from them: facts for the manifest, none without a warning."""
+    found = [text for path in manifests if path.name == MANIFEST for text in read_json(path).get("warnings", [])]
+    return {"warnings": list(dict.fromkeys(found))} if found else {}
 
 
 def open_artefact(manifest: Path, kind: str) -> tuple[Path, dict[str, Any]]:

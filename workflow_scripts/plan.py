@@ -8,18 +8,14 @@ evaluations) are named by a hash of all that determines them, so equal settings 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import os
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from workflow_scripts.settings import Settings, SettingsError, slices
-from workflow_scripts.settings.sources import FolderModel, HubModel, ModelSource, PrunedModel
+from workflow_scripts.names import digest, files_at, files_of, named_model, task_files, template_files
+from workflow_scripts.settings import Experiments, Settings, SettingsError, slices
+from workflow_scripts.settings.sources import PrunedModel, RandomModel
 
-PACKAGE = Path(__file__).parent
 TEACHER_STAGE = {"kd": "logit_caching", "sft": "synthetic_generation", "dpo": "preference_dataset"}
 TEACHER_FOLDER = {
     "logit_caching": "logit_cache",
@@ -52,9 +48,12 @@ class ExperimentPlan:
 
 
 class Plan:
-    """All jobs of a campaign. Raises SettingsError when two experiments claim one path for different things."""
+    """All jobs of a campaign. Raises SettingsError when two experiments claim one path for different things.
 
-    def __init__(self, experiments: Mapping[str, Settings]) -> None:
+    An experiment that nothing asks for gives way to those that are compared: it is in `set_aside`, with the reason.
+    """
+
+    def __init__(self, experiments: Experiments) -> None:
         self.output = next(iter(experiments.values())).output
         self.models: dict[str, Job] = {}
         self.corpora: dict[str, Job] = {}
@@ -63,8 +62,15 @@ class Plan:
         self.experiments: dict[str, ExperimentPlan] = {}
         self._settings = experiments
         self._claims: dict[str, str] = {}
-        for name, settings in experiments.items():
-            self.experiments[name] = self._plan_experiment(name, settings)
+        self.set_aside = dict(experiments.set_aside)
+        needed = experiments.needed()
+        for name in sorted(experiments, key=lambda name: name not in needed):
+            try:
+                self.experiments[name] = self._plan_experiment(name, experiments[name])
+            except SettingsError as error:
+                if name in needed:
+                    raise
+                self.set_aside[name] = str(error)
         some = next(iter(experiments.values()))
         self.prerun = Job(slices.canonical(slices.PrerunSlice.of(some)))
         self.host_kind = some.hardware.host_kind
@@ -98,7 +104,7 @@ class Plan:
         return ExperimentPlan(
             settings=settings,
             training=self._training(settings, models, corpus, stage, artefact),
-            evaluation=Job(evaluation, {"model": final, **inputs}, _task_files(settings)),
+            evaluation=Job(evaluation, {"model": final, **inputs}, task_files(settings)),
             shared=shared,
             references={
                 "student": self._reference(settings, student, corpus, models["teacher"]),
@@ -111,26 +117,22 @@ class Plan:
 
     # ---- models, corpus, teacher artefacts, references
 
-    def _model(self, name: str, settings: Settings) -> str:
-        """Register the model called `name` in the settings; returns its key (safe as a path and in a shell)."""
-        source: ModelSource
-        if name in settings.models:
-            key, source = name, settings.models[name]
-        elif name.startswith((".", "/", "~")) or Path(name).is_dir():
-            key, source = f"{_safe(Path(name).name)}-{_digest(name)}", FolderModel(source="folder", path=name)
-        elif re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-            key, source = _safe(name), HubModel(source="hub", repo_id=name, revision="main")
-        else:
-            raise SettingsError(
-                f"model {name!r} is neither in `models` ({', '.join(sorted(settings.models))}), nor an existing folder, "
-                "nor a hub id (owner/name)"
-            )
+    def _model(self, name: str, settings: Settings, made_from: tuple[str, ...] = ()) -> str:
+        """Register the model called `name` in the settings; returns its key (safe as a path and in a shell).
+
+        `made_from` is the chain of models that are made from it.
+        """
+        if name in made_from:
+            raise SettingsError(f"models: {' <- '.join([*made_from, name])} goes in a circle")
+        key, source = named_model(name, settings)
         inputs = {}
         if isinstance(source, PrunedModel):
             if source.of not in settings.models:
                 raise SettingsError(f"models.{name}.of = {source.of!r} is not in `models`")
-            inputs["parent"] = self.model_manifest(self._model(source.of, settings))
-        files = _files(source.path) if isinstance(source, FolderModel) else []
+            inputs["parent"] = self.model_manifest(self._model(source.of, settings, (*made_from, name)))
+        if isinstance(source, RandomModel) and source.tokenizer in settings.models:
+            inputs["tokenizer"] = self.model_manifest(self._model(source.tokenizer, settings, (*made_from, name)))
+        files = files_of(source) if "tokenizer" not in inputs else []
         job = Job(slices.canonical(slices.PrepareModelSlice(name=key, source=source)), inputs, files)
         self._claim(f"{self.output.root}/models/{key}", job.settings, f"models.{name}")
         self.models[key] = job
@@ -139,10 +141,10 @@ class Plan:
     def _corpus(self, settings: Settings, teacher: str) -> str:
         """The corpus is tokenised with the teacher's vocabulary, so students of one family share it and all that follows."""
         text = slices.canonical(slices.PreprocessSlice.of(settings))
-        artefact = f"{settings.data.dataset_choice}-{_digest(text, self._identity(teacher))}"
+        artefact = f"{settings.data.dataset_choice}-{digest(text, self._identity(teacher))}"
         source = settings.data.datasets[settings.data.dataset_choice]
-        files = _files(source.dataset_path) if source.dataset_path else []
-        self.corpora[artefact] = Job(text, {"teacher": self.model_manifest(teacher)}, files + _template(settings))
+        files = files_at(source.dataset_path) if source.dataset_path else []
+        self.corpora[artefact] = Job(text, {"teacher": self.model_manifest(teacher)}, files + template_files(settings))
         return artefact
 
     def _teacher(self, stage: str, settings: Settings, corpus: str, teacher: str) -> str:
@@ -152,7 +154,7 @@ class Plan:
             "preference_dataset": slices.PreferenceDatasetSlice.of,
         }[stage](settings)
         text = slices.canonical(cut)
-        artefact = f"{TEACHER_FOLDER[stage]}-{_digest(text, corpus, self._identity(teacher))}"
+        artefact = f"{TEACHER_FOLDER[stage]}-{digest(text, corpus, self._identity(teacher))}"
         bulk = {
             "logit_caching": settings.distillation.logprob_cache_path,
             "synthetic_generation": settings.synthetic_data.synthetic_dataset_path,
@@ -167,9 +169,9 @@ class Plan:
     def _reference(self, settings: Settings, model: str, corpus: str, teacher: str) -> str:
         cut = slices.EvaluationSlice.of(settings).model_copy(update={"dpo_beta": None})
         text = slices.canonical(cut)
-        artefact = f"{model}-{_digest(text, corpus, teacher, self._identity(model))}"
+        artefact = f"{model}-{digest(text, corpus, teacher, self._identity(model))}"
         inputs = {"model": self.model_manifest(model), "corpus": self.corpus_manifest(corpus), "teacher": teacher}
-        self.references[artefact] = Job(text, inputs, _task_files(settings))
+        self.references[artefact] = Job(text, inputs, task_files(settings))
         return f"{self.output.root}/reference/{artefact}/evaluation.json"
 
     def _training(
@@ -361,34 +363,3 @@ def comparable(settings: Settings) -> dict[str, object]:
         "effective batch": training.batch_size * training.gradient_accumulation_steps,
         "dtype": training.dtype,
     }
-
-
-def _files(named: str) -> list[str]:
-    """Files at a path that the configuration names; a missing one is left to the stage, which says so."""
-    path = Path(named).expanduser()
-    found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else []
-    return [str(p) for p in found]
-
-
-def _task_files(settings: Settings) -> list[str]:
-    """Task files of the user's own, and the data beside them."""
-    folder = settings.evaluation.lm_eval_include_path
-    return _files(folder) if folder else []
-
-
-def _template(settings: Settings) -> list[str]:
-    """The chat template's file, shipped or the user's."""
-    choice = settings.model.chat_template
-    if choice == "tokenizer":
-        return []
-    if choice.endswith(".jinja"):
-        return _files(choice)
-    return [os.path.relpath(path) for path in _files(str(PACKAGE / "distill" / "chat_templates" / f"{choice}.jinja"))]
-
-
-def _digest(*texts: str) -> str:
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:10]
-
-
-def _safe(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "--", name) or "model"

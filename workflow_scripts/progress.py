@@ -88,6 +88,7 @@ class Progress:
         self.durable: dict[str, int] | None = None
         self.metrics: dict[str, Any] = {}
         self.measured: dict[str, int] = {}  # at which step each metric was measured
+        self.warnings: list[str] = []  # for the stage's record
         self._started = time.monotonic()
         self._written = self._printed = self._started
         self._resumed_tokens = 0
@@ -147,6 +148,7 @@ class Progress:
             "resumed": self.resumed,
             "metrics": self.metrics,
             "measured": self.measured,
+            "warnings": self.warnings,
         }
         temporary = f"{self._path}.{os.getpid()}"
         try:

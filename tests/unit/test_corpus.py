@@ -76,7 +76,7 @@ def test_a_template_without_markers_is_refused_with_the_remedy(tmp_path) -> None
     path.write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
     with pytest.raises(TemplateError, match="no {% generation %} markers.*save it as a .jinja file"):
         install_chat_template(Tokenizer(), str(path))
-    with pytest.raises(TemplateError, match="nope.jinja does not exist; shipped templates: smollm2"):
+    with pytest.raises(TemplateError, match="nope.jinja does not exist; shipped templates: olmo2, smollm2"):
         install_chat_template(Tokenizer(), "nope")
     with pytest.raises(TemplateError, match="the tokenizer has no chat template"):
         install_chat_template(Tokenizer(), "tokenizer")

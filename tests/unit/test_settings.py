@@ -62,6 +62,7 @@ def test_an_experiment_name_that_a_shell_could_misread_is_refused(tmp_path, name
 def test_a_name_with_a_slash_or_of_a_results_folder_is_refused(tmp_path) -> None:
     with pytest.raises(SettingsError, match="'teacher' is the name of a results folder"):
         load(tmp_path, {"teacher": {"pipeline": "kd"}})
+    (tmp_path / "experiments" / "teacher.yaml").unlink()
     with pytest.raises(SettingsError, match=r"comparison.experiments.0 = 'a/b': String should match pattern"):
         load(tmp_path, {"one": {"pipeline": "kd"}}, {"comparison": {"experiments": ["a/b"]}})
 
@@ -101,7 +102,38 @@ def test_unknown_model_is_refused_at_plan_time(tmp_path) -> None:
 def test_two_experiments_with_one_folder_for_two_caches_are_refused(tmp_path) -> None:
     overlays = {f"k{k}": {"pipeline": "kd", "distillation": {"top_k_logits": k, "logprob_cache_path": "/x"}} for k in (4, 8)}
     with pytest.raises(SettingsError, match="the folder of logit_caching: /x is claimed by two experiments"):
-        Plan(load(tmp_path, overlays))
+        Plan(load(tmp_path, overlays, {"comparison": {"experiments": ["k4", "k8"]}}))
+    assert list(Plan(load(tmp_path, overlays)).experiments) == ["k4"]
+
+
+def test_a_shared_file_stands_between_base_and_experiment(tmp_path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "far.yaml").write_text("training: {learning_rate: 0.1, batch_size: 2, save_steps: 9}\n")
+    (tmp_path / "shared" / "near.yaml").write_text("extends: far\ntraining: {batch_size: 3, save_steps: 8}\n")
+    experiment = {"pipeline": "kd", "extends": "near", "training": {"save_steps": 7}}
+    training = load(tmp_path, {"one": experiment})["one"].training
+    assert (training.learning_rate, training.batch_size, training.save_steps) == (0.1, 3, 7)
+    assert training.token_budget == BASE["training"]["token_budget"]
+
+
+@pytest.mark.parametrize(
+    ("files", "key", "expected"),
+    [
+        ({}, {"extends": "olmo"}, "one.yaml: extends = 'olmo' is no file of .*shared; did you mean 'olmo2'?"),
+        ({}, {"extends": ["olmo2"]}, "one.yaml: extends = .*'olmo2'.* is no file"),
+        ({}, {"extend": "olmo2"}, "one.yaml: unknown key extend = 'olmo2'; did you mean 'extends'?"),
+        ({"olmo2": "extends: olmo2\n"}, {"extends": "olmo2"}, "olmo2.yaml: extends = 'olmo2' goes in a circle"),
+        ({"olmo2": "energy: {pue: 1.1}\n"}, {"extends": "olmo2"}, "olmo2.yaml: `energy` holds for the whole campaign"),
+        ({"olmo2": "trainng: {}\n"}, {"extends": "olmo2"}, "unknown key trainng = {}; did you mean 'training'?"),
+    ],
+)
+def test_a_fault_of_extends_is_one_line(tmp_path, files, key, expected) -> None:
+    (tmp_path / "shared").mkdir()
+    for name, text in ({"olmo2": "{}\n"} | files).items():
+        (tmp_path / "shared" / f"{name}.yaml").write_text(text)
+    with pytest.raises(SettingsError, match=expected) as caught:
+        load(tmp_path, {"one": {"pipeline": "kd"} | key})
+    assert str(caught.value).count("\n") == 0
 
 
 def test_command_line_beats_experiment_beats_base(tmp_path) -> None:
@@ -148,8 +180,8 @@ def test_every_key_is_read_by_the_code() -> None:
                 read.add(node.attr)
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 read.add(node.value)
-    schema = ast.parse((package / "settings" / "schema.py").read_text())
-    methods = [n for n in ast.walk(schema) if isinstance(n, ast.FunctionDef) and not n.name.startswith("_")]
+    models = [ast.parse((package / "settings" / name).read_text()) for name in ("schema.py", "sources.py")]
+    methods = [n for model in models for n in ast.walk(model) if isinstance(n, ast.FunctionDef) and not n.name.startswith("_")]
     read |= {n.attr for m in methods for n in ast.walk(m) if isinstance(n, ast.Attribute)}
     sections = reference.sections("", Settings)
     keys = set(itertools.chain.from_iterable(m.model_fields for _, _, m in sections))

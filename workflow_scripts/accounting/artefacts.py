@@ -11,6 +11,8 @@ from typing import Any
 from workflow_scripts.accounting.pricing import Range
 from workflow_scripts.artefact import read_json
 from workflow_scripts.dry_run import PlannedJob
+from workflow_scripts.settings.shapes import published_shape
+from workflow_scripts.settings.sources import RandomModel
 
 # Where the corpus is not made yet: share of data.max_sequence_length that a row fills, and share of loss tokens in it.
 FILLED = Range(0.1, 0.5, 1.0)
@@ -87,6 +89,11 @@ class Artefacts:
         folder = _local_folder(source)
         if folder is not None:
             return float(count_parameters(folder))
+        if source["source"] == "random":
+            return float(RandomModel.model_validate(source).shape().parameters())
+        published = published_shape(source["repo_id"]) if source["source"] == "hub" else None
+        if published is not None:
+            return float(published.parameters())
         facts = self.facts(manifest)  # a package names exact weights, so what was made of it before holds
         if facts is None or source["source"] != "package":
             raise UnpricedError(f"the parameters of {job.settings['name']} are not known before it is prepared {PREPARE}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workflow_scripts.artefact import ArtefactError, read_json
+from workflow_scripts.artefact import RANDOM_WEIGHTS, ArtefactError, read_json
 
 SCHEMA = "experiment-summary/1"
 NEEDED = ("experiment_name", "pipeline", "roles", "stages", "energy")
@@ -77,7 +77,8 @@ def _add(loaded: Loaded, content: dict[str, Any], path: Path) -> None:
     unfinished = {stage: r["status"] for stage, r in stages.items() if r.get("status", "complete") != "complete"}
     partial = [f"stage {stage} is {status}: its energy is a lower bound" for stage, status in unfinished.items()]
     loaded.summaries.append(summary | {"problems": problems, "partial": partial})
-    loaded.warnings += [f"{name}: {text}" for text in (*problems, *partial)]
+    random = [RANDOM_WEIGHTS] if RANDOM_WEIGHTS in (content.get("warnings") or []) else []
+    loaded.warnings += [f"{name}: {text}" for text in (*random, *problems, *partial)]
 
 
 def _is_record(record: Any) -> bool:

@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from workflow_scripts.accounting.costs import in_order, own_stages
 from workflow_scripts.accounting.load import training_stage
 from workflow_scripts.accounting.qualities import task_metrics, value_of
+from workflow_scripts.artefact import RANDOM_WEIGHTS
 
 PIPELINES = {
     "kd": "knowledge distillation on the teacher's logits",
@@ -37,6 +38,7 @@ def card(summary: Mapping[str, Any], config: Mapping[str, Any]) -> str:
             f"---\n{metadata(summary, config).to_yaml()}\n---",
             f"\n# {summary['experiment_name']}\n",
             _introduction(summary, config),
+            *([f"\n**Warning: {RANDOM_WEIGHTS}.**"] if RANDOM_WEIGHTS in (summary.get("warnings") or ()) else []),
             "\n## Energy\n",
             *_energy(summary, stages),
             "\n## Emissions\n",

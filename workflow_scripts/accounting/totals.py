@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from workflow_scripts.accounting.model import ROLES, RoleEnergy
+from workflow_scripts.artefact import RANDOM_WEIGHTS
 from workflow_scripts.uncertainty import instrument, propagate
 
 CLASSES = ("measured", "integrated", "modelled", "unavailable")
@@ -55,7 +56,9 @@ def added_up(records: dict[str, dict[str, Any]], training: dict[str, Any] | None
 
 
 def _warnings(records: dict[str, dict[str, Any]], boundaries: list[str]) -> list[str]:
-    warnings = [f"{stage}: {text}" for stage, r in records.items() for text in r["warnings"]]
+    found = [(stage, text) for stage, r in records.items() for text in r["warnings"]]
+    warnings = [RANDOM_WEIGHTS] if any(text == RANDOM_WEIGHTS for _, text in found) else []
+    warnings += [f"{stage}: {text}" for stage, text in found if text != RANDOM_WEIGHTS]
     unknown = sorted(stage for stage, r in records.items() if r["total_energy_joules"] is None)
     warnings += [f"{stage}: no energy figure, so there is no total" for stage in unknown]
     unfinished = {stage: r["status"] for stage, r in records.items() if r["status"] != "complete"}

@@ -54,10 +54,9 @@ def hidden_states(model: Any, batch: Batch) -> torch.Tensor:
     mask attention takes its fastest kernel. The positions are found on the host, so that nothing waits for the accelerator.
     """
     device = next(model.parameters()).device
-    positions = batch.predicts.flatten().nonzero()[:, 0].to(device)
     body = model.model(input_ids=batch.input_ids.to(device), use_cache=False)
-    hidden: torch.Tensor = body.last_hidden_state.flatten(0, 1)[positions]
-    return hidden
+    states: torch.Tensor = body.last_hidden_state.flatten(0, 1)  # a spread model ends on another device than it begins on
+    return states[batch.predicts.flatten().nonzero()[:, 0].to(states.device)]
 
 
 def by_length(rows: Sequence[Row], size: int, length: Any) -> list[list[Row]]:

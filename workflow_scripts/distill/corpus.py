@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ class CorpusError(ValueError):
     """A corpus that cannot be trained on; names the row and the remedy."""
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> Sequence[dict[str, Any]]:
     """Rows of a .json (list), .jsonl or .parquet file, or of a `datasets` folder made by save_to_disk."""
     if not path.exists():
         raise CorpusError(f"data: {path} does not exist")
@@ -27,7 +28,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         dataset = load_from_disk(str(path))
         if not isinstance(dataset, Dataset):
             raise CorpusError(f"data: {path} holds several splits ({', '.join(dataset)}): name the folder of one split")
-        return dataset.to_list()
+        rows_on_disk: Sequence[dict[str, Any]] = dataset
+        return rows_on_disk
     if path.suffix == ".parquet":
         return read_table(path)
     text = path.read_text(encoding="utf-8")
@@ -95,7 +97,7 @@ def questions(folder: Path, split_name: str, limit: int) -> dict[int, Messages]:
     return dict(found[:limit])
 
 
-def split(rows: list[Any], train: int, evaluation: int, seed: int) -> tuple[list[Any], list[Any]]:
+def split(rows: Sequence[Any], train: int, evaluation: int, seed: int) -> tuple[list[Any], list[Any]]:
     """Seeded split: `evaluation` held-out rows, then up to `train` rows. Raises CorpusError when rows are too few."""
     if not rows:
         raise CorpusError("data: the corpus is empty")

@@ -22,10 +22,13 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from workflow_scripts.artefact import open_artefact, sha256
+from workflow_scripts.distill.parallel import world_size
 
 transformers.utils.logging.disable_progress_bar()
 
 _WHOLE_HASH_LIMIT = 64 << 20
+_NO_MASS = -1.0e4  # added to a logit: its probability is 0 in float32, yet no inf that could turn into nan
+TOKENIZER_FILES = ["*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
 
 
 class ModelError(ValueError):
@@ -50,9 +53,40 @@ def load_model(folder: Path, dtype: torch.dtype, attn_implementation: str = "sdp
     """Load a causal language model from a folder, on this process's device, in evaluation mode."""
     with _named_errors(f"model folder {folder}"):
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation=attn_implementation, local_files_only=True
+            folder,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            local_files_only=True,
+            device_map=_placement(folder, dtype),
         )
-    return model.to(device()).eval()
+    hide_padding(model, len(load_tokenizer(folder)))
+    return model.eval() if hasattr(model, "hf_device_map") else model.to(device()).eval()
+
+
+def _placement(folder: Path, dtype: torch.dtype) -> str | None:
+    """`auto`, over all GPUs of this process, when a model (stored in 16 bits or more) has no room on the first of several."""
+    if torch.cuda.device_count() < 2 or world_size() > 1:
+        return None
+    size = sum(path.stat().st_size for path in [*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    free, _ = torch.cuda.mem_get_info(0)
+    return "auto" if size * dtype.itemsize / 2 > 0.8 * free else None
+
+
+def hide_padding(model: Any, vocabulary: int) -> None:
+    """Give the rows of the output embedding beyond the tokenizer's `vocabulary` no probability, wherever the head is used.
+
+    Vocabularies are padded to a round number of rows (100,278 tokens in 100,352 rows), and the logits of the padding are
+    whatever initialisation and training left there. A constant bias on them holds for generation, scoring and TRL's DPO,
+    which all read `lm_head.bias`; the fused loss reads `model.vocabulary`. The bias is neither trained nor saved.
+    """
+    head = getattr(model, "lm_head", None)
+    model.vocabulary = vocabulary
+    if head is None or head.weight.shape[0] <= vocabulary:
+        return
+    bias = torch.zeros(head.weight.shape[0], dtype=head.weight.dtype, device=head.weight.device)
+    bias[vocabulary:] = _NO_MASS
+    del head._parameters["bias"]
+    head.register_buffer("bias", bias, persistent=False)
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -178,12 +212,15 @@ def prune_layers(parent: Path, keep: list[int], destination: Path) -> None:
     load_tokenizer(parent).save_pretrained(destination)
 
 
-def hub_snapshot(repo_id: str, revision: str) -> Path:
-    """Folder of a hub model: from the local cache when it is there, else downloaded (unless HF_HUB_OFFLINE=1)."""
+def hub_snapshot(repo_id: str, revision: str, only: list[str] | None = None) -> Path:
+    """Folder of a hub model, whole or `only` files of these patterns.
+
+    From the local cache when it is there, else downloaded (unless HF_HUB_OFFLINE=1).
+    """
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=only, local_files_only=True))
     except Exception as missing:
         if os.environ.get("HF_HUB_OFFLINE") == "1":
             raise ModelError(
@@ -191,7 +228,7 @@ def hub_snapshot(repo_id: str, revision: str) -> Path:
                 f"is network (`hf download {repo_id}`), or name a local folder"
             ) from missing
     with _named_errors(f"download of {repo_id}@{revision}"):
-        return Path(snapshot_download(repo_id, revision=revision))
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=only))
 
 
 class _named_errors(contextlib.AbstractContextManager[None]):

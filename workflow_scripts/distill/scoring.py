@@ -53,7 +53,7 @@ def add_agreement(
     for begin in range(0, len(targets), chunk):
         part = slice(begin, begin + chunk)
         log_s = torch.log_softmax(model.lm_head(mine[part])[:, :vocabulary].float(), -1)
-        log_p = torch.log_softmax(teacher.lm_head(other[part])[:, :vocabulary].float(), -1)
+        log_p = torch.log_softmax(teacher.lm_head(other[part])[:, :vocabulary].float(), -1).to(log_s.device)
         sums.negative_log_likelihood -= log_s.gather(1, targets[part, None]).double().sum().item()
         sums.kl_to_teacher += torch.nn.functional.kl_div(log_s, log_p, log_target=True, reduction="sum").item()
         sums.same_argmax += int((log_s.argmax(-1) == log_p.argmax(-1)).sum())

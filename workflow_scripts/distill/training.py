@@ -95,6 +95,7 @@ def _distillation_forward(
         kd.alpha if kd else 1.0,
         kd.temperature if kd else 1.0,
         kd.tail if kd else "ghost",
+        vocabulary=getattr(model, "vocabulary", None),
     )
     return {"loss": terms.total, "cross_entropy": terms.cross_entropy, "kl": terms.kl}
 

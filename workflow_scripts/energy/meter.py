@@ -28,14 +28,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from workflow_scripts.artefact import refusal, write_json
+from workflow_scripts.artefact import inherited, refusal, write_json
 from workflow_scripts.energy.child import Child
 from workflow_scripts.energy.display import Bar, tail
 from workflow_scripts.energy.ledger import HOSTS, Attempt, LedgerError, LedgerWriter, read_attempts, read_parts
 from workflow_scripts.energy.live import LiveEnergy
 from workflow_scripts.energy.model import StageRecord
 from workflow_scripts.energy.neighbours import Neighbours
-from workflow_scripts.energy.provenance import provenance
+from workflow_scripts.energy.provenance import bug_report, provenance
 from workflow_scripts.energy.record import build_record
 from workflow_scripts.energy.sampler import Sampler, Trace
 from workflow_scripts.energy.state import (
@@ -133,7 +133,7 @@ class _Run:
         self.pending: int | None = None
         self.work: dict[str, Any] | None = None
         self.saved_joules: dict[str, float | None] | None = None
-        self.warnings: list[str] = []
+        self.warnings: list[str] = inherited(Path(name) for name in options.input).get("warnings", [])
 
     def run(self) -> int:
         """Returns the stage's exit code."""
@@ -271,7 +271,7 @@ class _Run:
 
     def _line(self, now: float, final: bool = False) -> dict[str, Any]:
         line = self.sampler.line(now, self.begin, final)
-        line["warnings"] += [*self.warnings, *self.neighbours.warnings()]
+        line["warnings"] += [*self.warnings, *self.neighbours.warnings(), *(self.work or {}).get("warnings", [])]
         return line | {"work": self.work, "saved_joules": self.saved_joules}
 
     def _stage_environment(self) -> dict[str, str]:
@@ -326,6 +326,7 @@ class _Run:
             print("\n".join([f"--- end of {log}", *tail(log), "---"]), file=sys.stderr)
             if reason := refusal(log.parent):
                 print(f"error: {reason}: {log.parent}: the log may lack the stage's last words", file=sys.stderr)
+            print(bug_report(name, record.provenance), file=sys.stderr)
         elif record.status != "complete":
             reason = refusal(self.folder) or "the ledger's last line is missing"
             print(f"error: {reason}: {self.folder}: without this attempt's end there is no record: run again", file=sys.stderr)

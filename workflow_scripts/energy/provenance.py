@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from workflow_scripts import __version__
 from workflow_scripts.host import cpu_brand
 
 _PACKAGES = ("torch", "transformers", "trl", "datasets", "codecarbon", "snakemake", "nvidia-ml-py")
@@ -36,3 +37,13 @@ def provenance(fingerprint: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": versions,
     }
+
+
+def bug_report(stage: str, known: dict[str, Any]) -> str:
+    """One line that tells a maintainer what ran: version, commit, stage, settings, versions of what computes, platform."""
+    commit = (known["git_commit"] or "unknown")[:12] + (", changed" if known["git_dirty"] else "")
+    versions = ", ".join(f"{name} {version}" for name, version in known["packages"].items())
+    return (
+        f"for a bug report: distillation-energy-benchmark {__version__} (commit {commit}), stage {stage}, "
+        f"fingerprint {known['fingerprint'][:12]}, Python {known['python']}, {versions}, {known['platform']}"
+    )

@@ -1,4 +1,8 @@
-"""Read, merge and validate configuration: base.yaml < experiments/<name>.yaml < command line."""
+"""Read, merge and validate configuration: base.yaml < shared/<name>.yaml < experiments/<name>.yaml < command line.
+
+A file of config/shared holds what several experiments have in common; an experiment names it with the key `extends`, and it
+may extend another one itself.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +28,29 @@ RESERVED_NAMES = (
     *("reference_evaluation", "experiment_summary", "wandb_summary", "comparison"),
 )
 _SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)  # as in wandb.api_key, which belongs into WANDB_API_KEY
+EXTENDS = "extends"
 _SHAPELESS_NUMBER = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
 
 
 class SettingsError(ValueError):
     """A configuration that cannot be used; the message has one line per fault."""
+
+
+class Experiments(dict[str, Settings]):
+    """Settings by experiment name, and `set_aside`: why an experiment that nothing asks for cannot be had, by its name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.set_aside: dict[str, str] = {}
+
+    def needed(self) -> list[str]:
+        """The compared experiments and those whose policies they start from."""
+        found = list(next(iter(self.values())).comparison.experiments) if self else []
+        for name in found:
+            policy = self[name].model.policy if name in self else None
+            if policy is not None and policy not in found:
+                found.append(policy)
+        return found
 
 
 def deep_merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,6 +75,31 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_extended(path: Path, shared: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read an experiment's file, or a shared one, over what it extends. `readers` are the files that extend it.
+
+    Raises SettingsError when the file that `extends` names does not exist, or extends in a circle, and for a section that holds
+    for the whole campaign.
+    """
+    content = read_yaml(path)
+    for section in CAMPAIGN_SECTIONS:
+        if section in content:
+            raise SettingsError(
+                f"{path}: `{section}` holds for the whole campaign, so that experiments stay comparable: "
+                "set it in config/base.yaml or with --configfile"
+            )
+    if EXTENDS not in content:
+        return content
+    name = content.pop(EXTENDS)
+    known = [file.stem for file in sorted(shared.glob("*.yaml"))]
+    if name not in known:
+        raise SettingsError(f"{path}: extends = {name!r} is no file of {shared}{_nearest(str(name), known)}")
+    parent = shared / f"{name}.yaml"
+    if parent in (*readers, path):
+        raise SettingsError(f"{path}: extends = {name!r} goes in a circle")
+    return deep_merge(read_extended(parent, shared, (*readers, path)), content)
+
+
 def validate(raw: Mapping[str, Any], where: str) -> Settings:
     """Validate a merged configuration. Raises SettingsError with one line per fault."""
     try:
@@ -62,12 +109,13 @@ def validate(raw: Mapping[str, Any], where: str) -> Settings:
         raise SettingsError("\n".join(lines)) from None
 
 
-def load_experiments(config_dir: Path, base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Settings]:
+def load_experiments(config_dir: Path, base: Mapping[str, Any], overrides: Mapping[str, Any]) -> Experiments:
     """Load every `config_dir/experiments/*.yaml` over `base`, `overrides` (command line) on top of both.
 
-    Returns the settings by experiment name (the file's stem), sorted. Raises SettingsError naming file, key and remedy.
+    Returns the settings by experiment name (the file's stem), sorted. Raises SettingsError naming file, key and remedy. The
+    command line may not fit an experiment that it was not meant for: unless that is compared, it is set aside.
     """
-    experiments: dict[str, Settings] = {}
+    experiments = Experiments()
     for path in sorted((config_dir / "experiments").glob("*.y*ml")):
         if path.suffix != ".yaml":
             raise SettingsError(f"{path}: experiments are .yaml files: rename it")
@@ -77,15 +125,19 @@ def load_experiments(config_dir: Path, base: Mapping[str, Any], overrides: Mappi
             )
         if path.stem in RESERVED_NAMES:
             raise SettingsError(f"{path}: {path.stem!r} is the name of a results folder or target: rename the file")
-        overlay = read_yaml(path)
-        for section in CAMPAIGN_SECTIONS:
-            if section in overlay:
-                raise SettingsError(
-                    f"{path}: `{section}` holds for the whole campaign, so that experiments stay comparable: "
-                    "set it in config/base.yaml or with --configfile"
-                )
+        overlay = read_extended(path, config_dir / "shared")
         merged = deep_merge(deep_merge(base, overlay), overrides)
-        experiments[path.stem] = validate(merged, str(path))
+        try:
+            experiments[path.stem] = validate(merged, str(path))
+        except SettingsError as error:
+            if not overrides:
+                raise
+            experiments.set_aside[path.stem] = str(error)
+    asked_for = experiments.needed() if experiments else list(experiments.set_aside)
+    if reasons := [experiments.set_aside[name] for name in asked_for if name in experiments.set_aside]:
+        raise SettingsError(reasons[0])
+    for name in [n for n, s in experiments.items() if s.model.policy in experiments.set_aside]:
+        experiments.set_aside[name] = experiments.set_aside[str(experiments.pop(name).model.policy)]
     if not experiments:
         raise SettingsError(f"no experiment found: {config_dir / 'experiments'} holds no .yaml file")
     _check_references(experiments)
@@ -153,7 +205,7 @@ def _fields_at(location: list[str]) -> list[str]:
     for part in location:
         annotations = [m.model_fields[part].annotation for m in models if part in m.model_fields]
         models = [found for a in annotations for found in _sections_in(a)] or models
-    return sorted({name for model in models for name in model.model_fields})
+    return sorted({name for model in models for name in model.model_fields} | ({EXTENDS} if not location else set()))
 
 
 def _sections_in(annotation: Any) -> list[type[BaseModel]]:

@@ -18,9 +18,12 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from workflow_scripts import memory
 from workflow_scripts.accounting.model import ExperimentSummary, Forecast
 from workflow_scripts.energy.model import StageRecord
+from workflow_scripts.settings.load import EXTENDS, load_experiments, read_yaml
 from workflow_scripts.settings.schema import CAMPAIGN_SECTIONS, Settings
+from workflow_scripts.settings.shapes import published_shape
 
 ROOT = Path(__file__).parents[2]
 RECORD_SCHEMA = ROOT / "workflow_scripts" / "energy" / "record_schema.json"
@@ -33,9 +36,22 @@ JSON schema for editors.
 
 An experiment is a file `config/experiments/<name>.yaml`, deep-merged over `config/base.yaml`; the command line beats both:
 `snakemake --configfile overlay.yaml` (`--config` turns nested numbers into text, which is refused). Adding a file adds the
-target `<name>`. The sections %s hold for the whole campaign
-and are refused in an experiment's file. Unknown keys, wrong types and values out of bounds are refused with one line that names
-key, value and bound. Write numbers as YAML reads them: `2.0e-5`, not `2e-5` (which is text).
+target `<name>`. What several experiments have in common stands in `config/shared/<name>.yaml`: the key `extends: <name>` in an
+experiment (or in another shared file) puts it between base.yaml and the file itself. The sections %s
+hold for the whole campaign and are refused in an experiment's file. Unknown keys, wrong types and values out of bounds are
+refused with one line that names key, value and bound. Write numbers as YAML reads them: `2.0e-5`, not `2e-5` (which is text).
+"""
+REAL_SIZES = """
+## Real sizes
+
+`baseline_1b`, `{kd,sft,dpo}_7b_to_1b` and `{kd,sft}_32b_to_{1b,7b,13b}` are OLMo 2 on Tulu 3: short files that extend
+`config/shared/olmo2.yaml`. `snakemake --configfile config/olmo2.yaml` makes and compares the four of 7B to 1B; that file holds
+what belongs to the campaign: comparison, paths, prerun, jobs per teacher stage. With `config/olmo2_random.yaml` after it the
+same shapes run on random weights, without a model hub. What a stage needs is computed before it runs, by
+`python -m workflow_scripts.memory EXPERIMENT... [--gpu-gb 48 80]` (the command's docstring says how): everything of 7B to 1B
+fits one GPU of 48 GB. The 32B teacher takes one of 80 GB or two of 48 GB, students of 7B and 13B are sharded over four
+(`fsdp`), and their evaluation beside the teacher takes two of 80 GB. On 80 GB `synthetic_data.generation.batch_size` can be
+raised. GB are 10^9 bytes of each process; hours are of one GPU with a stated, moderate speed; `-` does not fit.
 """
 
 
@@ -49,13 +65,34 @@ def render() -> dict[Path, str]:
         if rows:
             table = "| key | type | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows)
             parts.append(f"\n## {title}\n\n{document}\n\n{table}\n")
+    parts.append(real_sizes())
     return {
         ROOT / "config" / "README.md": "".join(parts),
-        ROOT / "config" / "schema.json": json.dumps(Settings.model_json_schema(), indent=1) + "\n",
+        ROOT / "config" / "schema.json": json.dumps(editor_schema(), indent=1) + "\n",
         RECORD_SCHEMA: json.dumps(StageRecord.model_json_schema(), indent=1) + "\n",
         SUMMARY_SCHEMA: json.dumps(ExperimentSummary.model_json_schema(), indent=1) + "\n",
         FORECAST_SCHEMA: json.dumps(Forecast.model_json_schema(), indent=1) + "\n",
     }
+
+
+def real_sizes() -> str:
+    """Memory and time of the experiments on published models, with the campaign's file over them."""
+    config = ROOT / "config"
+    known = load_experiments(config, read_yaml(config / "base.yaml"), read_yaml(config / "olmo2.yaml"))
+    lines = [
+        line
+        for name, settings in known.items()
+        if published_shape(settings.model.teacher)
+        for line in memory.table(name, memory.stages(settings), [48.0, 80.0])
+    ]
+    return REAL_SIZES + "\n```\n" + "\n".join(lines) + "\n```\n"
+
+
+def editor_schema() -> dict[str, Any]:
+    """JSON schema of a merged configuration, with the one key that is gone after merging."""
+    schema = Settings.model_json_schema()
+    schema["properties"][EXTENDS] = {"type": "string", "description": "Name of a file of config/shared that this one changes."}
+    return schema
 
 
 def sections(key: str, model: type[BaseModel]) -> list[tuple[str, str, type[BaseModel]]]:

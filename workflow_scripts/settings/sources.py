@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from workflow_scripts.settings.shapes import Shape, resized
+
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -57,7 +59,45 @@ class HubModel(Section):
     revision: Text = Field("main", description="Branch, tag or commit.")
 
 
-ModelSource = Annotated[PackagedModel | PrunedModel | FolderModel | HubModel, Field(discriminator="source")]
+class RandomModel(Section):
+    """An OLMo 2 of a known size with random weights and a real tokenizer: real speed, memory and energy, no quality."""
+
+    source: Literal["random"]
+    architecture: Literal["olmo2-10m", "olmo2-1b", "olmo2-7b", "olmo2-13b", "olmo2-32b"] = Field(
+        description="Shape: that of the published models; `olmo2-10m` is for tests."
+    )
+    tokenizer: Text = Field(
+        description="Whose tokenizer it gets: a model of the registry, a folder, or a hub id. The model's vocabulary stays "
+        "larger by padding rows, which get no probability."
+    )
+    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="Type of the weights on disk.")
+    seed: int = Field(0, ge=0, description="Seed of the weights.")
+    hidden_size: int | None = Field(None, ge=8, description="Another width than the architecture's.")
+    intermediate_size: int | None = Field(None, ge=8, description="Another MLP width.")
+    num_hidden_layers: int | None = Field(None, ge=1, description="Another depth.")
+    num_attention_heads: int | None = Field(None, ge=1, description="Another number of heads.")
+    num_key_value_heads: int | None = Field(None, ge=1, description="Another number of key and value heads.")
+    vocab_size: int | None = Field(None, ge=8, description="Another number of embedding rows.")
+
+    def shape(self) -> Shape:
+        """The architecture's shape with this source's changes. Raises ValueError when heads do not divide."""
+        names = (
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "vocab_size",
+        )
+        return resized(self.architecture, {n: v for n in names if (v := getattr(self, n)) is not None})
+
+    @model_validator(mode="after")
+    def _shape_exists(self) -> RandomModel:
+        self.shape()
+        return self
+
+
+ModelSource = Annotated[PackagedModel | PrunedModel | FolderModel | HubModel | RandomModel, Field(discriminator="source")]
 
 
 class DatasetSource(Section):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from workflow_scripts.artefact import open_artefact
+from workflow_scripts.artefact import inherited, open_artefact
 from workflow_scripts.distill import training
 from workflow_scripts.distill.models import check_context, load_model, load_tokenizer, model_facts, open_model
 from workflow_scripts.distill.order import training_order
@@ -75,7 +75,7 @@ def dpo_training(args: Arguments[DpoTrainingSlice]) -> None:
     build = build_dir(args.out)
     trainer.accelerator.unwrap_model(trainer.model).save_pretrained(build, state_dict=weights)
     tokenizer.save_pretrained(build)
-    facts = model_facts(build)
+    facts = model_facts(build) | inherited(args.inputs.values())
     publish(build, args.out, "model", {"name": args.extra["name"], "source": "trained", **facts})
 
 

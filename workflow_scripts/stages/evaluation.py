@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from workflow_scripts.artefact import open_artefact, write_json
+from workflow_scripts.artefact import inherited, open_artefact, write_json
 from workflow_scripts.distill import corpus, harness
 from workflow_scripts.distill.batching import by_length
 from workflow_scripts.distill.generation import Answer, Prompt, generate, prompt_tokens
@@ -68,7 +68,7 @@ def evaluation(args: Arguments[EvaluationSlice]) -> None:
         if tasks is not None:
             result["tasks"] = harness.run(model, tokenizer, settings.evaluation, tasks)
             progress.metrics |= {name: entry["value"] for name, entry in result["tasks"]["metrics"].items()}
-    write_json(args.out, result)
+    write_json(args.out, result | inherited(args.inputs.values()))
 
 
 def generation_speed(

@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from workflow_scripts.artefact import MANIFEST, inventory, open_artefact, point_to, read_json
+from workflow_scripts.artefact import MANIFEST, inherited, inventory, open_artefact, point_to, read_json
 from workflow_scripts.distill import corpus
 from workflow_scripts.distill.filtering import rejection
 from workflow_scripts.progress import Progress
@@ -49,7 +49,7 @@ def merge_answers(args: Arguments[SyntheticGenerationSlice]) -> None:
         "rejected": dict(rejected),
         "loss_tokens": sum(corpus.loss_tokens(row) for row in kept),
     }
-    publish(build, args.out, "synthetic_dataset", content, bulk)
+    publish(build, args.out, "synthetic_dataset", content | inherited(args.inputs.values()), bulk)
 
 
 def keep_usable(
@@ -103,8 +103,9 @@ def adopt(folder: Path, tokenizer_sha256: str, out: Path) -> None:
     made = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
     if made.get("tokenizer_sha256", tokenizer_sha256) != tokenizer_sha256:
         raise corpus.CorpusError(f"{folder} was made with another tokenizer: its token ids mean nothing here")
+    warnings = {"warnings": made["warnings"]} if "warnings" in made else {}
     facts = {"adopted": True, "published_by": made.get("published_by"), "examples": len(rows), "files": inventory(folder)}
-    point_to(folder, out, "synthetic_dataset", facts | {"tokenizer_sha256": tokenizer_sha256})
+    point_to(folder, out, "synthetic_dataset", facts | {"tokenizer_sha256": tokenizer_sha256} | warnings)
 
 
 if __name__ == "__main__":

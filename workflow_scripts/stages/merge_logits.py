@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from workflow_scripts.artefact import read_json
+from workflow_scripts.artefact import inherited, read_json
 from workflow_scripts.distill.logit_cache import FORMATS
 from workflow_scripts.progress import Progress
 from workflow_scripts.settings.slices import LogitCachingSlice
@@ -49,7 +49,7 @@ def merge_logits(args: Arguments[LogitCachingSlice]) -> None:
         "dtype": shards[0]["dtype"],
         "shards": [{key: shard[key] for key in ("file", "examples", "positions", quality)} for shard in shards],
     }
-    publish(build, args.out, "logit_cache", facts, bulk)
+    publish(build, args.out, "logit_cache", facts | inherited(args.inputs.values()), bulk)
     units.merged_into(bulk or args.out.parent)
 
 

@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from workflow_scripts.artefact import open_artefact, read_json
+from workflow_scripts.artefact import inherited, open_artefact, read_json
 from workflow_scripts.distill import corpus, preference
 from workflow_scripts.progress import Progress
 from workflow_scripts.settings.slices import PreferenceDatasetSlice
@@ -42,7 +42,7 @@ def merge_pairs(args: Arguments[PreferenceDatasetSlice]) -> None:
             used += sum(pair["chosen_tokens"] + pair["rejected_tokens"] for pair in pairs)
         progress.add(discarded=sum(len(row["token_ids"]) for row in samples.values()) - used)
         progress.metrics = {split: facts[split] for split in SPLITS}
-    publish(build, args.out, "preference_dataset", facts, bulk)
+    publish(build, args.out, "preference_dataset", facts | inherited(args.inputs.values()), bulk)
 
 
 def rank_split(

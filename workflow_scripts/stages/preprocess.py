@@ -8,6 +8,7 @@ Writes train.parquet and evaluation.parquet with example_id, messages, input_ids
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +37,17 @@ def preprocess(args: Arguments[PreprocessSlice]) -> None:
     tokenizer = load_tokenizer(teacher)
     install_chat_template(tokenizer, settings.chat_template)
     rows = read_source(settings.source, Path(args.extra["download_dir"]))
-    conversations = [
-        corpus.as_messages(row, settings.source.format, number, settings.source.placeholders) for number, row in enumerate(rows)
-    ]
-    numbered = list(enumerate(conversations))
-    train, evaluation = corpus.split(numbered, settings.train_examples, settings.evaluation_examples, settings.seed)
+    numbers = range(len(rows))  # only the chosen rows of a large corpus are read
+    train, evaluation = corpus.split(numbers, settings.train_examples, settings.evaluation_examples, settings.seed)
     build = build_dir(args.out)
     counts: dict[str, Any] = {}
     with Progress("input", total=None) as progress:
         for name, part in (("train", train), ("evaluation", evaluation)):
             kept, dropped = [], 0
-            for example_id, messages in part:
+            for example_id in part:
+                messages = corpus.as_messages(
+                    rows[example_id], settings.source.format, example_id, settings.source.placeholders
+                )
                 tokens = corpus.tokenise(tokenizer, messages, settings.max_sequence_length)
                 progress.add(examples=1, input=len(tokens["input_ids"]))
                 if corpus.loss_tokens(tokens) == 0:
@@ -73,7 +74,7 @@ def preprocess(args: Arguments[PreprocessSlice]) -> None:
     publish(build, args.out, "corpus", {**identity, "splits": counts})
 
 
-def read_source(source: DatasetSource, downloads: Path) -> list[dict[str, Any]]:
+def read_source(source: DatasetSource, downloads: Path) -> Sequence[dict[str, Any]]:
     """Rows of the configured corpus, downloading and verifying it where it is a package or a hub data set."""
     if source.package is not None:
         assert source.version and source.archive_sha256 and source.member and source.member_sha256
@@ -87,8 +88,8 @@ def read_source(source: DatasetSource, downloads: Path) -> list[dict[str, Any]]:
     from datasets import load_dataset
 
     assert source.dataset_name
-    dataset = load_dataset(source.dataset_name, source.dataset_subset, split=source.dataset_split)
-    return list(dataset)
+    dataset: Sequence[dict[str, Any]] = load_dataset(source.dataset_name, source.dataset_subset, split=source.dataset_split)
+    return dataset
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from workflow_scripts.artefact import open_artefact, read_json
+from workflow_scripts.artefact import inherited, open_artefact, read_json
 from workflow_scripts.distill import training
 from workflow_scripts.distill.corpus import loss_tokens, read_table
 from workflow_scripts.distill.logit_cache import FORMATS, CacheError, LogitCache
@@ -73,7 +73,7 @@ def student_train(args: Arguments[StudentTrainSlice]) -> None:
     build = build_dir(args.out)
     trainer.accelerator.unwrap_model(trainer.model).save_pretrained(build, state_dict=weights)
     tokenizer.save_pretrained(build)
-    facts = model_facts(build)
+    facts = model_facts(build) | inherited(args.inputs.values())
     publish(build, args.out, "model", {"name": args.extra["name"], "source": "trained", **facts})
 
 

@@ -1,0 +1,88 @@
+"""The experiments at real size: planned offline, from their own files, without touching the demo."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Workflow, copy_workflow
+from workflow_scripts.plan import Plan
+from workflow_scripts.settings import SettingsError, load_experiments
+from workflow_scripts.settings.load import read_yaml
+
+CONFIG = Path(__file__).parents[2] / "config"
+SEVEN = ["baseline_1b", "kd_7b_to_1b", "sft_7b_to_1b", "dpo_7b_to_1b"]
+THIRTY_TWO = [f"{pipeline}_32b_to_{size}" for pipeline in ("kd", "sft") for size in ("1b", "7b", "13b")]
+FIRST = {"baseline": None, "kd": "cache_logits", "sft": "generate_answers", "dpo": "rank_pairs"}
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory) -> Workflow:
+    """The workflow without results; no overlay but the campaign's."""
+    folder = tmp_path_factory.mktemp("real") / "workflow"
+    copy_workflow(folder, folder / "downloads")
+    return Workflow(folder, folder / "config" / "olmo2.yaml")
+
+
+def jobs(text: str) -> dict[str, int]:
+    """Job counts of a dry run's first table."""
+    table = text.split("Job stats:")[1].split("total")[0]
+    return {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("name", [*SEVEN, "kd_32b_to_1b", "sft_32b_to_13b"])
+def test_each_is_planned_without_a_hub(fresh: Workflow, name: str) -> None:
+    text = fresh.snakemake("-n", name, HF_HUB_OFFLINE="1").stdout
+    pipeline = name.partition("_")[0]
+    training = "dpo_training" if pipeline == "dpo" else "student_train"
+    made = ["prerun", "preprocess", "check_tokenizers", training, "evaluation", "experiment_summary", name]
+    made.append("export_policy" if pipeline == "dpo" else "export_model")
+    expected = dict.fromkeys(made, 1) | {"prepare_model": 2, "reference_evaluation": 2}
+    if FIRST[pipeline]:
+        merge = {"cache_logits": "merge_logits", "generate_answers": "merge_answers", "rank_pairs": "merge_pairs"}
+        expected |= {FIRST[pipeline]: 4, merge[FIRST[pipeline]]: 1}
+    assert jobs(text) == expected
+    assert f"output: model_log/{name}/" in text and f"logs/{name}/experiment_summary.json" in text
+
+
+def test_the_campaign_compares_the_four_and_makes_each_shared_artefact_once(fresh: Workflow) -> None:
+    text = fresh.snakemake("-n", HF_HUB_OFFLINE="1").stdout
+    found = jobs(text)
+    assert found["experiment_summary"] == 4 and found["comparison"] == 1
+    assert (found["student_train"], found["dpo_training"]) == (3, 1)
+    assert found["prepare_model"] == 3  # teacher, the base student, the policy that can talk
+    assert found["preprocess"] == 1 and (found["cache_logits"], found["merge_logits"]) == (4, 1)
+
+
+def test_students_of_one_teacher_share_its_output(fresh: Workflow) -> None:
+    found = jobs(fresh.snakemake("-n", *THIRTY_TWO, HF_HUB_OFFLINE="1").stdout)
+    assert (found["cache_logits"], found["merge_logits"]) == (4, 1)
+    assert (found["generate_answers"], found["merge_answers"]) == (4, 1)
+    assert found["student_train"] == 6 and found["prepare_model"] == 4
+
+
+def test_the_demo_s_default_target_is_unchanged() -> None:
+    plan = Plan(load_experiments(CONFIG, read_yaml(CONFIG / "base.yaml"), {}))
+    assert plan.comparison.experiments == ["demo_baseline", "demo_kd", "demo_sft", "demo_dpo"]
+    assert plan.set_aside == {} and set(SEVEN) | set(THIRTY_TWO) <= set(plan.experiments)
+
+
+def test_what_the_command_line_does_not_fit_is_refused_when_it_is_asked_for_only(fresh: Workflow) -> None:
+    result = fresh.snakemake("-n", "demo_dpo", check=False)
+    assert result.returncode != 0
+    assert "scatter.preference_dataset = 4, but the work has 2 unit(s) at most" in result.stdout + result.stderr
+    base, asked = read_yaml(CONFIG / "base.yaml"), {"scatter": {"preference_dataset": 4}}
+    with pytest.raises(SettingsError, match="demo_dpo.yaml: configuration: scatter.preference_dataset = 4"):
+        load_experiments(CONFIG, base, asked)
+    one_folder = {"distillation": {"logprob_cache_path": "/scratch/cache"}}
+    plan = Plan(load_experiments(CONFIG, base, one_folder))
+    assert "demo_kd" in plan.experiments and "claimed by two experiments" in plan.set_aside["kd_7b_to_1b"]
+
+
+def test_random_models_replace_the_hub_s(fresh: Workflow) -> None:
+    text = fresh.snakemake("-n", "kd_7b_to_1b", overlay="config/olmo2_random.yaml", HF_HUB_OFFLINE="1").stdout
+    assert jobs(text)["prepare_model"] == 3  # the tokenizer's model first
+    assert "results/olmo2_random/models/olmo2-7b-random/model/manifest.json" in text and "allenai" not in text
+    assert "dataset/logprob_cache" not in text

@@ -1,0 +1,82 @@
+"""Shapes of OLMo 2 models (OLMo team 2025, arXiv 2501.00656, table 1 and the published config.json files).
+
+No torch here: the plan and the memory estimate read shapes, too.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What decides the size of a decoder; names as in config.json. Embedding and head are not tied."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    vocab_size: int = 100_352
+    max_position_embeddings: int = 4096
+
+    @property
+    def key_value_size(self) -> int:
+        """Width of the key (and of the value) projection of one layer."""
+        return self.hidden_size // self.num_attention_heads * self.num_key_value_heads
+
+    def layer_parameters(self) -> int:
+        """Query, key, value and output projections, gated MLP, norms of query, key and both blocks' outputs."""
+        d, kv = self.hidden_size, self.key_value_size
+        return 2 * d * d + 2 * d * kv + 3 * d * self.intermediate_size + (d + kv) + 2 * d
+
+    def parameters(self) -> int:
+        """All parameters: embedding, layers, final norm, head."""
+        return 2 * self.vocab_size * self.hidden_size + self.num_hidden_layers * self.layer_parameters() + self.hidden_size
+
+
+SHAPES = {
+    "olmo2-10m": Shape(96, 384, 4, 4, 4, vocab_size=49_280),
+    "olmo2-1b": Shape(2048, 8192, 16, 16, 16),
+    "olmo2-7b": Shape(4096, 11_008, 32, 32, 32),
+    "olmo2-13b": Shape(5120, 13_824, 40, 40, 40),
+    "olmo2-32b": Shape(5120, 27_648, 64, 40, 8),
+}
+COMMON = {
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {"rope_theta": 500_000.0, "rope_type": "default"},
+    "initializer_range": 0.02,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "hidden_act": "silu",
+}
+_PUBLISHED = re.compile(r"(?i)(?:^|/)olmo-2-\d{4}-(\d+)b(?:-|$)")
+
+
+def resized(name: str, changes: dict[str, int]) -> Shape:
+    """A known shape with some sizes changed. Raises ValueError when heads do not divide, naming the numbers."""
+    shape = replace(SHAPES[name], **changes)
+    if shape.hidden_size % shape.num_attention_heads or shape.hidden_size // shape.num_attention_heads % 2:
+        raise ValueError(
+            f"hidden_size = {shape.hidden_size} over num_attention_heads = {shape.num_attention_heads} is no even number "
+            "of channels per head"
+        )
+    if shape.num_attention_heads % shape.num_key_value_heads:
+        raise ValueError(
+            f"num_attention_heads = {shape.num_attention_heads} is no multiple of num_key_value_heads = "
+            f"{shape.num_key_value_heads}"
+        )
+    return shape
+
+
+def config_values(shape: Shape) -> dict[str, Any]:
+    """Values of the config.json of an OLMo 2 model with this shape."""
+    return {**asdict(shape), **COMMON}
+
+
+def published_shape(name: str) -> Shape | None:
+    """Shape of a published OLMo 2 model by its hub id or folder name, such as allenai/OLMo-2-1124-7B-SFT; else None."""
+    found = _PUBLISHED.search(name.rstrip("/"))
+    return SHAPES.get(f"olmo2-{found[1]}b") if found else None
