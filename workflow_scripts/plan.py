@@ -185,6 +185,8 @@ class Plan:
         inputs = {"student": start, "corpus": self.corpus_manifest(corpus)}
         if data:
             inputs["teacher_output"] = data
+        if stage == "logit_caching":
+            inputs["teacher"] = models["teacher"]
         return Job(slices.canonical(slices.StudentTrainSlice.of(settings)), inputs)
 
     def _start(self, settings: Settings, models: dict[str, str]) -> str:

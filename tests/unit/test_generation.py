@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from workflow_scripts.distill.generation import Prompt, SeededSampling, _cut, generate, prompt_seed
+from workflow_scripts.distill.generation import Prompt, SeededSampling, _cut, generate
+from workflow_scripts.distill.seeds import prompt_seed
 from workflow_scripts.settings.schema import Generation
 
 PROMPTS = [Prompt(i, [3 + (i * 7 + j) % 90 for j in range(2 + i)], prompt_seed(0, i)) for i in range(5)]
@@ -81,3 +82,31 @@ def test_out_of_memory_halves_the_batch_and_says_so(toy_model, monkeypatch) -> N
     assert {a.key for a in found} == {0, 1, 2, 3, 4}
     assert sizes == [5, 2, 3, 1, 2]
     assert said[0] == "out of memory with 5 rows per batch: going on with 2"
+
+
+def test_sampled_answers_follow_the_models_distribution(toy_model) -> None:
+    """Chi-square of 3,000 sampled pairs of tokens after one prompt against the probabilities of a plain forward.
+
+    Pairs with fewer than five expected are one cell; the bound is the mean of chi-square plus five standard deviations.
+    """
+    count, ids = 3000, [11, 12, 13]
+    options = Generation(decoding_strategy="sampling", temperature=0.6, top_p=1.0, max_new_tokens=2, batch_size=500)
+    prompts = [Prompt(number, ids, prompt_seed(9, number)) for number in range(count)]
+    found = [tuple(a.token_ids) for batch in generate(toy_model, prompts, options, eos_ids=[], pad_id=0) for a in batch]
+    with torch.no_grad():
+        first = torch.softmax(toy_model(torch.tensor([ids])).logits[0, -1] / 0.6, -1)
+        after = toy_model(torch.tensor([[*ids, token] for token in range(97)])).logits[:, -1]
+    joint = first[:, None] * torch.softmax(after / 0.6, -1) * count
+    observed = torch.zeros(97, 97)
+    for a, b in found:
+        observed[a, b] += 1
+    large = joint >= 5
+    expected = torch.cat([joint[large], joint[~large].sum()[None]])
+    counted = torch.cat([observed[large], observed[~large].sum()[None]])
+    statistic = ((counted - expected) ** 2 / expected).sum().item()
+    freedom = len(expected) - 1
+    assert freedom >= 10 and statistic <= freedom + 5 * (2 * freedom) ** 0.5, (statistic, freedom)
+    wrong = torch.cat([joint.t()[large], joint.t()[~large].sum()[None]]).clamp(min=1)
+    assert ((counted - wrong) ** 2 / wrong).sum().item() > freedom + 50 * (2 * freedom) ** 0.5, (
+        "another distribution is noticed"
+    )

@@ -16,6 +16,8 @@ ROWS = [
     for i in range(5)
 ]
 
+MADE_FROM = {"corpus_sha256": "c" * 64, "tokenizer_sha256": "t" * 64, "teacher_weights_sha256": "w" * 64}
+
 
 def make(tmp_path, model, k: int = 8, temperatures=(1.0, 2.0), vocab_size: int = 97):
     build = tmp_path / "build"
@@ -24,7 +26,7 @@ def make(tmp_path, model, k: int = 8, temperatures=(1.0, 2.0), vocab_size: int =
         shard = logit_cache.teacher_rows(model, part, k, list(temperatures), pad_id=0, vocabulary=97, chunk=4)
         logit_cache.write_shard(build / f"shard-{number:05d}.safetensors", shard, vocab_size)
     entries = [{"file": path.name} for path in sorted(build.glob("*.safetensors"))]
-    facts = {"corpus_sha256": "c", "tokenizer_sha256": "t", "temperatures": list(temperatures), "shards": entries}
+    facts = {"format": "top_k/1", "k": k, "temperatures": list(temperatures), "shards": entries, **MADE_FROM}
     manifest = tmp_path / "cache" / "manifest.json"
     publish(build, manifest, "logit_cache", facts)
     return manifest
@@ -96,13 +98,18 @@ def test_ids_above_65535_survive_packing(tmp_path) -> None:
 def test_a_question_that_the_cache_cannot_answer_is_refused(tmp_path, toy_model) -> None:
     manifest = make(tmp_path, toy_model)
     cache = LogitCache(*open_artefact(manifest, "logit_cache"))
-    cache.check("c", "t", 1.0)
-    with pytest.raises(CacheError, match=r"temperature = 4.0, but the cache at .* was made for \[1.0, 2.0\]"):
-        cache.check("c", "t", 4.0)
-    with pytest.raises(CacheError, match="made for corpus"):
-        cache.check("other", "t", 1.0)
-    with pytest.raises(CacheError, match="made for tokenizer"):
-        cache.check("c", "other", 1.0)
+    right = MADE_FROM | {"format": "top_k/1", "k": 8}
+    cache.check(right, 2.0)
+    with pytest.raises(CacheError, match=r"temperature = 4.0, but the cache at .* was made for \[1.0, 2.0\]: rebuild it or"):
+        cache.check(right, 4.0)
+    for fact, made in MADE_FROM.items():
+        message = f"made with {fact} = {made[:12]}, asked for other: rebuild the cache"
+        with pytest.raises(CacheError, match=message):
+            cache.check(right | {fact: "other"}, 1.0)
+    with pytest.raises(CacheError, match="made with k = 8, asked for 16: rebuild the cache"):
+        cache.check(right | {"k": 16}, 1.0)
+    with pytest.raises(CacheError, match="made with format = top_k/1, asked for random/1: rebuild the cache"):
+        cache.check(right | {"format": "random/1"}, 1.0)
     with pytest.raises(CacheError, match="example 0 has 2 cached positions, but 3 loss tokens"):
         cache.teacher(0, 1.0, 3)
     with pytest.raises(CacheError, match="example 7 is not in the cache"):
@@ -120,3 +127,9 @@ def test_a_damaged_shard_is_named(tmp_path, toy_model) -> None:
     shard.write_bytes(content[:-3])
     with pytest.raises(ArtefactError, match="shard-00001.safetensors is missing or damaged"):
         open_artefact(manifest, "logit_cache")
+
+
+def test_an_unknown_format_is_refused(tmp_path, toy_model) -> None:
+    folder, facts = open_artefact(make(tmp_path, toy_model), "logit_cache")
+    with pytest.raises(CacheError, match=r"format 'top_k/2' is none of \['random/1', 'top_k/1'\]: rebuild the cache"):
+        LogitCache(folder, facts | {"format": "top_k/2"})

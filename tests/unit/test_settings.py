@@ -14,7 +14,7 @@ from workflow_scripts.plan import Plan, comparable
 from workflow_scripts.settings import SettingsError, load_experiments, reference
 from workflow_scripts.settings.load import deep_merge, read_yaml
 from workflow_scripts.settings.schema import Settings
-from workflow_scripts.settings.slices import DpoTrainingSlice, StudentTrainSlice, canonical
+from workflow_scripts.settings.slices import DpoTrainingSlice, LogitCachingSlice, StudentTrainSlice, canonical
 
 REPOSITORY = Path(__file__).parents[2]
 BASE = yaml.safe_load((REPOSITORY / "config" / "base.yaml").read_text())
@@ -209,3 +209,17 @@ def test_every_key_is_read_by_the_code() -> None:
     sections = reference.sections("", Settings)
     keys = set(itertools.chain.from_iterable(m.model_fields for _, _, m in sections))
     assert keys - read == set()
+
+
+def test_keys_of_the_other_way_of_sampling_make_nothing_stale(tmp_path) -> None:
+    def cut(**distillation) -> str:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        settings = load(folder, {"one": {"pipeline": "kd", "distillation": distillation}})["one"]
+        return canonical(LogitCachingSlice.of(settings)) + canonical(StudentTrainSlice.of(settings))
+
+    top_k, random = cut(), cut(sampling="random")
+    assert top_k != random
+    assert top_k == cut(sampling_draws=7, sampling_seed=3) != cut(top_k_logits=7)
+    assert random == cut(sampling="random", top_k_logits=7, tail="zero") != cut(sampling="random", sampling_draws=7)
+    assert random != cut(sampling="random", sampling_seed=3)

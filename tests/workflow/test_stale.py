@@ -72,6 +72,7 @@ def test_options_that_change_no_result(finished: Workflow) -> None:
         "wandb.project": "another project",
         "energy.nvml_poll_interval_ms": 250,
         "energy.pue": 1.2,
+        "distillation.sampling_draws": 7,
     }
     for key, value in options.items():
         edit(finished, "config/base.yaml", set_key(key, value))
@@ -136,6 +137,16 @@ def test_top_k_reruns_the_cache_and_kd(finished: Workflow) -> None:
     jobs = plan(finished)
     assert set(jobs) == TRAINING_KD | {"cache_logits", "merge_logits"}
     assert jobs["merge_logits"].startswith("Missing output files: results/teacher/logit_cache-")
+
+
+def test_another_way_of_keeping_logits_reruns_the_cache_and_kd(finished: Workflow) -> None:
+    edit(finished, "config/base.yaml", set_key("distillation.sampling", "random"))
+    assert set(plan(finished)) == TRAINING_KD | {"cache_logits", "merge_logits"}
+
+
+def test_another_backend_of_generation_reruns_generation_and_sft(finished: Workflow) -> None:
+    edit(finished, "config/base.yaml", set_key("synthetic_data.generation.backend", "vllm"))
+    assert {"generate_answers", "merge_answers", "student_train demo_sft"} <= set(plan(finished))
 
 
 def test_kd_temperature_within_the_cache_retrains_only(finished: Workflow) -> None:

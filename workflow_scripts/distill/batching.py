@@ -20,10 +20,6 @@ class Batch:
     attention_mask: torch.Tensor
     predicts: torch.Tensor
 
-    def predicting(self, states: torch.Tensor) -> torch.Tensor:
-        """Those of `states` [B, L, D] that predict a loss token [N, D]; a model on several GPUs ends on another one."""
-        return states[self.predicts.to(states.device)]
-
     def targets(self) -> torch.Tensor:
         """Next tokens of the predicting positions [N], in row order."""
         return self.input_ids.roll(-1, dims=1)[self.predicts]
@@ -49,6 +45,18 @@ def pad_rows(rows: Sequence[dict[str, Any]], pad_id: int) -> Batch:
         attention[index, :length] = 1
         predicts[index, : length - 1] = torch.tensor(row["loss_mask"][1:], dtype=torch.bool)
     return Batch(input_ids, attention, predicts)
+
+
+def hidden_states(model: Any, batch: Batch) -> torch.Tensor:
+    """Last hidden states [N, D] at the predicting positions of a batch, in row order.
+
+    No attention mask is passed: rows are padded on the right, where a causal model's real positions do not look, and without a
+    mask attention takes its fastest kernel. The positions are found on the host, so that nothing waits for the accelerator.
+    """
+    device = next(model.parameters()).device
+    body = model.model(input_ids=batch.input_ids.to(device), use_cache=False)
+    states: torch.Tensor = body.last_hidden_state.flatten(0, 1)  # a spread model ends on another device than it begins on
+    return states[batch.predicts.flatten().nonzero()[:, 0].to(states.device)]
 
 
 def by_length(rows: Sequence[Row], size: int, length: Any) -> list[list[Row]]:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from workflow_scripts.distill.batching import by_length, in_batches
 from workflow_scripts.settings.schema import Generation
+
+Row = TypeVar("Row")
+
+
+class GenerationError(ValueError):
+    """Generation that cannot be done as configured."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +89,26 @@ def prompt_tokens(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
     return ids
 
 
-def prompt_seed(base: int, key: int, sample: int = 0) -> int:
-    """Seed of one sample of one prompt, spread over 63 bits (SplitMix64's finaliser)."""
-    x = (base * 0x9E3779B97F4A7C15 + key * 0xBF58476D1CE4E5B9 + sample + 1) % (1 << 64)
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) % (1 << 64)
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) % (1 << 64)
-    return int((x ^ (x >> 31)) >> 1)
+def that_fit(
+    rows: Sequence[Row],
+    prompt_length: Callable[[Row], int],
+    max_new_tokens: int,
+    teacher: dict[str, Any],
+    say: Callable[[str], None] = print,
+) -> list[Row]:
+    """Rows whose prompt and longest answer fit the context of the model of these manifest facts; the rest is said.
+
+    Raises GenerationError when none fits.
+    """
+    context = teacher["max_position_embeddings"]
+    kept = [row for row in rows if prompt_length(row) + max_new_tokens <= context]
+    what = f"with max_new_tokens = {max_new_tokens} the context of {teacher['name']} ({context} tokens)"
+    if rows and not kept:
+        shortest = min(prompt_length(row) for row in rows)
+        raise GenerationError(f"no prompt fits {what}, the shortest has {shortest} tokens: lower generation.max_new_tokens")
+    if len(kept) < len(rows):
+        say(f"{len(rows) - len(kept)} of {len(rows)} prompts do not fit {what}: they are left out")
+    return kept
 
 
 def generate(

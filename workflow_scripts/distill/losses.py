@@ -11,6 +11,11 @@ and the mass outside the top k is handled by `tail`:
     renormalise  p_i are divided by their sum
     zero         the sum runs over the top k only; its minimum is not the teacher (for comparison with other systems)
 
+A teacher known by random draws has p_i = count_i / draws instead, which sums to one, so that no tail is left and every `tail`
+gives the same. The gradient is linear in p, so its expectation over draws is the gradient of the full KL (Anshumann et al.
+2025, "Sparse Logit Sampling"). The value is not linear: sum p log p is too large by about (unique - 1) / (2 draws), so the
+teacher's exact entropy, kept with the draws, takes its place and the value is unbiased, too (it may be negative by chance).
+
 `FusedDistillationLoss` never holds the logits of all positions: per chunk of rows it forms logits = h W^T, the loss, and
 at once the gradients of h and W, so that the backward pass only scales them.
 """
@@ -28,11 +33,16 @@ _TINY = 1e-9
 
 @dataclass(frozen=True)
 class SparseTeacher:
-    """Teacher distribution at N positions: ids [N, k] int64, logits [N, k] float32, lse [N] = logsumexp(z / T)."""
+    """Teacher distribution at N positions: ids [N, k] int64, logits [N, k] float32, lse [N] = logsumexp(z / T).
+
+    `entropy` [N] of the full distribution at T [nats] is there when the teacher is known by random draws; an id may then stand
+    in several columns, and a logit of -inf fills a row up.
+    """
 
     ids: torch.Tensor
     logits: torch.Tensor
     lse: torch.Tensor
+    entropy: torch.Tensor | None = None
 
     def probabilities(self, temperature: float, tail: Tail) -> torch.Tensor:
         """Top-k probabilities [N, k] at `temperature`, divided by their sum for tail `renormalise`."""
@@ -41,7 +51,12 @@ class SparseTeacher:
 
     def rows(self, part: slice) -> SparseTeacher:
         """The positions `part`."""
-        return SparseTeacher(self.ids[part], self.logits[part], self.lse[part])
+        entropy = None if self.entropy is None else self.entropy[part]
+        return SparseTeacher(self.ids[part], self.logits[part], self.lse[part], entropy)
+
+    def negative_entropy(self, p: torch.Tensor) -> torch.Tensor:
+        """Sum of p log p over ids and positions: of the probabilities `p` [N, k], or the exact one kept with draws."""
+        return torch.xlogy(p, p).sum() if self.entropy is None else -self.entropy.sum()
 
 
 @dataclass(frozen=True)
@@ -70,8 +85,8 @@ def dense_distillation_loss(
         return LossTerms(ce, ce.detach(), torch.zeros_like(ce))
     p = teacher.probabilities(temperature, tail)
     log_s = torch.log_softmax(logits.float() / temperature, dim=-1).gather(1, teacher.ids)
-    kl = torch.xlogy(p, p).sum() - (p * log_s).sum()
-    if tail == "ghost":
+    kl = teacher.negative_entropy(p) - (p * log_s).sum()
+    if tail == "ghost" and teacher.entropy is None:
         p_rest = (1 - p.sum(-1)).clamp(min=_TINY)
         s_rest = (-torch.expm1(torch.logsumexp(log_s, -1).clamp(max=-_TINY))).clamp(min=_TINY)
         kl = kl + (p_rest * (p_rest.log() - s_rest.log())).sum()
@@ -138,10 +153,10 @@ def _chunk(
     p = teacher.probabilities(temperature, tail)
     lse_t = lse if temperature == 1 else torch.logsumexp(logits / temperature, -1)
     log_s = logits.gather(1, teacher.ids) / temperature - lse_t[:, None]
-    kl = torch.xlogy(p, p).sum() - (p * log_s).sum()
+    kl = teacher.negative_entropy(p) - (p * log_s).sum()
     # d KL / d z = (row_scale * s - on_topk) / T, where `ghost` moves mass between the top k and the rest
     row_scale, on_topk = p.sum(-1), p
-    if tail == "ghost":
+    if tail == "ghost" and teacher.entropy is None:
         s = log_s.exp()
         p_rest = (1 - p.sum(-1)).clamp(min=_TINY)
         s_rest = (-torch.expm1(torch.logsumexp(log_s, -1).clamp(max=-_TINY))).clamp(min=_TINY)

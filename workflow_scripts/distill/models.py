@@ -103,6 +103,13 @@ def open_model(manifest: Path) -> tuple[Path, dict[str, Any]]:
     return open_artefact(manifest, "model")
 
 
+def check_context(facts: dict[str, Any], tokens: int, what: str, remedy: str) -> None:
+    """Raise ModelError when `what` needs more `tokens` than the model of these manifest facts takes in."""
+    context = facts["max_position_embeddings"]
+    if tokens > context:
+        raise ModelError(f"{what} needs {tokens} tokens, but the context of {facts['name']} is {context}: lower {remedy}")
+
+
 def tokenizer_hash(tokenizer: Any) -> str:
     """SHA-256 over the vocabulary (token, id) and the special tokens: equal means ids can be exchanged."""
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])

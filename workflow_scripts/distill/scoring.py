@@ -8,23 +8,22 @@ from typing import Any
 
 import torch
 
-from workflow_scripts.distill.batching import pad_rows
+from workflow_scripts.distill.batching import hidden_states, pad_rows
 
 
 @torch.no_grad()
 def log_likelihoods(model: Any, rows: Sequence[dict[str, Any]], pad_id: int, chunk: int = 512) -> list[float]:
     """Sum of log p(token) over the loss tokens of each row [nats], given everything before them."""
-    batch = pad_rows(rows, pad_id).to(next(model.parameters()).device)
-    hidden = model.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-    states = batch.predicting(hidden.last_hidden_state)
+    batch = pad_rows(rows, pad_id)
+    states = hidden_states(model, batch)
     targets = batch.targets().to(states.device)
     parts = []
     for begin in range(0, len(targets), chunk):
         logits = model.lm_head(states[begin : begin + chunk]).float()
         chosen = logits.gather(1, targets[begin : begin + chunk, None])[:, 0]
-        parts.append((chosen - torch.logsumexp(logits, -1)).cpu())
+        parts.append(chosen - torch.logsumexp(logits, -1))
     counts = batch.predicts.sum(1).tolist()
-    return [part.double().sum().item() for part in torch.cat(parts).split(counts)]
+    return [part.double().sum().item() for part in torch.cat(parts).cpu().split(counts)]
 
 
 @dataclass
@@ -48,10 +47,8 @@ def add_agreement(
     chunk: int = 256,
 ) -> None:
     """Add a batch of rows to `sums`. Embeddings padded beyond the tokenizer's `vocabulary` are cut off."""
-    batch = pad_rows(rows, pad_id).to(next(model.parameters()).device)
-    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
-    mine = batch.predicting(model.model(**inputs).last_hidden_state)
-    other = batch.predicting(teacher.model(**inputs).last_hidden_state)
+    batch = pad_rows(rows, pad_id)
+    mine, other = hidden_states(model, batch), hidden_states(teacher, batch)
     targets = batch.targets().to(mine.device)
     for begin in range(0, len(targets), chunk):
         part = slice(begin, begin + chunk)

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from workflow_scripts.settings.generation import Filtering, Generation
 from workflow_scripts.settings.outcome import Comparison, Evaluation, Wandb
 from workflow_scripts.settings.sources import DatasetSource, ModelSource, Name, Section, Text
 from workflow_scripts.settings.training_block import Dtype as Dtype
@@ -61,27 +62,6 @@ class Data(Section):
         return self
 
 
-class Generation(Section):
-    """How the teacher writes text."""
-
-    decoding_strategy: Literal["sampling", "greedy"] = Field("sampling", description="Sampling or greedy decoding.")
-    temperature: float = Field(0.7, gt=0, le=10, description="Softmax temperature of sampling.")
-    top_p: float = Field(0.9, gt=0, le=1, description="Nucleus mass of sampling.")
-    max_new_tokens: int = Field(ge=1, description="Longest answer [tokens].")
-    batch_size: int = Field(32, ge=1, description="Prompts per batch; halved by itself when memory runs out.")
-    seed: int = Field(0, ge=0, description="Seed; each prompt derives its own from it.")
-
-
-class Filtering(Section):
-    """Which generated answers are dropped (counted by reason)."""
-
-    enabled: bool = Field(True, description="False keeps every non-empty answer.")
-    min_length: int = Field(1, ge=0, description="Shorter answers are dropped [tokens].")
-    max_length: int = Field(4096, ge=1, description="Longer answers are dropped [tokens].")
-    keep_truncated: bool = Field(False, description="Keep answers that hit max_new_tokens without an end token.")
-    refusal_pattern: str | None = Field(None, description="Regular expression of refusals to drop.")
-
-
 class Distillation(Section):
     """Knowledge distillation on cached teacher logits."""
 
@@ -90,10 +70,17 @@ class Distillation(Section):
     cache_temperatures: list[Annotated[float, Field(gt=0, le=20)]] = Field(
         [1.0], description="Temperatures the cache is made for; `temperature` must be one of them."
     )
-    top_k_logits: int = Field(64, ge=1, description="Teacher logits kept per position.")
-    tail: Literal["ghost", "renormalise", "zero"] = Field(
-        "ghost", description="Mass outside the top k: one extra bucket, spread over the k, or ignored."
+    sampling: Literal["top_k", "random"] = Field(
+        "top_k",
+        description="What the cache keeps per position: the top k logits, or tokens drawn from the teacher's distribution at "
+        "each cache temperature (unbiased gradient, about 40 bytes).",
     )
+    top_k_logits: int = Field(64, ge=1, description="sampling top_k: teacher logits kept per position.")
+    tail: Literal["ghost", "renormalise", "zero"] = Field(
+        "ghost", description="sampling top_k: mass outside the top k: one extra bucket, spread over the k, or ignored."
+    )
+    sampling_draws: int = Field(50, ge=1, le=4096, description="sampling random: draws per position.")
+    sampling_seed: int = Field(0, ge=0, description="sampling random: seed; each example derives its own from it.")
     shard_examples: int = Field(64, ge=1, description="Examples per cache shard (the unit of resumption).")
     batch_size: int = Field(8, ge=1, description="Rows per teacher forward pass.")
     logprob_cache_path: Text | None = Field(

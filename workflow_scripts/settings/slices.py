@@ -48,10 +48,27 @@ class PreprocessSlice(Section):
         )
 
 
-class LogitCachingSlice(Section):
-    """logit_caching: top-k logits of the teacher on the training split."""
+class CacheContent(Section):
+    """What a logit cache keeps per position; keys of the other way of `sampling` are null."""
 
-    top_k_logits: int
+    sampling: Literal["top_k", "random"]
+    top_k_logits: int | None = None
+    sampling_draws: int | None = None
+    sampling_seed: int | None = None
+
+    @classmethod
+    def of(cls, settings: Settings) -> CacheContent:
+        """Cut it out of the settings."""
+        distillation = settings.distillation
+        names = {"top_k": ("top_k_logits",), "random": ("sampling_draws", "sampling_seed")}[distillation.sampling]
+        chosen = {name: getattr(distillation, name) for name in ("sampling", *names)}
+        return cls.model_validate(chosen)
+
+
+class LogitCachingSlice(Section):
+    """logit_caching: what is kept of the teacher's logits on the training split."""
+
+    content: CacheContent
     cache_temperatures: list[float]
     shard_examples: int
     batch_size: int
@@ -64,7 +81,7 @@ class LogitCachingSlice(Section):
         """Cut the slice out of the settings."""
         distillation = settings.distillation
         return cls(
-            top_k_logits=distillation.top_k_logits,
+            content=CacheContent.of(settings),
             cache_temperatures=sorted(set(distillation.cache_temperatures)),
             shard_examples=distillation.shard_examples,
             batch_size=distillation.batch_size,
@@ -122,11 +139,18 @@ class PreferenceDatasetSlice(Section):
 
 
 class KdLoss(Section):
-    """The part of `distillation` that a training reads."""
+    """The part of `distillation` that a training reads; random draws leave no tail, it is `zero` then."""
 
     alpha: float
     temperature: float
     tail: Literal["ghost", "renormalise", "zero"]
+
+    @classmethod
+    def of(cls, settings: Settings) -> KdLoss:
+        """Cut it out of the settings."""
+        distillation = settings.distillation
+        tail = distillation.tail if distillation.sampling == "top_k" else "zero"
+        return cls(alpha=distillation.alpha, temperature=distillation.temperature, tail=tail)
 
 
 class StudentTrainSlice(Section):
@@ -136,19 +160,20 @@ class StudentTrainSlice(Section):
     seed: int
     training: schema.Training
     kd: KdLoss | None
+    cache: CacheContent | None = None
     attn_implementation: str
 
     @classmethod
     def of(cls, settings: Settings) -> StudentTrainSlice:
         """Cut the slice out of the settings."""
-        distillation = settings.distillation
         is_kd = settings.pipeline == "kd"
         return cls.model_validate(
             {
                 "pipeline": settings.pipeline,
                 "seed": settings.experiment.seed,
                 "training": settings.training,
-                "kd": {k: getattr(distillation, k) for k in ("alpha", "temperature", "tail")} if is_kd else None,
+                "kd": KdLoss.of(settings) if is_kd else None,
+                "cache": CacheContent.of(settings) if is_kd else None,
                 "attn_implementation": settings.model.attn_implementation,
             }
         )

@@ -19,7 +19,7 @@ from workflow_scripts.artefact import inherited, open_artefact
 from workflow_scripts.distill import training
 from workflow_scripts.distill.arguments import arguments, check_optimizer, dpo_config
 from workflow_scripts.distill.budget import EnergyBudget
-from workflow_scripts.distill.models import load_model, load_tokenizer, model_facts, open_model
+from workflow_scripts.distill.models import check_context, load_model, load_tokenizer, model_facts, open_model
 from workflow_scripts.distill.order import training_order
 from workflow_scripts.distill.parallel import die_with_launcher, is_main, world_size
 from workflow_scripts.distill.work import ExampleWork, WorkCallback, work_per_step
@@ -40,10 +40,12 @@ def dpo_training(args: Arguments[DpoTrainingSlice]) -> None:
     settings, options = args.settings, args.settings.training
     check_optimizer(options.optimizer)
     pairs_folder, _ = open_artefact(args.inputs["preferences"], "preference_dataset")
-    policy_folder, _ = open_model(args.inputs["policy"])
+    policy_folder, policy = open_model(args.inputs["policy"])
     pairs = Dataset.from_parquet(str(pairs_folder / "train.parquet"), cache_dir=str(state_dir() / "datasets"))
     corpus_folder, _ = open_artefact(args.inputs["corpus"], "corpus")
     tokenizer = load_tokenizer(corpus_folder / "tokenizer")
+    lengths = [len(p) + max(len(c), len(r)) for p, c, r in zip(*(pairs[name] for name in COLUMNS), strict=True)]
+    check_context(policy, max(lengths), "the longest pair", "data.max_sequence_length or dpo.generation.max_new_tokens")
     run, log_interval = start_tracking(args.extra["wandb"], settings.model_dump(mode="json"))
     counts = list(zip(pairs["chosen_tokens"], pairs["rejected_tokens"], strict=True))
     order = training_order(

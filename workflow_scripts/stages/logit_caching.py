@@ -1,4 +1,4 @@
-"""logit_caching: keep the teacher's top-k logits at every loss position of the training split.
+"""logit_caching: keep the teacher's top-k logits, or random draws, at every loss position of the training split.
 
 python -m workflow_scripts.stages.logit_caching --settings JSON --teacher MANIFEST --corpus MANIFEST --part N-of-M
     --out MANIFEST
@@ -12,9 +12,9 @@ from typing import Any
 
 from workflow_scripts.artefact import open_artefact
 from workflow_scripts.distill import logit_cache
-from workflow_scripts.distill.batching import by_length, in_batches, pad_rows
+from workflow_scripts.distill.batching import by_length, in_batches
 from workflow_scripts.distill.corpus import loss_tokens, read_table
-from workflow_scripts.distill.models import compute_dtype, load_model, load_tokenizer, open_model
+from workflow_scripts.distill.models import check_context, compute_dtype, load_model, load_tokenizer, open_model
 from workflow_scripts.progress import Progress
 from workflow_scripts.settings.slices import LogitCachingSlice
 from workflow_scripts.stages.common import Arguments, run_stage
@@ -26,9 +26,9 @@ def logit_caching(args: Arguments[LogitCachingSlice]) -> None:
     settings, part = args.settings, Part.parse(args.extra["part"])
     teacher_folder, teacher = open_model(args.inputs["teacher"])
     corpus_folder, _ = open_artefact(args.inputs["corpus"], "corpus")
-    if settings.top_k_logits > teacher["tokens"]:
+    if (settings.content.top_k_logits or 0) > teacher["tokens"]:
         raise logit_cache.CacheError(
-            f"distillation.top_k_logits = {settings.top_k_logits}, but the vocabulary has {teacher['tokens']} tokens"
+            f"distillation.top_k_logits = {settings.content.top_k_logits}, but the vocabulary has {teacher['tokens']} tokens"
         )
     if teacher["vocab_size"] > logit_cache.MAX_VOCABULARY:
         raise logit_cache.CacheError(
@@ -36,6 +36,7 @@ def logit_caching(args: Arguments[LogitCachingSlice]) -> None:
             f"{logit_cache.MAX_VOCABULARY} only: choose another teacher"
         )
     rows = read_table(corpus_folder / "train.parquet")
+    check_context(teacher, max(len(row["input_ids"]) for row in rows), "the longest row", "data.max_sequence_length")
     shards = [rows[b : b + settings.shard_examples] for b in range(0, len(rows), settings.shard_examples)]
     units = Units(len(shards))
     mine = [row for number in part.numbers(len(shards)) for row in shards[number]]
@@ -55,7 +56,8 @@ def logit_caching(args: Arguments[LogitCachingSlice]) -> None:
                 "work": {"examples": len(shard.positions), **work},
                 "examples": len(shard.positions),
                 "positions": sum(shard.positions),
-                "retained_mass": logit_cache.retained_mass(shard, settings.cache_temperatures),
+                "width": shard.width(),
+                **shard.quality(settings.cache_temperatures),
                 "dtype": str(dtype).removeprefix("torch."),
             }
             units.save(number, facts, path)
@@ -65,23 +67,28 @@ def logit_caching(args: Arguments[LogitCachingSlice]) -> None:
 
 def compute_shard(
     model: Any, rows: list[dict[str, Any]], settings: LogitCachingSlice, pad_id: int, vocabulary: int, progress: Progress
-) -> logit_cache.Shard:
-    """One shard, in batches of similar length."""
-    pieces = []
+) -> Any:
+    """One shard (logit_cache.Shard or DrawnShard), in batches of similar length."""
+    content, temperatures = settings.content, settings.cache_temperatures
+    pieces: list[Any] = []
     batches = by_length(rows, settings.batch_size, lambda row: len(row["input_ids"]))
 
-    def forward(batch: list[dict[str, Any]]) -> logit_cache.Shard:
-        return logit_cache.teacher_rows(model, batch, settings.top_k_logits, settings.cache_temperatures, pad_id, vocabulary)
+    def forward(batch: list[dict[str, Any]]) -> Any:
+        if content.sampling == "random":
+            draws, seed = content.sampling_draws, content.sampling_seed
+            return logit_cache.drawn_rows(model, batch, draws, seed, temperatures, pad_id, vocabulary)
+        return logit_cache.teacher_rows(model, batch, content.top_k_logits, temperatures, pad_id, vocabulary)
 
     for batch, piece in in_batches(batches, forward):
+        lengths = [len(row["input_ids"]) for row in batch]
         progress.add(
             examples=len(batch),
             loss=sum(piece.positions),
-            input=sum(len(row["input_ids"]) for row in batch),
-            padded=pad_rows(batch, pad_id).padded_tokens(),
+            input=sum(lengths),
+            padded=max(lengths) * len(lengths) - sum(lengths),
         )
         pieces.append(piece)
-    return logit_cache.join(pieces)
+    return type(pieces[0]).join(pieces)
 
 
 if __name__ == "__main__":

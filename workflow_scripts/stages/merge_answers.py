@@ -61,6 +61,9 @@ def keep_usable(
     seen: set[str] = set()
     discarded = 0
     for example, messages in questions.items():
+        if example not in answers:  # every unit is whole, so this one was never asked
+            rejected["prompt_too_long"] += 1
+            continue
         answer = answers[example]
         reason = rejection(answer["text"], answer["length"], answer["truncated"], filtering, seen)
         if reason:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from workflow_scripts.artefact import inherited, read_json
+from workflow_scripts.distill.logit_cache import FORMATS
 from workflow_scripts.progress import Progress
 from workflow_scripts.settings.slices import LogitCachingSlice
 from workflow_scripts.stages.common import Arguments, build_dir, publish, run_stage
 from workflow_scripts.stages.units import Units, unit_count
 
-SHARD_FACTS = ("file", "examples", "positions", "retained_mass")
+QUALITY = {"top_k": "retained_mass", "random": "entries"}
 
 
 def merge_logits(args: Arguments[LogitCachingSlice]) -> None:
@@ -28,9 +29,9 @@ def merge_logits(args: Arguments[LogitCachingSlice]) -> None:
     with Progress("loss", total=corpus["splits"]["train"]["loss_tokens"]) as progress:
         shards = units.all(args.parts, progress)
         positions = sum(shard["positions"] for shard in shards)
-        progress.metrics["retained_mass"] = {
-            str(t): sum(s["positions"] * s["retained_mass"][str(t)] for s in shards) / positions
-            for t in settings.cache_temperatures
+        quality = QUALITY[settings.content.sampling]
+        progress.metrics[quality] = {
+            str(t): sum(s["positions"] * s[quality][str(t)] for s in shards) / positions for t in settings.cache_temperatures
         }
     for shard in shards:
         units.link_into(shard["file"], build)
@@ -40,10 +41,13 @@ def merge_logits(args: Arguments[LogitCachingSlice]) -> None:
         "tokenizer_sha256": corpus["tokenizer_sha256"],
         "corpus_sha256": corpus["corpus_sha256"],
         "vocab_size": teacher["vocab_size"],
-        "k": settings.top_k_logits,
+        "format": FORMATS[settings.content.sampling],
+        "k": max(shard["width"] for shard in shards),
+        "draws": settings.content.sampling_draws,
+        "seed": settings.content.sampling_seed,
         "temperatures": settings.cache_temperatures,
         "dtype": shards[0]["dtype"],
-        "shards": [{key: shard[key] for key in SHARD_FACTS} for shard in shards],
+        "shards": [{key: shard[key] for key in ("file", "examples", "positions", quality)} for shard in shards],
     }
     publish(build, args.out, "logit_cache", facts | inherited(args.inputs.values()), bulk)
     units.merged_into(bulk or args.out.parent)

@@ -55,6 +55,9 @@ def rank_split(
     rejected: Counter[str] = Counter()
     pairs = []
     for example, prompt in questions.items():
+        if (split, example, 0) not in samples:  # every unit is whole, so this one was never asked
+            rejected["prompt_too_long"] += 1
+            continue
         rows = [samples[split, example, n] for n in range(settings.samples_per_prompt)]
         ranked = preference.rank(
             [preference.Sample(**{key: row[key] for key in preference.FIELDS}) for row in rows],

@@ -14,9 +14,11 @@ from typing import Any
 from workflow_scripts.artefact import open_artefact
 from workflow_scripts.distill import corpus
 from workflow_scripts.distill.batching import by_length, in_batches
-from workflow_scripts.distill.generation import Answer, Prompt, generate, prompt_seed, prompt_tokens
+from workflow_scripts.distill.generation import Answer, Prompt, prompt_tokens, that_fit
 from workflow_scripts.distill.models import compute_dtype, load_model, load_tokenizer, open_model
 from workflow_scripts.distill.scoring import log_likelihoods
+from workflow_scripts.distill.seeds import prompt_seed
+from workflow_scripts.distill.writers import Writer, check_backend, open_writer
 from workflow_scripts.progress import Progress
 from workflow_scripts.settings.slices import PreferenceDatasetSlice
 from workflow_scripts.stages.common import Arguments, run_stage
@@ -27,20 +29,33 @@ def preference_dataset(args: Arguments[PreferenceDatasetSlice]) -> None:
     """Sample and score the prompts of one part, of both splits."""
     settings, part = args.settings, Part.parse(args.extra["part"])
     options = settings.generation
-    teacher_folder, _ = open_model(args.inputs["teacher"])
+    teacher_folder, teacher = open_model(args.inputs["teacher"])
+    check_backend(options, "dpo.generation")
     corpus_folder, _ = open_artefact(args.inputs["corpus"], "corpus")
     tokenizer = load_tokenizer(corpus_folder / "tokenizer")
     prompts = read_prompts(corpus_folder, settings, tokenizer)
+    prompts = that_fit(prompts, lambda samples: len(samples[0].input_ids), options.max_new_tokens, teacher)
     batches = by_length(prompts, max(1, options.batch_size // settings.samples_per_prompt), lambda p: len(p[0].input_ids))
     units = Units(len(batches))
     mine = sum(len(batches[number]) for number in part.numbers(len(batches))) * settings.samples_per_prompt
     with Progress("generated", total=mine * options.max_new_tokens) as progress:
         todo = list(units.todo(part, "scatter.preference_dataset", progress))
         if todo:
-            model = load_model(teacher_folder, compute_dtype(settings.dtype), settings.attn_implementation)
+            dtype = compute_dtype(settings.dtype)
+            model = load_model(teacher_folder, dtype, settings.attn_implementation)
+            write = open_writer(
+                options,
+                teacher_folder,
+                dtype,
+                settings.attn_implementation,
+                max(len(samples[0].input_ids) for samples in prompts),
+                tokenizer.eos_token_id,
+                tokenizer.pad_token_id,
+                judge=model,
+            )
         for number in todo:
             batch = [prompt for samples in batches[number] for prompt in samples]
-            rows, work = sample_and_score(model, batch, settings, tokenizer, progress)
+            rows, work = sample_and_score(model, write, batch, settings, tokenizer, progress)
             units.save(number, {"work": work, "samples": rows})
             progress.saved()
     finish_part(args.out, part, units)
@@ -59,13 +74,13 @@ def read_prompts(corpus_folder: Any, settings: PreferenceDatasetSlice, tokenizer
 
 
 def sample_and_score(
-    model: Any, prompts: list[Prompt], settings: PreferenceDatasetSlice, tokenizer: Any, progress: Progress
+    judge: Any, write: Writer, prompts: list[Prompt], settings: PreferenceDatasetSlice, tokenizer: Any, progress: Progress
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Samples of a batch with the judge's log-likelihood, and the work done."""
     by_key = {prompt.key: prompt for prompt in prompts}
     end = [tokenizer.eos_token_id]
     found, work = [], {"examples": 0, "generated": 0, "input": 0}
-    for answers in generate(model, prompts, settings.generation, end, tokenizer.pad_token_id):
+    for answers in write(prompts):
         rows = [scoring_row(by_key[a.key], a, a.token_ids + ([] if a.truncated else end)) for a in answers]
         added = {
             "examples": len(answers),
@@ -73,7 +88,7 @@ def sample_and_score(
             "input": sum(len(row["input_ids"]) for row in rows),
         }
         batches = by_length(rows, settings.generation.batch_size, lambda row: len(row["input_ids"]))
-        for batch, likelihoods in in_batches(batches, lambda batch: log_likelihoods(model, batch, tokenizer.pad_token_id)):
+        for batch, likelihoods in in_batches(batches, lambda batch: log_likelihoods(judge, batch, tokenizer.pad_token_id)):
             for row, likelihood in zip(batch, likelihoods, strict=True):
                 found.append(sample_row(row, likelihood, by_key[row["key"]], tokenizer))
         work = {kind: count + added[kind] for kind, count in work.items()}

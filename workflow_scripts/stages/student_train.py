@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from workflow_scripts.artefact import inherited, open_artefact
+from workflow_scripts.artefact import inherited, open_artefact, read_json
 from workflow_scripts.distill import training
 from workflow_scripts.distill.arguments import arguments, check_optimizer, sft_config
 from workflow_scripts.distill.budget import EnergyBudget
 from workflow_scripts.distill.corpus import loss_tokens, read_table
-from workflow_scripts.distill.logit_cache import LogitCache
-from workflow_scripts.distill.models import load_model, load_tokenizer, model_facts, open_model
+from workflow_scripts.distill.logit_cache import FORMATS, CacheError, LogitCache
+from workflow_scripts.distill.models import check_context, load_model, load_tokenizer, model_facts, open_model
 from workflow_scripts.distill.order import training_order
 from workflow_scripts.distill.packing import attention_for
 from workflow_scripts.distill.parallel import die_with_launcher, is_main, world_size
@@ -37,7 +37,9 @@ def student_train(args: Arguments[StudentTrainSlice]) -> None:
     settings, options = args.settings, args.settings.training
     check_optimizer(options.optimizer)
     corpus_folder, corpus = open_artefact(args.inputs["corpus"], "corpus")
+    student_folder, student = open_model(args.inputs["student"])
     rows, cache = training_data(args, corpus_folder, corpus)
+    check_context(student, max(len(row["input_ids"]) for row in rows), "the longest row", "data.max_sequence_length")
     work = [ExampleWork(loss_tokens(row), (len(row["input_ids"]),)) for row in rows]
     order = training_order(
         [w.loss for w in work],
@@ -50,7 +52,6 @@ def student_train(args: Arguments[StudentTrainSlice]) -> None:
     share = options.batch_size // world_size()
     steps = work_per_step(order, work, share, options.gradient_accumulation_steps * world_size(), options.packing)
     run, log_interval = start_tracking(args.extra["wandb"], settings.model_dump(mode="json"))
-    student_folder, _ = open_model(args.inputs["student"])
     tokenizer = load_tokenizer(corpus_folder / "tokenizer")
     attention = attention_for(settings.attn_implementation, options.packing, student_folder)
     model = load_model(student_folder, torch.float32, attention)
@@ -104,9 +105,22 @@ def training_data(
         return rows, None
     folder, facts = open_artefact(args.inputs["teacher_output"], "logit_cache")
     cache = LogitCache(folder, facts)
-    cache.check(corpus["corpus_sha256"], corpus["tokenizer_sha256"], settings.kd.temperature)
+    cache.check(cache_facts(args, corpus), settings.kd.temperature)
     return rows, cache
 
 
+def cache_facts(args: Arguments[StudentTrainSlice], corpus: dict[str, Any]) -> dict[str, Any]:
+    """What the manifest of the logit cache must say."""
+    content = args.settings.cache
+    expected = {name: corpus[name] for name in ("corpus_sha256", "tokenizer_sha256")}
+    expected["teacher_weights_sha256"] = read_json(args.inputs["teacher"])["weights_sha256"]
+    if content is None:
+        raise CacheError("the settings of this training do not say what its logit cache keeps")
+    expected["format"] = FORMATS[content.sampling]
+    if content.sampling == "top_k":
+        return expected | {"k": content.top_k_logits}
+    return expected | {"draws": content.sampling_draws, "seed": content.sampling_seed}
+
+
 if __name__ == "__main__":
-    run_stage(student_train, StudentTrainSlice, ["student", "corpus", "teacher_output?"], ["name", "wandb"])
+    run_stage(student_train, StudentTrainSlice, ["student", "corpus", "teacher_output?", "teacher?"], ["name", "wandb"])

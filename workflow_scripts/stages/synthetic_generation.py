@@ -13,8 +13,10 @@ from typing import Any
 from workflow_scripts.artefact import open_artefact
 from workflow_scripts.distill import corpus
 from workflow_scripts.distill.batching import by_length
-from workflow_scripts.distill.generation import Answer, Prompt, generate, prompt_seed, prompt_tokens
-from workflow_scripts.distill.models import compute_dtype, load_model, load_tokenizer, open_model
+from workflow_scripts.distill.generation import Answer, Prompt, prompt_tokens, that_fit
+from workflow_scripts.distill.models import compute_dtype, load_tokenizer, open_model
+from workflow_scripts.distill.seeds import prompt_seed
+from workflow_scripts.distill.writers import check_backend, open_writer
 from workflow_scripts.progress import Progress
 from workflow_scripts.settings.slices import SyntheticGenerationSlice
 from workflow_scripts.stages.common import Arguments, run_stage
@@ -26,23 +28,33 @@ def synthetic_generation(args: Arguments[SyntheticGenerationSlice]) -> None:
     settings, part = args.settings, Part.parse(args.extra["part"])
     options = settings.data.generation
     corpus_folder, _ = open_artefact(args.inputs["corpus"], "corpus")
-    teacher_folder, _ = open_model(args.inputs["teacher"])
+    teacher_folder, teacher = open_model(args.inputs["teacher"])
+    check_backend(options, "synthetic_data.generation")
     tokenizer = load_tokenizer(corpus_folder / "tokenizer")
     questions = corpus.questions(corpus_folder, "train", settings.data.max_gen_examples)
     prompts = [
         Prompt(key, prompt_tokens(tokenizer, question), prompt_seed(options.seed, key)) for key, question in questions.items()
     ]
+    prompts = that_fit(prompts, lambda prompt: len(prompt.input_ids), options.max_new_tokens, teacher)
     batches = by_length(prompts, options.batch_size, lambda prompt: len(prompt.input_ids))
     units = Units(len(batches))
     mine = sum(len(batches[number]) for number in part.numbers(len(batches)))
     with Progress("generated", total=mine * options.max_new_tokens) as progress:
         todo = list(units.todo(part, "scatter.synthetic_generation", progress))
         if todo:
-            model = load_model(teacher_folder, compute_dtype(settings.dtype), settings.attn_implementation)
+            write = open_writer(
+                options,
+                teacher_folder,
+                compute_dtype(settings.dtype),
+                settings.attn_implementation,
+                max(len(prompt.input_ids) for prompt in prompts),
+                tokenizer.eos_token_id,
+                tokenizer.pad_token_id,
+            )
         for number in todo:
             rows, work = [], {"examples": 0, "generated": 0, "input": 0}
             by_key = {prompt.key: prompt for prompt in batches[number]}
-            for answers in generate(model, batches[number], options, [tokenizer.eos_token_id], tokenizer.pad_token_id):
+            for answers in write(batches[number]):
                 rows += [answer_row(by_key[answer.key], answer, tokenizer) for answer in answers]
                 added = {
                     "examples": len(answers),

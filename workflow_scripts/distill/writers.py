@@ -1,0 +1,110 @@
+"""Who writes the answers: `generate` of transformers in batches, or vLLM as an optional extra. Both take prompts as tokens.
+
+A writer keeps one seed per prompt. transformers' own continuous batching (`generate_batch`, looked at in 5.23) cannot: it
+samples all requests of a step with one `torch.multinomial` from the process's generator, seeded once, so that an answer depends
+on what else is in flight, and its processors get numbers per request (temperature, top_k, top_p) but no state. It is not used.
+
+vLLM keeps a generator per request for `SamplingParams.seed`, so random numbers belong to the prompt here, too; logits still
+change in their last bits with the requests computed together, unless VLLM_BATCH_INVARIANT=1 is set on hardware that has it. Its
+answers are another backend's: the choice is part of the settings that a data set depends on.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from workflow_scripts.distill.generation import Answer, GenerationError, Prompt, generate
+from workflow_scripts.distill.models import load_model
+from workflow_scripts.settings.schema import Generation
+
+Writer = Callable[[Sequence[Prompt]], Iterator[list[Answer]]]
+
+_ALONE, _BESIDE_A_JUDGE = 0.9, 0.5  # share of the accelerator's memory that vLLM takes
+
+
+def check_backend(options: Generation, key: str) -> None:
+    """Raise GenerationError when the chosen backend is not installed here; to be called before anything expensive."""
+    if options.backend == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise GenerationError(
+            f"{key}.backend = vllm, but the package vllm is not installed in this environment: install it there "
+            "(`pip install vllm`, it brings a torch of its own) or set the backend to transformers"
+        )
+
+
+def open_writer(
+    options: Generation,
+    folder: Path,
+    dtype: torch.dtype,
+    attn_implementation: str,
+    longest_prompt: int,
+    eos_id: int,
+    pad_id: int,
+    judge: Any = None,
+) -> Writer:
+    """Load the model of `folder` to write with. A `judge` is that model, loaded already and needed afterwards.
+
+    `longest_prompt` [tokens] is that of all prompts, of all parts.
+    """
+    if options.backend == "vllm":
+        memory = _ALONE if judge is None else _BESIDE_A_JUDGE
+        return VllmWriter(options, folder, dtype, longest_prompt + options.max_new_tokens, eos_id, memory)
+    model = load_model(folder, dtype, attn_implementation) if judge is None else judge
+    return lambda prompts: generate(model, prompts, options, [eos_id], pad_id)
+
+
+class VllmWriter:
+    """vLLM's offline engine (`vllm.LLM`) in this process. It does the batching: `batch_size` is the unit of resumption only."""
+
+    def __init__(
+        self, options: Generation, folder: Path, dtype: torch.dtype, max_model_len: int, eos_id: int, memory: float
+    ) -> None:
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # one process: signals arrive, scheduling is repeatable
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        import vllm
+
+        self._params = vllm.SamplingParams
+        self._options, self._eos_id = options, eos_id
+        self._engine = vllm.LLM(
+            model=str(folder),
+            dtype=str(dtype).removeprefix("torch."),
+            max_model_len=max_model_len,
+            gpu_memory_utilization=memory,
+            skip_tokenizer_init=True,
+            generation_config="vllm",  # nothing of the model's own generation_config.json leaks in
+            seed=options.seed,
+        )
+
+    def __call__(self, prompts: Sequence[Prompt]) -> Iterator[list[Answer]]:
+        """Answer all prompts at once."""
+        outputs = self._engine.generate(
+            [{"prompt_token_ids": prompt.input_ids} for prompt in prompts],
+            [self._sampling(prompt) for prompt in prompts],
+            use_tqdm=False,
+        )
+        yield [self._answer(prompt, output.outputs[0]) for prompt, output in zip(prompts, outputs, strict=True)]
+
+    def _sampling(self, prompt: Prompt) -> Any:
+        greedy = self._options.decoding_strategy == "greedy"
+        return self._params(
+            n=1,
+            temperature=0.0 if greedy else self._options.temperature,
+            top_p=1.0 if greedy else self._options.top_p,
+            max_tokens=self._options.max_new_tokens,
+            stop_token_ids=[self._eos_id],
+            seed=prompt.seed,
+            detokenize=False,
+        )
+
+    def _answer(self, prompt: Prompt, completion: Any) -> Answer:
+        """The end token is among vLLM's tokens when it ended the answer; it counts as generated, as everywhere."""
+        tokens = list(completion.token_ids)
+        truncated = completion.finish_reason == "length"
+        if tokens and tokens[-1] == self._eos_id:
+            tokens.pop()
+        return Answer(prompt.key, tokens, len(tokens) + (0 if truncated else 1), truncated)
