@@ -6,7 +6,7 @@
 #   comparison          -> <root>/comparison/    tables, break-even, figures of the report
 
 
-report: "../workflow_scripts/accounting/captions/report.rst"
+report: "../workflow_scripts/accounting/pages/captions/report.rst"
 
 
 rule experiment_summary:
@@ -109,73 +109,73 @@ rule comparison:
         comparison=COMPARISON,
         answer=report(
             f"{ROOT}/comparison/answer.html",
-            caption="../workflow_scripts/accounting/captions/answer.rst",
+            caption="../workflow_scripts/accounting/pages/captions/answer.rst",
             category="Answer",
             labels={"what": "the comparison on one page"},
         ),
         energy=report(
             f"{ROOT}/comparison/energy_by_stage.svg",
-            caption="../workflow_scripts/accounting/captions/energy_by_stage.rst",
+            caption="../workflow_scripts/accounting/pages/captions/energy_by_stage.rst",
             category="Energy",
             labels={"what": "energy by stage"},
         ),
         quality=report(
             f"{ROOT}/comparison/energy_quality.svg",
-            caption="../workflow_scripts/accounting/captions/energy_quality.rst",
+            caption="../workflow_scripts/accounting/pages/captions/energy_quality.rst",
             category="Quality",
             labels={"what": "energy and quality"},
         ),
         reuse=report(
             f"{ROOT}/comparison/cost_by_reuse.svg",
-            caption="../workflow_scripts/accounting/captions/cost_by_reuse.rst",
+            caption="../workflow_scripts/accounting/pages/captions/cost_by_reuse.rst",
             category="Reuse",
             labels={"what": "cost over reuses"},
         ),
         break_even=report(
             f"{ROOT}/comparison/break_even.csv",
-            caption="../workflow_scripts/accounting/captions/break_even.rst",
+            caption="../workflow_scripts/accounting/pages/captions/break_even.rst",
             category="Reuse",
             labels={"what": "break-even N*"},
         ),
         repayment=report(
             f"{ROOT}/comparison/repayment.csv",
-            caption="../workflow_scripts/accounting/captions/repayment.rst",
+            caption="../workflow_scripts/accounting/pages/captions/repayment.rst",
             category="Reuse",
             labels={"what": "tokens until repaid T*"},
         ),
         power=report(
             f"{ROOT}/comparison/power.svg",
-            caption="../workflow_scripts/accounting/captions/power.rst",
+            caption="../workflow_scripts/accounting/pages/captions/power.rst",
             category="Course",
             labels={"what": "power over time"},
         ),
         loss=report(
             f"{ROOT}/comparison/loss_by_joules.svg",
-            caption="../workflow_scripts/accounting/captions/loss_by_joules.rst",
+            caption="../workflow_scripts/accounting/pages/captions/loss_by_joules.rst",
             category="Course",
             labels={"what": "loss over joules"},
         ),
         table=report(
             f"{ROOT}/comparison/comparison.csv",
-            caption="../workflow_scripts/accounting/captions/comparison.rst",
+            caption="../workflow_scripts/accounting/pages/captions/comparison.rst",
             category="Tables",
             labels={"what": "experiments"},
         ),
         stages=report(
             f"{ROOT}/comparison/stage_energy.csv",
-            caption="../workflow_scripts/accounting/captions/stage_energy.rst",
+            caption="../workflow_scripts/accounting/pages/captions/stage_energy.rst",
             category="Tables",
             labels={"what": "stages"},
         ),
         amortised=report(
             f"{ROOT}/comparison/amortised.csv",
-            caption="../workflow_scripts/accounting/captions/amortised.rst",
+            caption="../workflow_scripts/accounting/pages/captions/amortised.rst",
             category="Tables",
             labels={"what": "cost over reuses"},
         ),
         runs=report(
             f"{ROOT}/comparison/runs.csv",
-            caption="../workflow_scripts/accounting/captions/runs.rst",
+            caption="../workflow_scripts/accounting/pages/captions/runs.rst",
             category="Tables",
             labels={"what": "runs"},
         ),

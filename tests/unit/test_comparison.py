@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 
 from tests.unit.summaries import baseline, kd, served, stage, summary, write
-from workflow_scripts.accounting import costs, fairness, tables
+from workflow_scripts.accounting import costs, fairness
 from workflow_scripts.accounting.comparison import compare, main
 from workflow_scripts.accounting.formulas import amortised, served_tokens_until_repaid
 from workflow_scripts.accounting.load import Loaded, load
+from workflow_scripts.accounting.pages import tables
 from workflow_scripts.accounting.reuse import amortised_rows, break_even, repayment
 from workflow_scripts.accounting.runs import averages, group
 

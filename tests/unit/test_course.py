@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from workflow_scripts.accounting import figures_course
 from workflow_scripts.accounting.deployment import deployed_cost
 from workflow_scripts.accounting.evaluations import on_the_way
+from workflow_scripts.accounting.pages import figures_course
 from workflow_scripts.accounting.traces import TraceError, energy_curve, joules_between, locate, loss_curve, power_curve
 from workflow_scripts.distill.work import WorkCallback
 from workflow_scripts.progress import Progress

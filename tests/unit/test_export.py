@@ -12,7 +12,8 @@ from huggingface_hub import EvalResult, ModelCard
 
 from tests.unit.summaries import stage, summary
 from tests.unit.test_summary import TOKENS
-from workflow_scripts.accounting import boamps, export, model_card
+from workflow_scripts.accounting import export
+from workflow_scripts.accounting.exports import boamps, model_card
 from workflow_scripts.artefact import publish
 
 CONFIG = {

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from workflow_scripts.accounting import forecast as module
-from workflow_scripts.accounting.artefacts import Artefacts, UnpricedError, count_parameters
-from workflow_scripts.accounting.device import Target, device
-from workflow_scripts.accounting.history import Past, read_history
+from workflow_scripts.accounting.forecasting.artefacts import Artefacts, UnpricedError, count_parameters
+from workflow_scripts.accounting.forecasting.device import Target, device
+from workflow_scripts.accounting.forecasting.history import Past, read_history
+from workflow_scripts.accounting.forecasting.pricing import Device, Range, Sample, fixed_joules, from_flops, from_history
+from workflow_scripts.accounting.forecasting.work import done, expected
 from workflow_scripts.accounting.model import Bounds, Forecast, ForecastRow
 from workflow_scripts.accounting.outcome import ForecastError, compare_forecast, read_forecast
-from workflow_scripts.accounting.pricing import Device, Range, Sample, fixed_joules, from_flops, from_history
-from workflow_scripts.accounting.work import done, expected
 from workflow_scripts.dry_run import PlannedJob, parse
 
 CPU = "Some CPU"

@@ -116,7 +116,7 @@ def test_the_plan_makes_the_tokenizer_s_model_first_and_refuses_a_circle(tmp_pat
 
 def test_the_forecast_knows_published_and_random_models_before_they_are_prepared() -> None:
     from tests.unit.test_forecast import planned
-    from workflow_scripts.accounting.artefacts import Artefacts, UnpricedError
+    from workflow_scripts.accounting.forecasting.artefacts import Artefacts, UnpricedError
 
     def parameters(**source) -> float:
         job = planned("prepare_model", {"name": "x", "source": source})

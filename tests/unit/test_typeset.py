@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.unit.summaries import baseline, kd, write
-from workflow_scripts.accounting import typeset
 from workflow_scripts.accounting.comparison import compare, main
 from workflow_scripts.accounting.load import load
+from workflow_scripts.accounting.pages import typeset
 
 KWH = 3.6e6
 

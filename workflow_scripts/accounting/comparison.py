@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workflow_scripts.accounting import answer, figures, figures_course, tables, typeset
 from workflow_scripts.accounting.costs import campaign, total_cost, users, with_lineage
 from workflow_scripts.accounting.errors import DRAWS, Figure, sample
 from workflow_scripts.accounting.fairness import boundary_refusal, differences, quality_refusal
 from workflow_scripts.accounting.formulas import pareto_front
 from workflow_scripts.accounting.load import Loaded, load
+from workflow_scripts.accounting.pages import answer, figures, figures_course, tables, typeset
 from workflow_scripts.accounting.qualities import known, lower_is_better
 from workflow_scripts.accounting.reuse import AMORTISED, BREAK_EVEN, amortised_rows, break_even, repayment
 from workflow_scripts.accounting.runs import Group, averages, find, group

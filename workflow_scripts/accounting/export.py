@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from workflow_scripts.accounting import boamps, model_card
+from workflow_scripts.accounting.exports import boamps, model_card
 from workflow_scripts.artefact import ArtefactError, open_artefact, read_json, write_json
 
 

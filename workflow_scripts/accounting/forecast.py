@@ -22,12 +22,20 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from workflow_scripts.accounting.artefacts import Artefacts, UnpricedError
-from workflow_scripts.accounting.device import Target, device, target
-from workflow_scripts.accounting.history import Past, read_history
+from workflow_scripts.accounting.forecasting.artefacts import Artefacts, UnpricedError
+from workflow_scripts.accounting.forecasting.device import Target, device, target
+from workflow_scripts.accounting.forecasting.history import Past, read_history
+from workflow_scripts.accounting.forecasting.pricing import (
+    Estimate,
+    Range,
+    Sample,
+    add,
+    from_flops,
+    from_history,
+    within_budget,
+)
+from workflow_scripts.accounting.forecasting.work import GENERATING, Work, done, expected
 from workflow_scripts.accounting.model import Bounds, Forecast, ForecastRow, ForecastTotal
-from workflow_scripts.accounting.pricing import Estimate, Range, Sample, add, from_flops, from_history, within_budget
-from workflow_scripts.accounting.work import GENERATING, Work, done, expected
 from workflow_scripts.artefact import ArtefactError, read_json, write_json
 from workflow_scripts.carbon import intensity
 from workflow_scripts.dry_run import DryRunError, PlannedJob, planned

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workflow_scripts.accounting.artefacts import UnpricedError
-from workflow_scripts.accounting.history import Past, hardware
-from workflow_scripts.accounting.pricing import Device, Range
+from workflow_scripts.accounting.forecasting.artefacts import UnpricedError
+from workflow_scripts.accounting.forecasting.history import Past, hardware
+from workflow_scripts.accounting.forecasting.pricing import Device, Range
 from workflow_scripts.artefact import read_json
 from workflow_scripts.host import cpu_brand
 

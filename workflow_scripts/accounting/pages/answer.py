@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from workflow_scripts.accounting.answer_tables import NOTE, Table, answer_tables, campaign_text
+from workflow_scripts.accounting.pages.answer_tables import NOTE, Table, answer_tables, campaign_text
 
 _STYLE = """
 body { font: 14px/1.45 system-ui, sans-serif; margin: 1.2em; color: #222; }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workflow_scripts.accounting.pricing import Range
+from workflow_scripts.accounting.forecasting.pricing import Range
 from workflow_scripts.artefact import read_json
 from workflow_scripts.dry_run import PlannedJob
 from workflow_scripts.settings.shapes import published_shape

@@ -1,7 +1,7 @@
 """Arithmetic of the forecast: energy and time of one stage, from past records or from FLOPs. Pure functions.
 
 A stage costs a fixed part per process (imports, loading the model) and a part in proportion to its work. The work is counted
-in FLOPs, else in examples, else in jobs (`workflow_scripts.accounting.work`), so that past joules scale with tokens and
+in FLOPs, else in examples, else in jobs (see `work` beside this), so that past joules scale with tokens and
 parameters at once.
 """
 

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from workflow_scripts.accounting.answer_tables import NOTE, Table, answer_tables, basis, campaign_text
+from workflow_scripts.accounting.pages.answer_tables import NOTE, Table, answer_tables, basis, campaign_text
 
 _LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 
 from workflow_scripts.accounting.costs import stage_key
 from workflow_scripts.accounting.evaluations import on_the_way
-from workflow_scripts.accounting.figures import COLOURS, DASHES, MARKERS, ROLE_STYLE, columns, empty, save
+from workflow_scripts.accounting.pages.figures import COLOURS, DASHES, MARKERS, ROLE_STYLE, columns, empty, save
 from workflow_scripts.accounting.runs import group
 from workflow_scripts.accounting.traces import TraceError, energy_curve, loss_curve, power_curve
 

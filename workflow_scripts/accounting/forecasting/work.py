@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from workflow_scripts.accounting.artefacts import Artefacts
-from workflow_scripts.accounting.history import Past
-from workflow_scripts.accounting.pricing import Range
+from workflow_scripts.accounting.forecasting.artefacts import Artefacts
+from workflow_scripts.accounting.forecasting.history import Past
+from workflow_scripts.accounting.forecasting.pricing import Range
 from workflow_scripts.dry_run import PlannedJob
 
 FORWARD, TRAINED = 2.0, 6.0

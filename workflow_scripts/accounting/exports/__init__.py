@@ -1,0 +1,1 @@
+"""Formats of others: the model card and BoAmps reports."""

@@ -1,0 +1,1 @@
+"""What a forecast is made of: past records, work per stage, prices, devices."""

@@ -1,0 +1,1 @@
+"""What a reader opens: figures, tables, the answer page, captions of the report."""
