@@ -49,7 +49,8 @@ def units_dir() -> Path:
 class EnergySoFar:
     """Attributed energy of the stage so far [J], of all its attempts: total and by component, as known at `time` [unix s].
 
-    `joules` is None with a `reason` when there is no figure. The meter renews it `every_seconds`.
+    `joules` is None with a `reason` when there is no figure. The meter renews it `every_seconds`. `read` is False where the
+    meter's file could not be read.
     """
 
     joules: float | None
@@ -57,6 +58,7 @@ class EnergySoFar:
     reason: str | None
     time: float
     every_seconds: float
+    read: bool = True
 
 
 def energy_so_far() -> EnergySoFar:
@@ -67,7 +69,15 @@ def energy_so_far() -> EnergySoFar:
     try:
         return EnergySoFar(**json.loads(Path(path).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        return EnergySoFar(None, {}, f"{path} cannot be read ({error})", time.time(), 0.0)
+        return EnergySoFar(None, {}, f"{path} cannot be read ({error})", time.time(), _flush_seconds(), read=False)
+
+
+def _flush_seconds() -> float:
+    """`energy.flush_seconds`, from the options that the meter started this stage with; 0 where they do not say."""
+    try:
+        return float(json.loads(os.environ["METER_OPTIONS"])["flush_seconds"])
+    except (KeyError, ValueError, TypeError):
+        return 0.0
 
 
 class Progress:

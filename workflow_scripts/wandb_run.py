@@ -57,6 +57,12 @@ def run_id(experiment: str, fingerprint: str) -> str:
     return f"{experiment[:100]}-{fingerprint}"
 
 
+def _end_service(run: Any) -> None:
+    import wandb
+
+    wandb.teardown()
+
+
 def _on_steps(run: Any) -> Any:
     run.define_metric("*", step_metric=STEP)
     return run
@@ -161,10 +167,7 @@ class Run:
     def finish(self, failed: bool = False) -> None:
         """Close the run, waiting at most WANDB_FINISH_TIMEOUT for its upload; what is left can be synced later."""
         self._do("not closed", lambda run: run.finish(exit_code=int(failed)))
-        if self._run is not None:
-            import wandb
-
-            wandb.teardown()
+        self._do("its service was not ended", _end_service)
         self._run = None
 
     def _do(self, what: str, action: Any) -> None:

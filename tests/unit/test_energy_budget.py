@@ -23,9 +23,9 @@ def tell(tmp_path: Path, monkeypatch):
     path = tmp_path / "energy.json"
     monkeypatch.setenv("STAGE_ENERGY", str(path))
 
-    def write(joules: float | None, reason: str | None = None, age: float = 0.0) -> None:
+    def write(joules: float | None, reason: str | None = None, age: float = 0.0, every: float = 2.0) -> None:
         content = {"joules": joules, "joules_by_component": {}, "reason": reason, "time": time.time() - age}
-        path.write_text(json.dumps(content | {"every_seconds": 2.0}))
+        path.write_text(json.dumps(content | {"every_seconds": every}))
 
     write(0.0)
     return write
@@ -78,8 +78,49 @@ def test_an_old_figure_is_no_figure(tell) -> None:
         EnergyBudget(1.0).spent()
 
 
+def test_energy_that_is_unknown_at_the_last_step_costs_no_finished_training(tmp_path: Path, tell) -> None:
+    def lose(step: int, _: object) -> None:
+        tell(None, "gpu: the driver is gone") if step == 5 else tell(1.0)
+
+    done = train(tmp_path / "run", each_step=lose, energy_budget_kwh=0.1)
+    assert (done.progress.steps, done.metrics["ended_by"]) == (5, "token_budget")
+    assert len(done.progress.warnings) == 1 and "the driver is gone" in done.progress.warnings[0]
+
+
+def test_a_file_that_cannot_be_read_leaves_the_last_figure_until_it_is_old(tmp_path: Path, tell, monkeypatch) -> None:
+    path, now = tmp_path / "energy.json", time.time()
+    monkeypatch.setattr("workflow_scripts.distill.budget.time.time", lambda: now)
+    budget = EnergyBudget(150 * KWH)
+    tell(100.0)
+    budget.wait_for_meter()
+    path.unlink()
+    assert budget.spent() is False
+    tell(200.0)
+    assert budget.spent() is True
+    path.write_text('{"joules": 2')
+    assert budget.spent() is True
+    now += 61
+    with pytest.raises(EnergyUnknown, match="last figure is 61 s old"):
+        budget.spent()
+
+
+@pytest.mark.parametrize(("flush", "told"), [(60.0, True), (600.0, False), (1.0, True)])
+def test_the_first_figure_is_waited_for_two_flush_periods_and_a_minute(tmp_path, tell, monkeypatch, flush, told) -> None:
+    """Told by the meter's file, or while that does not exist by the options that the meter gave the stage."""
+    slept = []
+    monkeypatch.setattr("workflow_scripts.distill.budget.time.sleep", slept.append)
+    monkeypatch.setattr("workflow_scripts.distill.budget.time.monotonic", lambda: 10.0 * len(slept))
+    monkeypatch.setenv("METER_OPTIONS", json.dumps({"flush_seconds": flush}))
+    tell(None, "not yet", every=flush)
+    if not told:
+        (tmp_path / "energy.json").unlink()
+    with pytest.raises(EnergyUnknown, match="not yet" if told else "cannot be read"):
+        EnergyBudget(1.0).wait_for_meter()
+    assert 10.0 * (len(slept) - 1) == max(60.0, 2 * flush)
+
+
 def test_without_a_meter_or_a_source_nothing_is_trained(tmp_path: Path, tell, monkeypatch) -> None:
-    tell(None, "gpu: no GPU")
+    tell(None, "gpu: no GPU", every=0.1)
     with pytest.raises(EnergyUnknown, match="gpu: no GPU"):
         EnergyBudget(1.0).wait_for_meter(seconds=0.3)
     monkeypatch.delenv("STAGE_ENERGY")

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.unit.meter_bench import Bench, python
-from workflow_scripts.energy.ledger import HOSTS, LedgerWriter, latest
+from workflow_scripts.energy import live as live_module
+from workflow_scripts.energy.ledger import HOSTS, Attempt, LedgerWriter, latest
 from workflow_scripts.energy.live import LiveEnergy
 from workflow_scripts.progress import energy_so_far
 
@@ -71,13 +72,15 @@ def test_a_stage_without_a_meter_is_told_so(monkeypatch, tmp_path: Path) -> None
     assert "cannot be read" in (energy_so_far().reason or "")
 
 
-def entry(joules: float | None) -> dict:
-    return {"joules": joules, "class": "measured", "reason": None if joules is not None else "none", "devices": {}}
+OPTIONS = {"total_energy_policy": "measured", "flush_seconds": 2.0}
+
+
+def entry(joules: float | None, reason: str = "none") -> dict:
+    return {"joules": joules, "class": "measured", "reason": None if joules is not None else reason, "devices": {}}
 
 
 def test_further_hosts_are_in_it_by_their_newest_whole_line(tmp_path: Path) -> None:
-    options = {"total_energy_policy": "measured", "flush_seconds": 2.0}
-    live = LiveEnergy(tmp_path / "energy-a1.json", "a1", [], options)
+    live = LiveEnergy(tmp_path / "energy-a1.json", "a1", [], OPTIONS)
     other = LedgerWriter(tmp_path / "attempts" / HOSTS / "a1.far.jsonl", {"stage": "work", "attempt": "a1", "host": "far"})
     line = {"joules": {"gpu": entry(100.0), "cpu": entry(7.0)}}
     live.write(line)
@@ -103,6 +106,47 @@ def test_the_newest_line_of_a_long_ledger_is_found_from_its_end(tmp_path: Path) 
     assert found is not None and found.last["elapsed_s"] == 2999 and len(found.ticks) == 1
     (tmp_path / "b.jsonl").write_text('{"event": "sta')
     assert latest(tmp_path / "b.jsonl") is None
+
+
+def test_a_component_that_loses_its_figure_makes_the_sum_unknown(tmp_path: Path) -> None:
+    live = LiveEnergy(tmp_path / "energy-a1.json", "a1", [], OPTIONS)
+    live.write({"joules": {"gpu": entry(None), "cpu": entry(7.0)}})
+    assert read(tmp_path)["joules"] == 7.0, "a source that never had a figure is not waited for"
+    live.write({"joules": {"gpu": entry(100.0), "cpu": entry(8.0)}})
+    assert read(tmp_path)["joules"] == 108.0
+    live.write({"joules": {"gpu": entry(None, "the driver is gone"), "cpu": entry(9.0)}})
+    assert (read(tmp_path)["joules"], read(tmp_path)["reason"]) == (None, "gpu: the driver is gone")
+    assert read(tmp_path)["joules_by_component"] == {"cpu": 9.0}
+    live.write({"joules": {"gpu": entry(120.0), "cpu": entry(10.0)}})
+    assert (read(tmp_path)["joules"], read(tmp_path)["reason"]) == (130.0, None)
+
+
+def test_a_resumed_attempt_without_the_source_of_the_earlier_is_unknown_after_a_grace(tmp_path: Path, monkeypatch) -> None:
+    clock = 1000.0
+    monkeypatch.setattr(live_module.time, "monotonic", lambda: clock)
+    earlier = Attempt(tmp_path / "a0.jsonl", {}, [{"joules": {"gpu": entry(100.0), "cpu": entry(5.0), "node": entry(None)}}])
+    live = LiveEnergy(tmp_path / "energy-a1.json", "a1", [earlier], OPTIONS | {"flush_seconds": 40.0})
+    live.write()
+    assert read(tmp_path)["joules"] == 105.0
+    clock += 80.0
+    live.write({"joules": {"gpu": entry(None, "no GPU"), "cpu": entry(1.0)}})
+    assert read(tmp_path)["joules"] == 106.0, "two flush periods to start in"
+    clock += 1.0
+    live.write({"joules": {"gpu": entry(None, "no GPU"), "cpu": entry(2.0)}})
+    assert (read(tmp_path)["joules"], read(tmp_path)["reason"]) == (None, "gpu: no GPU")
+    live.write({"joules": {"gpu": entry(10.0), "cpu": entry(3.0)}})
+    assert read(tmp_path)["joules"] == 118.0
+
+
+@pytest.mark.parametrize("damage", [b'{"event": "sta{"event": "tick", "joules": {}}\n', b"\xff\xfe\n", b"5\n", b""])
+def test_a_damaged_ledger_of_a_further_host_is_unknown_and_no_error(tmp_path: Path, damage: bytes) -> None:
+    path = tmp_path / "attempts" / HOSTS / "a1.far.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(damage)
+    assert latest(path) is None and latest(tmp_path / "missing.jsonl") is None
+    LiveEnergy(tmp_path / "energy-a1.json", "a1", [], OPTIONS).write({"joules": {"gpu": entry(100.0), "cpu": entry(7.0)}})
+    assert read(tmp_path)["joules"] is None
+    assert read(tmp_path)["reason"].startswith(f"gpu: host far: {path} has no readable first line; cpu: host far:")
 
 
 def read(folder: Path) -> dict:

@@ -281,3 +281,15 @@ def test_a_failed_hardware_check_names_number_and_bound_and_writes_nothing(tmp_p
 def test_command_line_faults() -> None:
     with pytest.raises(SystemExit):
         main(["--stage", "x"])
+
+
+def test_an_input_manifest_that_is_cut_is_named(tmp_path, capsys) -> None:
+    cut = tmp_path / "manifest.json"
+    cut.write_text('{"warnings": [')
+    bench = Bench(tmp_path)
+    options = bench.command(*python("pass"))[3:]
+    options[options.index("--") : options.index("--")] = ["--input", str(cut)]
+    assert main(options) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"work: meter: {cut} is not whole JSON") and line.endswith("delete it and run again")
+    assert not list((tmp_path / "state").rglob("lock.json"))

@@ -11,13 +11,16 @@ from pathlib import Path
 
 import psutil
 import pytest
+import wandb
 
 from tests.conftest import REPOSITORY
+from tests.unit.tiny_training import train
 from tests.wandb_file import OfflineRun, offline_runs
 from tests.wandb_server import Server
 from workflow_scripts.progress import Progress
 from workflow_scripts.settings.schema import Wandb
 from workflow_scripts.settings.slices import WandbSlice
+from workflow_scripts.stages.wandb_summary import figures
 from workflow_scripts.stages.wandb_summary import main as conclude
 from workflow_scripts.wandb_run import Run, mode_of
 
@@ -134,7 +137,9 @@ def test_attempts_and_final_figures_are_one_run(tmp_path: Path, monkeypatch) -> 
         run.finish()
         time.sleep(1.1)  # folders are named by the second
     record = {"role": "student", "total_energy_joules": 360.0, "joules_per_token": 0.5, "tokens_per_second": 9.0}
-    record |= {"duration_seconds": 4.0, "provenance": {"fingerprint": "0123"}, "metrics": {"loss": 0.5, "eval_loss": 0.75}}
+    evaluation = {"step": 2, "eval_loss": 0.75, "start_time": 1.0, "end_time": 2.0, "joules": 100.0}
+    metrics = {"loss": 0.5, "eval_loss": 0.75, "ended_by": "token_budget", "evaluations": [evaluation]}
+    record |= {"duration_seconds": 4.0, "provenance": {"fingerprint": "0123"}, "metrics": metrics}
     teacher = record | {"role": "teacher", "total_energy_joules": None, "provenance": {"fingerprint": "77"}}
     summary = {
         "stages": {"old": record | {"lineage": "base"}, "logit_caching": teacher, "student_train": record},
@@ -158,7 +163,48 @@ def test_attempts_and_final_figures_are_one_run(tmp_path: Path, monkeypatch) -> 
     assert last.summary["energy/generated_joules_per_token"] == 0.25
     assert last.summary["quality/cross_entropy"] == 2.5 and last.summary["quality/t/acc"] == 0.75
     assert not any("old" in key or "logit_caching/joules" in key for key in last.summary), "lineage and unknown are left out"
-    assert json.loads((tmp_path / "wandb.json").read_text())["error"] is None
+    note = json.loads((tmp_path / "wandb.json").read_text())
+    assert note["error"] is None
+    assert {key for key in note["figures"] if key.startswith(("train/", "eval/"))} == {"train/loss", "eval/loss"}
+
+
+def test_of_a_real_training_only_numbers_are_said_again(tmp_path: Path) -> None:
+    metrics = train(tmp_path / "run", held_out=3, eval_steps=2).metrics
+    assert metrics["ended_by"] == "token_budget" and len(metrics["evaluations"]) == 3
+    record = {"role": "student", "total_energy_joules": None, "metrics": metrics}
+    energy = {"uncertainty_j": None, "uncertainty_pct": None}
+    summary = {"stages": {"student_train": record}, "roles": {}, "energy": energy}
+    found = figures(summary | {"total_energy_kwh": None, "total_energy_joules": None})
+    assert set(found) == {"train/loss", "train/cross_entropy", "train/kl", "eval/loss"}
+    assert found["eval/loss"] == metrics["evaluations"][-1]["eval_loss"]
+
+
+def test_final_figures_that_were_not_logged_name_the_file_to_delete(tmp_path: Path, capsys) -> None:
+    record = {"role": "student", "total_energy_joules": None, "provenance": {"fingerprint": "0123"}, "metrics": {"done": True}}
+    energy = {"uncertainty_j": None, "uncertainty_pct": None}
+    summary = {"stages": {"student_train": record}, "roles": {}, "energy": energy}
+    summary |= {"total_energy_kwh": None, "total_energy_joules": None}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    (tmp_path / "file").write_text("")
+    options = ["--summary", str(tmp_path / "summary.json"), "--wandb", choice(tmp_path / "file" / "below").model_dump_json()]
+    assert conclude([*options, "--config", "{}", "--out", str(tmp_path / "wandb.json")]) == 0
+    note = json.loads((tmp_path / "wandb.json").read_text())
+    assert note["error"].startswith("not opened: NotADirectoryError") and note["figures"] == {}
+    assert f"delete {tmp_path / 'wandb.json'} and run again" in capsys.readouterr().err
+
+
+def test_a_service_that_cannot_be_ended_ends_no_training(tmp_path: Path, capsys, monkeypatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("the service is stuck")
+
+    run = Run(choice(tmp_path), "kd-abc", {})
+    with monkeypatch.context() as patch:
+        patch.setattr("wandb.teardown", fail)
+        run.finish()
+    assert run.error == "its service was not ended: RuntimeError: the service is stuck"
+    assert "it is given up, the stage goes on" in capsys.readouterr().err
+    wandb.teardown()
+    assert only_run(tmp_path).ended
 
 
 @pytest.mark.parametrize(

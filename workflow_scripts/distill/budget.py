@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from workflow_scripts.progress import EnergySoFar, energy_so_far
 from workflow_scripts.settings.schema import Training
 
 JOULES_PER_KWH = 3.6e6
-FIRST_FIGURE_WITHIN_S = 60.0
+_FIRST_FIGURE_WITHIN_S = 60.0
+_FIRST_FIGURE_WITHIN_FLUSHES = 2
 _STALE_AFTER_S = 60.0
 _STALE_AFTER_FLUSHES = 10
 
@@ -18,7 +19,7 @@ class EnergyUnknown(RuntimeError):
     """An energy budget is set, but what was spent is not known."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class EnergyBudget:
     """`training.energy_budget_kwh`: joules that a training may use, earlier attempts, evaluations and start-up included.
 
@@ -27,23 +28,36 @@ class EnergyBudget:
     """
 
     kwh: float
+    _last: EnergySoFar | None = field(default=None, init=False)  # as last read from the meter's file
 
     @classmethod
     def of(cls, training: Training) -> EnergyBudget | None:
         """The budget of a training block, None where it sets none."""
         return cls(training.energy_budget_kwh) if training.energy_budget_kwh is not None else None
 
-    def wait_for_meter(self, seconds: float = FIRST_FIGURE_WITHIN_S) -> None:
-        """Wait for the meter's first figure; CodeCarbon needs two seconds. Raises EnergyUnknown after `seconds`."""
-        deadline = time.monotonic() + seconds
+    def wait_for_meter(self, seconds: float = _FIRST_FIGURE_WITHIN_S) -> None:
+        """Wait for the meter's first figure: CodeCarbon needs two seconds, and it is told at a flush.
+
+        Raises EnergyUnknown after `seconds` and two flush periods, whichever is longer, and at once without a meter.
+        """
+        begun = time.monotonic()
         while (now := energy_so_far()).joules is None:
-            if now.every_seconds == 0.0 or time.monotonic() > deadline:
+            without_meter = now.read and now.every_seconds == 0.0
+            if without_meter or time.monotonic() - begun > max(seconds, _FIRST_FIGURE_WITHIN_FLUSHES * now.every_seconds):
                 raise self._unknown(now.reason or "no reason given")
             time.sleep(0.1)
+        self._last = now
 
     def spent(self) -> bool:
-        """Whether the budget is used up. Raises EnergyUnknown when the meter has no figure, or an old one."""
+        """Whether the budget is used up. Raises EnergyUnknown when the meter has no figure, or an old one.
+
+        While its file cannot be read the last figure holds, until that is too old.
+        """
         now = energy_so_far()
+        if now.read:
+            self._last = now
+        elif self._last is not None:
+            now = self._last
         if now.joules is None:
             raise self._unknown(now.reason or "no reason given")
         if (age := time.time() - now.time) > self._patience(now):

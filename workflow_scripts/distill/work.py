@@ -106,6 +106,9 @@ class WorkCallback(TrainerCallback):
         work = self._steps[state.global_step - 1]
         self._progress.add(steps=1, examples=work.examples, loss=work.loss, input=work.input, padded=work.padded)
         reason = _Stop(highest(self._reason(), args.device))
+        if reason is _Stop.UNKNOWN and state.global_step >= len(self._steps):
+            self._finished_unknown()
+            return
         if reason is _Stop.NO:
             return
         if reason is _Stop.SIGNAL:
@@ -117,6 +120,12 @@ class WorkCallback(TrainerCallback):
             control.should_evaluate = args.eval_strategy != "no"  # as at a planned end
         control.should_save = True
         control.should_training_stop = True
+
+    def _finished_unknown(self) -> None:
+        """Nothing is left to stop: a finished training is kept, its record warns."""
+        if self.unknown is not None:
+            self._progress.warnings.append(f"energy at the last step: {self.unknown}")
+        self.unknown = None
 
     def _reason(self) -> _Stop:
         """Why this process would stop; only the main one asks the meter."""

@@ -7,7 +7,6 @@ killed attempt.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Iterable
@@ -168,23 +167,34 @@ def in_order(attempts: Iterable[Attempt]) -> list[Attempt]:
 
 
 def latest(path: Path) -> Attempt | None:
-    """A growing ledger by its newest whole line, without reading the rest; None while it has no start line."""
-    with path.open("rb") as handle:
-        first = handle.readline()
-        size = handle.seek(0, os.SEEK_END)
-        handle.seek(max(0, size - _TAIL))
-        lines = handle.read().splitlines(keepends=True)
-    if not first.endswith(b"\n"):
+    """A growing ledger by its newest whole line, without reading the rest; None without a readable start line. Never raises."""
+    try:
+        with path.open("rb") as handle:
+            first = handle.readline()
+            size = handle.seek(0, os.SEEK_END)
+            handle.seek(max(0, size - _TAIL))
+            lines = handle.read().splitlines(keepends=True)
+    except OSError:
         return None
-    attempt = Attempt(path, json.loads(first))
-    for text in reversed(lines):
-        if not text.endswith(b"\n"):
-            continue
-        with contextlib.suppress(json.JSONDecodeError):
-            if (line := json.loads(text)).get("event") in ("tick", "end"):
-                attempt.ticks.append(line)
-                break
+    start = _whole_line(first)
+    if start.get("event") != "start":
+        return None
+    attempt = Attempt(path, start)
+    newest = next((line for text in reversed(lines) if (line := _whole_line(text)).get("event") in ("tick", "end")), None)
+    if newest is not None:
+        attempt.ticks.append(newest)
     return attempt
+
+
+def _whole_line(text: bytes) -> dict[str, Any]:
+    """A line of a ledger; empty when it is cut or damaged."""
+    if not text.endswith(b"\n"):
+        return {}
+    try:
+        line = json.loads(text)
+    except ValueError:  # not JSON, or not UTF-8
+        return {}
+    return line if isinstance(line, dict) else {}
 
 
 def _has_start(path: Path) -> bool:

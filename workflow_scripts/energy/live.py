@@ -16,12 +16,16 @@ from typing import Any
 from workflow_scripts.energy.ledger import HOSTS, Attempt, latest
 from workflow_scripts.energy.record import POLICIES, total_joules
 
+_GRACE_S = 60.0
+_GRACE_FLUSHES = 2
+
 
 class LiveEnergy:
     """Writes `{"joules", "joules_by_component", "reason", "time", "every_seconds"}` for one attempt.
 
-    `joules` is null with a `reason` as long as no component of the boundary has a figure. `earlier` are the attempts before
-    this one. A file that cannot be written is remembered in `lost`, never raised into the stage.
+    `joules` is null with a `reason` as long as no component of the boundary has a figure, and when one that had a figure has
+    none: at once where it was in this attempt; where it was in an `earlier` one, after a grace in which its source may start.
+    A file that cannot be written is remembered in `lost`, never raised into the stage.
     """
 
     def __init__(self, path: Path, attempt: str, earlier: Sequence[Attempt], energy: dict[str, Any]) -> None:
@@ -30,17 +34,20 @@ class LiveEnergy:
         self._earlier: dict[str, float] = {}
         for each in earlier:
             self._add(self._earlier, each.joules)
+        self._known: set[str] = set()  # components that this attempt has had a figure of
+        self._grace_ends = time.monotonic() + max(_GRACE_S, _GRACE_FLUSHES * self._every)
         self.lost = 0
 
     def write(self, line: dict[str, Any] | None = None) -> None:
         """Replace the file; `line` is the ledger line of this instant, None before the first."""
-        joules = dict(self._earlier)
-        entries: dict[str, dict[str, Any]] = {}
-        if line is not None:
-            entries = Attempt(self._path, {}, [line], hosts=self._hosts()).joules
-            self._add(joules, entries)
-        total = total_joules(dict(joules), self._policy)
-        reasons = [f"{name}: {entry['reason']}" for name in POLICIES[self._policy] if (entry := entries.get(name))]
+        entries = Attempt(self._path, {}, [line], hosts=self._hosts()).joules if line is not None else {}
+        missing = self._missing(entries)
+        joules = {name: value for name, value in self._earlier.items() if name not in missing}
+        self._add(joules, entries)
+        boundary = POLICIES[self._policy]
+        total = None if missing.intersection(boundary) else total_joules(dict(joules), self._policy)
+        unknown = [name for name in boundary if name in missing or (name in entries and entries[name]["joules"] is None)]
+        reasons = [f"{name}: {entries.get(name, {}).get('reason') or 'no figure'}" for name in unknown]
         content = {
             "joules": total,
             "joules_by_component": joules,
@@ -60,9 +67,21 @@ class LiveEnergy:
         self._path.unlink(missing_ok=True)
 
     def _hosts(self) -> list[Attempt]:
-        """The newest line of each further host of this attempt."""
-        found = [latest(path) for path in sorted((self._path.parent / "attempts" / HOSTS).glob(f"{self._attempt}.*.jsonl"))]
-        return [each for each in found if each is not None]
+        """The newest line of each further host of this attempt; without figures where its ledger cannot be read."""
+        paths = sorted((self._path.parent / "attempts" / HOSTS).glob(f"{self._attempt}.*.jsonl"))
+        return [latest(path) or self._unread(path) for path in paths]
+
+    def _unread(self, path: Path) -> Attempt:
+        host = path.name.removeprefix(f"{self._attempt}.").removesuffix(".jsonl")
+        nothing = {"joules": None, "reason": f"{path} has no readable first line"}
+        return Attempt(path, {"host": host}, [{"joules": dict.fromkeys(("gpu", "cpu", "dram"), nothing)}])
+
+    def _missing(self, entries: dict[str, dict[str, Any]]) -> set[str]:
+        """Components that have had a figure and have none now."""
+        now = {name for name, entry in entries.items() if entry["joules"] is not None}
+        self._known |= now
+        expected = self._known | (set(self._earlier) if time.monotonic() > self._grace_ends else set())
+        return expected - now
 
     @staticmethod
     def _add(joules: dict[str, float], entries: dict[str, dict[str, Any]]) -> None:

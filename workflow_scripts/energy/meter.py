@@ -28,7 +28,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from workflow_scripts.artefact import inherited, refusal, write_json
+from workflow_scripts.artefact import ArtefactError, inherited, refusal, write_json
 from workflow_scripts.energy.child import Child
 from workflow_scripts.energy.display import Bar, tail
 from workflow_scripts.energy.ledger import HOSTS, Attempt, LedgerError, LedgerWriter, read_attempts, read_parts
@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
         check_prerun(options.idle, options.prerun_settings)
         earlier = read_attempts(folder / "attempts", options.stage)
         return _Run(options, command, folder, mark, lock, begun + waited, earlier).run()
-    except (LedgerError, OSError) as error:
+    except (LedgerError, ArtefactError, OSError) as error:
         unnamed = isinstance(error, OSError) and error.filename is None
         where = f" (while writing {options.record}, or the ledger in {folder})" if unnamed else ""
         print(f"{options.stage}: meter: {error}{where}", file=sys.stderr)

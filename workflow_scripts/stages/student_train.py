@@ -81,7 +81,6 @@ def student_train(args: Arguments[StudentTrainSlice]) -> None:
             kd=settings.kd,
         )
         progress.metrics = training.run(trainer, callback, checkpoints)
-    run.finish()
     weights = training.full_weights(trainer)
     if not is_main():
         return
@@ -90,6 +89,7 @@ def student_train(args: Arguments[StudentTrainSlice]) -> None:
     tokenizer.save_pretrained(build)
     facts = model_facts(build) | inherited(args.inputs.values())
     publish(build, args.out, "model", {"name": args.extra["name"], "source": "trained", **facts})
+    run.finish()  # last: the model does not wait for its tracking, nor depend on it
 
 
 def training_data(

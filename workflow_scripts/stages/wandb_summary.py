@@ -2,7 +2,8 @@
 
 python -m workflow_scripts.stages.wandb_summary --summary FILE --wandb JSON --config JSON --out FILE
 
-`--out` gets {"id", "mode", "folder", "error", "figures"}: what was logged, where. A run that was given up is no failure.
+`--out` gets {"id", "mode", "folder", "error", "figures"}: what was logged, where. A run that was given up is no failure; a
+warning says how to log it again.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
         "figures": logged,
     }
     write_json(Path(options.out), note)
+    if run.error:
+        print(f"warning: the final figures are not in W&B run {run.ident}: delete {options.out} and run again", file=sys.stderr)
     return 0
 
 
@@ -59,9 +62,11 @@ def figures(summary: dict[str, Any]) -> dict[str, float]:
     """What a finished experiment is listed with: joules and kWh by stage, by role and in total, J per token, and quality.
 
     What is not known is left out. `energy/<stage>/…` continues what the training has logged while it ran; the training's last
-    metrics are said again, because a synced piece of a run replaces the list of the pieces before.
+    metrics are said again, because a synced piece of a run replaces the list of the pieces before. Of those only numbers are:
+    not what ended it, not the list of its evaluations.
     """
-    found: dict[str, Any] = {logged_name(k): v for k, v in (own_training(summary).get("metrics") or {}).items()}
+    metrics = own_training(summary).get("metrics") or {}
+    found: dict[str, Any] = {logged_name(k): v for k, v in metrics.items() if _is_number(v)}
     for stage, record in summary["stages"].items():
         if "lineage" not in record and record["total_energy_joules"] is not None:
             found |= energy_metrics(stage, record["total_energy_joules"])
@@ -78,6 +83,10 @@ def figures(summary: dict[str, Any]) -> dict[str, float]:
     tasks = (evaluation.get("tasks") or {}).get("metrics") or {}
     found |= {f"quality/{name}": entry["value"] for name, entry in tasks.items()}
     return {key: float(value) for key, value in found.items() if value is not None}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 if __name__ == "__main__":
