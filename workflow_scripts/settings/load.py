@@ -25,7 +25,8 @@ RESERVED_NAMES = (
     *("prerun", "prepare_model", "check_tokenizers", "preprocess", "cache_logits", "generate_answers", "rank_pairs"),
     *("merge_logits", "merge_answers", "merge_pairs"),
     *("logit_caching", "synthetic_generation", "preference_dataset", "student_train", "dpo_training", "evaluation"),
-    *("reference_evaluation", "experiment_summary", "wandb_summary", "comparison"),
+    *("reference_evaluation", "experiment_summary", "export_model", "export_policy", "wandb_summary"),
+    "comparison",
 )
 _SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)  # as in wandb.api_key, which belongs into WANDB_API_KEY
 EXTENDS = "extends"
