@@ -186,6 +186,8 @@ def _explain(fault: dict[str, Any], where: str) -> str:
     location = [str(part) for part in fault["loc"]]
     key = ".".join(location) or "configuration"
     value = fault["input"]
+    if location == [EXTENDS]:
+        return f"{where}: {EXTENDS} = {value!r} belongs in a file of config/experiments or config/shared: move it there"
     if fault["type"] == "extra_forbidden":
         shown = " (its value is not shown)" if _SECRET.search(location[-1]) else f" = {value!r}"
         return f"{where}: unknown key {key}{shown}{_nearest(location[-1], _fields_at(location[:-1]))}"
