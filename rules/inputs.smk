@@ -55,7 +55,7 @@ rule prepare_model:
         downloads=untracked(lambda wildcards: DOWNLOADS),
     shell:
         "{params.meter:q} --idle {input.prerun:q} --record {output.record:q} --log {log:q}"
-        " --input {input.upstream:q} {input.code:q} --"
+        " --input {input.upstream:q} {input.files:q} {input.code:q} --"
         " python -m workflow_scripts.stages.prepare_model {params.command:q}"
         " --download_dir {params.downloads:q} --out {output.manifest:q}"
 

@@ -12,7 +12,7 @@ import yaml
 
 from workflow_scripts.plan import Plan, comparable
 from workflow_scripts.settings import SettingsError, load_experiments, reference
-from workflow_scripts.settings.load import deep_merge, read_yaml
+from workflow_scripts.settings.load import deep_merge, read_yaml, validate
 from workflow_scripts.settings.schema import Settings
 from workflow_scripts.settings.slices import DpoTrainingSlice, LogitCachingSlice, StudentTrainSlice, canonical
 
@@ -223,3 +223,10 @@ def test_keys_of_the_other_way_of_sampling_make_nothing_stale(tmp_path) -> None:
     assert top_k == cut(sampling_draws=7, sampling_seed=3) != cut(top_k_logits=7)
     assert random == cut(sampling="random", top_k_logits=7, tail="zero") != cut(sampling="random", sampling_draws=7)
     assert random != cut(sampling="random", sampling_seed=3)
+
+
+def test_extends_outside_the_files_of_experiments_is_said_in_its_own_words() -> None:
+    with pytest.raises(
+        SettingsError, match="base.yaml: extends = 'olmo2' belongs in a file of config/experiments or config/shared"
+    ):
+        validate({"extends": "olmo2"}, "base.yaml")

@@ -145,7 +145,8 @@ class DistillationTrainer(_OrderedSampling, SFTTrainer):
             totals = sum_over_processes(torch.stack([sums["cross_entropy"], sums["kl"], count.to(sums["kl"].dtype)]).detach())
         if mode == "eval":
             self._held_out += totals[[0, 2]].double()
-        for name, total in zip(("cross_entropy", "kl"), totals[:2], strict=True):
+        names = ("cross_entropy", "kl") if inputs.get("teacher_ids") is not None else ("cross_entropy",)
+        for name, total in zip(names, totals[: len(names)], strict=True):
             self._metrics[mode][name].append((total / totals[2]).item())
         return (loss, sums) if return_outputs else loss
 

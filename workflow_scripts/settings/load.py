@@ -25,7 +25,8 @@ RESERVED_NAMES = (
     *("prerun", "prepare_model", "check_tokenizers", "preprocess", "cache_logits", "generate_answers", "rank_pairs"),
     *("merge_logits", "merge_answers", "merge_pairs"),
     *("logit_caching", "synthetic_generation", "preference_dataset", "student_train", "dpo_training", "evaluation"),
-    *("reference_evaluation", "experiment_summary", "wandb_summary", "comparison"),
+    *("reference_evaluation", "experiment_summary", "export_model", "export_policy", "wandb_summary"),
+    "comparison",
 )
 _SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)  # as in wandb.api_key, which belongs into WANDB_API_KEY
 EXTENDS = "extends"
@@ -185,6 +186,8 @@ def _explain(fault: dict[str, Any], where: str) -> str:
     location = [str(part) for part in fault["loc"]]
     key = ".".join(location) or "configuration"
     value = fault["input"]
+    if location == [EXTENDS]:
+        return f"{where}: {EXTENDS} = {value!r} belongs in a file of config/experiments or config/shared: move it there"
     if fault["type"] == "extra_forbidden":
         shown = " (its value is not shown)" if _SECRET.search(location[-1]) else f" = {value!r}"
         return f"{where}: unknown key {key}{shown}{_nearest(location[-1], _fields_at(location[:-1]))}"

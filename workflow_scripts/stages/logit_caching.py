@@ -30,9 +30,9 @@ def logit_caching(args: Arguments[LogitCachingSlice]) -> None:
         raise logit_cache.CacheError(
             f"distillation.top_k_logits = {settings.content.top_k_logits}, but the vocabulary has {teacher['tokens']} tokens"
         )
-    if teacher["vocab_size"] > logit_cache.MAX_VOCABULARY:
+    if teacher["tokens"] > logit_cache.MAX_VOCABULARY:
         raise logit_cache.CacheError(
-            f"the teacher's vocabulary has {teacher['vocab_size']} tokens, but the cache stores ids below "
+            f"the teacher's vocabulary has {teacher['tokens']} tokens, but the cache stores ids below "
             f"{logit_cache.MAX_VOCABULARY} only: choose another teacher"
         )
     rows = read_table(corpus_folder / "train.parquet")
@@ -50,7 +50,7 @@ def logit_caching(args: Arguments[LogitCachingSlice]) -> None:
             before = dict(progress.tokens)
             shard = compute_shard(model, shards[number], settings, pad_id, teacher["tokens"], progress)
             path = units.data(f"shard-{number:05d}.safetensors")
-            logit_cache.write_shard(path, shard, teacher["vocab_size"])
+            logit_cache.write_shard(path, shard, teacher["tokens"])
             work = {kind: count - before.get(kind, 0) for kind, count in progress.tokens.items()}
             facts = {
                 "work": {"examples": len(shard.positions), **work},
