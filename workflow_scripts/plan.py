@@ -357,6 +357,7 @@ def comparable(settings: Settings) -> dict[str, object]:
     training = settings.training
     return {
         "seed": settings.experiment.seed,
+        "starting model": settings.model.policy or settings.model.student,
         "optimizer": training.optimizer,
         "schedule": training.schedule_type,
         "token budget": training.token_budget,
