@@ -213,7 +213,7 @@ def test_a_deleted_or_edited_card_is_written_again_and_trains_nothing(finished: 
     card = finished.folder / "results" / "demo_kd" / "final_model" / "README.md"
     card.unlink()
     assert set(plan(finished)) == {"export_model demo_kd"}
-    source = finished.folder / "workflow_scripts" / "accounting" / "model_card.py"
+    source = finished.folder / "workflow_scripts" / "accounting" / "exports" / "model_card.py"
     source.write_text(source.read_text().replace("## Energy", "## What it has cost"))
     assert {job.split()[0] for job in plan(finished)} == {"export_model", "export_policy"}
     finished.snakemake("--cores", "1", "results/demo_kd/final_model/README.md")
