@@ -175,7 +175,7 @@ def test_of_a_real_training_only_numbers_are_said_again(tmp_path: Path) -> None:
     energy = {"uncertainty_j": None, "uncertainty_pct": None}
     summary = {"stages": {"student_train": record}, "roles": {}, "energy": energy}
     found = figures(summary | {"total_energy_kwh": None, "total_energy_joules": None})
-    assert set(found) == {"train/loss", "train/cross_entropy", "train/kl", "eval/loss"}
+    assert set(found) == {"train/loss", "train/cross_entropy", "eval/loss"}
     assert found["eval/loss"] == metrics["evaluations"][-1]["eval_loss"]
 
 
