@@ -50,7 +50,8 @@ class ExperimentPlan:
 class Plan:
     """All jobs of a campaign. Raises SettingsError when two experiments claim one path for different things.
 
-    An experiment that nothing asks for gives way to those that are compared: it is in `set_aside`, with the reason.
+    An experiment that nothing asks for gives way to those that are compared: it is in `set_aside`, with the reason, and so
+    are those that start from its policy.
     """
 
     def __init__(self, experiments: Experiments) -> None:
@@ -71,6 +72,8 @@ class Plan:
                 if name in needed:
                     raise
                 self.set_aside[name] = str(error)
+        for name in [name for name, plan in self.experiments.items() if plan.settings.model.policy in self.set_aside]:
+            self.set_aside[name] = self.set_aside[str(self.experiments.pop(name).settings.model.policy)]
         some = next(iter(experiments.values()))
         self.prerun = Job(slices.canonical(slices.PrerunSlice.of(some)))
         self.host_kind = some.hardware.host_kind

@@ -100,7 +100,7 @@ def test_loss_over_joules_of_a_resumed_training(tmp_path) -> None:
 
 def evaluated(*evaluations: tuple[int, float, float, float]) -> dict:
     keys = ("step", "eval_loss", "start_time", "end_time")
-    return {"evaluations": [dict(zip(keys, entry, strict=True)) | {"joules": None} for entry in evaluations]}
+    return {"evaluations": [dict(zip(keys, entry, strict=True)) for entry in evaluations]}
 
 
 def test_evaluations_on_the_way_are_taken_out_of_the_joules_of_their_points(tmp_path) -> None:
@@ -127,6 +127,8 @@ def test_an_evaluation_without_a_trace_has_no_joules_and_a_reason(tmp_path) -> N
     found = on_the_way(made, tmp_path / "x")
     assert found is not None and found["joules"] is None
     assert found["reason"] == "no power trace covers the evaluation at step 4"
+    with pytest.raises(TraceError, match="held-out loss: no power trace covers the evaluation at step 4"):
+        figures_course._points(made, "eval_loss", tmp_path / "x")
 
 
 def test_a_ledger_of_one_host_stands_for_all(tmp_path) -> None:

@@ -41,7 +41,6 @@ def test_the_training_ends_at_the_step_that_spends_the_budget(tmp_path: Path, te
     assert checkpoints.newest(tmp_path / "run") == tmp_path / "run" / "checkpoint-3"
     assert done.progress.durable["steps"] == 3
     assert [entry["step"] for entry in done.metrics["evaluations"]] == [3]
-    assert done.metrics["evaluations"][0]["joules"] == 300.0, "what the meter had told when the evaluation began"
 
 
 def test_whichever_budget_comes_first_is_named(tmp_path: Path, tell) -> None:

@@ -255,6 +255,29 @@ def test_records_of_other_hardware_are_named_and_widen_the_range(folder: Path) -
     assert row.kwh.high == pytest.approx(5000 * 1.3 * 2 / 3.6e6)
 
 
+def test_a_training_made_another_way_is_a_doubt_and_one_alike_is_preferred(folder: Path) -> None:
+    plain, saving = (training(300, gradient_checkpointing=way, eval_steps=None) for way in (False, True))
+    state("student_train", "a", plain, {"loss": 300, "input": 600}, 5000.0, 50.0, **STUDENT)
+    row = price(planned("student_train", saving, **STUDENT))
+    assert row.notes == ["only records of training.gradient_checkpointing False: range x 2"]
+    state("student_train", "b", saving, {"loss": 300, "input": 600}, 8000.0, 80.0, **STUDENT)
+    row = price(planned("student_train", saving, **STUDENT))
+    assert (row.notes, row.basis) == ([], "history n=1")
+    assert row.kwh is not None and row.kwh.predicted == pytest.approx(8000 / 3.6e6)
+
+
+def test_tasks_of_the_harness_are_priced_by_an_evaluation_that_ran_them_only(folder: Path) -> None:
+    plain = {"evaluation": {"generation_prompts": 2, "max_new_tokens": 5, "lm_eval_tasks": [], "lm_eval_limit": None}}
+    tasks = {"evaluation": plain["evaluation"] | {"lm_eval_tasks": ["arc_easy"]}}
+    inputs = {"model": "models/small/model", "teacher": "models/large/model", "corpus": "corpus/c/dataset"}
+    state("evaluation", "a", plain, {"input": 100, "generated": 6}, 1000.0, 10.0, **inputs)
+    row = price(planned("evaluation", tasks, **inputs))
+    assert row.kwh is None and "evaluation.lm_eval_tasks is not known before" in (row.reason or "")
+    state("evaluation", "b", tasks, {"input": 100, "generated": 6}, 9000.0, 90.0, **inputs)
+    row = price(planned("evaluation", tasks, **inputs))
+    assert row.kwh is not None and row.kwh.predicted == pytest.approx(9000 / 3.6e6)
+
+
 def test_without_history_the_flops_decide(folder: Path) -> None:
     """6 x 1000 x 600 x 2 FLOPs are nothing: 8 s of imports at the power of the other stages here, 1000 J in 10 s."""
     state("preprocess", "p", {"train_examples": 1, "evaluation_examples": 1}, {}, 1000.0, 10.0)

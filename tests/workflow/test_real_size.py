@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,18 @@ def test_what_the_command_line_does_not_fit_is_refused_when_it_is_asked_for_only
     one_folder = {"distillation": {"logprob_cache_path": "/scratch/cache"}}
     plan = Plan(load_experiments(CONFIG, base, one_folder))
     assert "demo_kd" in plan.experiments and "claimed by two experiments" in plan.set_aside["kd_7b_to_1b"]
+
+
+def test_an_experiment_whose_policy_is_set_aside_goes_with_it(tmp_path: Path) -> None:
+    shutil.copytree(CONFIG, tmp_path / "config")
+    follower = "extends: olmo2_7b_to_1b\npipeline: dpo\nmodel:\n  policy: sft_7b_to_1b\n"
+    (tmp_path / "config" / "experiments" / "follower.yaml").write_text(follower)
+    base = read_yaml(CONFIG / "base.yaml")
+    assert "follower" in Plan(load_experiments(tmp_path / "config", base, {})).experiments
+    one_folder = {"synthetic_data": {"synthetic_dataset_path": "/scratch/answers"}}
+    plan = Plan(load_experiments(tmp_path / "config", base, one_folder))
+    assert plan.set_aside["follower"] == plan.set_aside["sft_7b_to_1b"]
+    assert "claimed by two experiments" in plan.set_aside["follower"] and "follower" not in plan.experiments
 
 
 def test_random_models_replace_the_hub_s(fresh: Workflow) -> None:

@@ -16,7 +16,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,18 @@ from workflow_scripts.accounting.forecasting.pricing import (
     from_history,
     within_budget,
 )
-from workflow_scripts.accounting.forecasting.work import GENERATING, Work, done, expected
+from workflow_scripts.accounting.forecasting.work import GENERATING, TASKS, Work, done, expected
 from workflow_scripts.accounting.model import Bounds, Forecast, ForecastRow, ForecastTotal
 from workflow_scripts.artefact import ArtefactError, read_json, write_json
 from workflow_scripts.carbon import intensity
 from workflow_scripts.dry_run import DryRunError, PlannedJob, planned
 from workflow_scripts.settings.slices import settings_mark
+
+# What the joules of the same FLOPs depend on, by section of a stage's settings.
+PACE = {
+    "training": ("optimizer", "gradient_checkpointing", "compile", "packing", "eval_steps"),
+    "evaluation": TASKS,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -180,11 +186,21 @@ def differences(job: PlannedJob, past: Past, artefacts: Artefacts, where: Target
         found.append("unfinished stages")
     if _dtype(past.settings) != _dtype(job.settings):
         found.append(f"training.dtype {_dtype(past.settings)}")
+    found += [f"{key} {value}" for key, value in other_pace(past.settings, job.settings)]
     if job.name in ("prepare_model", "prerun") and past.settings != job.settings:
         found.append("another model" if job.name == "prepare_model" else "other prerun settings")
     if by_parameters and past.published is None and (changed := remade(past, artefacts)):
         found.append(f"a model that was made again since ({changed})")
     return found
+
+
+def other_pace(past: dict[str, Any], planned: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Settings that change the cost of the same work, with the value of the past stage, where the two differ."""
+    for section, keys in PACE.items():
+        before, now = past.get(section) or {}, planned.get(section) or {}
+        for key in keys:
+            if key in before and key in now and before[key] != now[key]:
+                yield f"{section}.{key}", before[key]
 
 
 def remade(past: Past, artefacts: Artefacts) -> str | None:

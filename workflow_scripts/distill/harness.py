@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import math
-import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -58,13 +57,11 @@ def run(model: Any, tokenizer: Any, options: Evaluation, tasks: Any) -> dict[str
     """Run the asked tasks on a loaded model; `tasks` comes from `check`.
 
     Returns `metrics` by `<task>/<metric>` (with `,<filter>` where the task has several), each with value, stderr (null where
-    it is not known), higher_is_better, and the examples, shots and version that values are comparable under; and the
-    `start_time` [Unix s] and `seconds` of the run, by which the accounting finds its joules.
+    it is not known), higher_is_better, and the examples, shots and version that values are comparable under.
     """
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    start_time, started = time.time(), time.monotonic()
     found = simple_evaluate(
         model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=options.lm_eval_batch_size),
         tasks=list(options.lm_eval_tasks),
@@ -79,8 +76,6 @@ def run(model: Any, tokenizer: Any, options: Evaluation, tasks: Any) -> dict[str
         "lm_eval": metadata.version("lm-eval"),
         "limit": options.lm_eval_limit,
         "chat_template": options.lm_eval_apply_chat_template,
-        "start_time": start_time,
-        "seconds": time.monotonic() - started,
         "metrics": metrics_of(found),
     }
 

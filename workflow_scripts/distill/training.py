@@ -23,7 +23,6 @@ from workflow_scripts.distill.losses import SparseTeacher, fused_distillation_lo
 from workflow_scripts.distill.packing import pack_rows
 from workflow_scripts.distill.parallel import sum_over_processes, world_size
 from workflow_scripts.distill.work import SHOWN, WorkCallback
-from workflow_scripts.progress import energy_so_far
 from workflow_scripts.settings.schema import Training
 from workflow_scripts.settings.slices import KdLoss
 
@@ -61,10 +60,10 @@ class _FixedOrder(Sampler[int]):
 
 
 class _OrderedSampling:
-    """Trainer mix-in: the data order is the one given, and evaluations on the way keep their time and energy.
+    """Trainer mix-in: the data order is the one given, and evaluations on the way keep their time.
 
-    The log entry of an evaluation, which a checkpoint keeps, has `evaluation`: step, held-out loss, start and end [unix s], the
-    joules of the training when it began, as the meter told them last (None where it did not).
+    The log entry of an evaluation, which a checkpoint keeps, has `evaluation`: step, held-out loss, start and end [unix s], by
+    which the accounting finds its joules in the power trace.
     """
 
     order: Sequence[int]
@@ -75,14 +74,13 @@ class _OrderedSampling:
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The Trainer's evaluation, timed."""
-        began, joules = time.time(), energy_so_far().joules
+        began = time.time()
         metrics: dict[str, float] = super().evaluate(*args, **kwargs)  # type: ignore[misc]
         self.state.log_history[-1]["evaluation"] = {
             "step": self.state.global_step,
             "eval_loss": metrics["eval_loss"],
             "start_time": began,
             "end_time": time.time(),
-            "joules": joules,
         }
         return metrics
 

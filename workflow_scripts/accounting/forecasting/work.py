@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from workflow_scripts.accounting.forecasting.artefacts import Artefacts
+from workflow_scripts.accounting.forecasting.artefacts import Artefacts, UnpricedError
 from workflow_scripts.accounting.forecasting.history import Past
 from workflow_scripts.accounting.forecasting.pricing import Range
 from workflow_scripts.dry_run import PlannedJob
@@ -22,6 +22,7 @@ INPUT_PER_LOSS = Range(1.2, 2.5, 8.0)
 ANSWERED = Range(0.2, 0.6, 1.0)
 ADAPTED = ("student_train", "dpo_training")
 GENERATING = ("synthetic_generation", "preference_dataset")
+TASKS = ("lm_eval_tasks", "lm_eval_limit", "lm_eval_num_fewshot")  # what the work of the harness's tasks depends on
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,9 @@ def _preference_dataset(job: PlannedJob, artefacts: Artefacts, past: Sequence[Pa
 def _evaluation(job: PlannedJob, artefacts: Artefacts, past: Sequence[Past]) -> Work:
     """Model and teacher over the held-out rows and generation; for dpo the held-out pairs as well."""
     options, inputs = job.settings["evaluation"], job.inputs()
+    asked = [options.get(key) for key in TASKS]
+    if options.get("lm_eval_tasks") and asked not in ([p.settings["evaluation"].get(key) for key in TASKS] for p in past):
+        raise UnpricedError("the work of its evaluation.lm_eval_tasks is not known before an evaluation has run them once")
     held_out = artefacts.split(inputs["corpus"], "evaluation")
     tokens = held_out.input_tokens
     if "preferences" in inputs:

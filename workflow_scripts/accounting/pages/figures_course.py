@@ -131,11 +131,16 @@ def loss(summaries: list[dict[str, Any]], path: Path) -> list[str]:
 
 
 def _points(record: dict[str, Any], metric: str, near: Path) -> list[tuple[float, float]]:
-    """Points (joules, value); held-out losses at the joules of the training without its evaluations, where they are known."""
+    """Points (joules, value); those of evaluations on the way at the joules of the training without the evaluations.
+
+    Raises TraceError where these are not known: a point at other joules would not compare with those of other trainings.
+    """
     known = on_the_way(record, near) if metric == "eval_loss" else None
-    if known is not None and known["joules"] is not None:
-        return [(point["training_joules"], point["eval_loss"]) for point in known["points"]]
-    return loss_curve(record, metric, near)
+    if known is None:
+        return loss_curve(record, metric, near)
+    if known["joules"] is None:
+        raise TraceError(f"held-out loss: {known['reason']}")
+    return [(point["training_joules"], point["eval_loss"]) for point in known["points"]]
 
 
 def _loss_panels(shown: dict[str, dict[str, list[tuple[float, float]]]], group_of: dict[str, str], path: Path) -> None:
