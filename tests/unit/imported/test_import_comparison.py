@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.unit import first_system as old
 from tests.unit import summaries
+from tests.unit.imported import first_system as old
 from workflow_scripts.accounting import comparison, import_runs
 
 KWH = 3.6e6

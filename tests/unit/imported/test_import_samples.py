@@ -14,7 +14,7 @@ import pytest
 
 from workflow_scripts.accounting import comparison, import_runs
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 SAMPLES = next((p for up in (1, 2) if (p := REPOSITORY.parents[up - 1] / "shared" / "samples").is_dir()), None)
 pytestmark = pytest.mark.skipif(SAMPLES is None, reason="the samples ../shared/samples are not there")
 PACKAGE = REPOSITORY / "workflow_scripts"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit import first_system as old
+from tests.unit.imported import first_system as old
 from workflow_scripts.accounting.imported.power_log import PowerLogError, read_power_log, split
 
 
