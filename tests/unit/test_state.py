@@ -157,14 +157,35 @@ def test_the_record_of_a_split_stage_adds_up_all_attempts_at_all_parts(tmp_path)
     assert len(list(tmp_path.glob("state/work/*"))) == 1, "one state for all parts of a stage"
 
 
+COUNTING = """
+import json, os, time
+from pathlib import Path
+from workflow_scripts.progress import Progress, units_dir
+
+def count(to, until):  # sets the counter and waits until the meter has told of it for a while
+    if to:
+        Path({zone!r}).write_text(to)
+    begun = time.time()
+    told = dict(time=0, joules=None)
+    while time.time() < begun + 60 and (told["time"] < begun + 0.5 or (told["joules"] or 0) < until):
+        time.sleep(0.02)
+        told = json.loads(Path(os.environ["STAGE_ENERGY"]).read_text())
+
+with Progress("loss") as progress:
+    progress.add(loss=50, steps=5)
+    count("30000000", 20)
+    progress.saved()
+    (units_dir() / "a").write_text("made")
+    count(None, 20)
+    count("60000000", 50)
+    raise SystemExit(9)
+"""
+
+
 def test_what_a_killed_part_had_saved_is_useful_once_the_parts_are_merged(tmp_path) -> None:
     bench = Bench(tmp_path)
     zone = bench.rapl / "intel-rapl:0" / "energy_uj"
-    code = PART.format(
-        steps=5,
-        name="a",
-        then=f"time.sleep(1); open({str(zone)!r}, 'w').write('60000000'); time.sleep(1); raise SystemExit(9)",
-    ).replace("    progress.saved()", f"    open({str(zone)!r}, 'w').write('30000000'); time.sleep(1); progress.saved()")
+    code = COUNTING.format(zone=str(zone))
     assert run_split(bench, "--part", "1-of-2", code=code) == 9
     assert run_split(bench, "--parts", "2", code=MERGE) == 0
     first = bench.record()["attempts"][0]
