@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from workflow_scripts.accounting.costs import campaign, total_cost, users, with_lineage
-from workflow_scripts.accounting.errors import DRAWS, Figure, sample
+from workflow_scripts.accounting.errors import DRAWS, Figure, only_one_instrument, sample
 from workflow_scripts.accounting.fairness import boundary_refusal, differences, quality_refusal
 from workflow_scripts.accounting.formulas import pareto_front
 from workflow_scripts.accounting.load import Loaded, load
@@ -144,7 +144,8 @@ def pareto(
 ) -> dict[str, Any]:
     """The front over energy (starting policies included) and quality (times `sign`: more is better), of means over runs.
 
-    `probability` is the share of draws of the errors in which a group is on the front. Refused, with the reason, where
+    `probability` is the share of draws of the errors in which a group is on the front; none where the errors are those of one
+    instrument, which orders the energies in any case. Refused, with the reason, where
     qualities are not of one scale, and where there are fewer than two points.
     """
     points: dict[str, tuple[Figure, Figure]] = {}
@@ -174,7 +175,8 @@ def _no_quality(quality: str) -> str:
 
 def _front_probability(points: dict[str, tuple[Figure, Figure]]) -> dict[str, float]:
     names = list(points)
-    drawn = sample([*(points[n][0] for n in names), *(points[n][1] for n in names)])
+    figures_drawn = [*(points[n][0] for n in names), *(points[n][1] for n in names)]
+    drawn = None if only_one_instrument(figures_drawn) else sample(figures_drawn)
     if drawn is None:
         return {}
     energy, value = drawn[: len(names)], drawn[len(names) :]

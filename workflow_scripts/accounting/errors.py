@@ -11,7 +11,8 @@ E_t / (E_b - E_s) does not depend on e_k at all: (1 + e_k p_k) cancels in the ra
 With several instruments the ratio has no simple distribution (its denominator may cross zero, which means `never`), so it is
 drawn: e_k is normal with 95 % of it inside one half-width, the seed is fixed, the interval is the middle 95 % of DRAWS draws.
 Where several runs (seeds) of an experiment exist, the spread of their mean is drawn as well, as Student's t with n - 1 degrees
-of freedom (JCGM 100:2008, 4.2 and G.3). A single run says nothing about its repeatability: its interval holds instruments only.
+of freedom (JCGM 100:2008, 4.2 and G.3). A single run says nothing about its repeatability: its interval holds instruments only,
+and where one instrument gave all figures there is nothing left to draw: no interval is better than one of no width.
 """
 
 from __future__ import annotations
@@ -110,6 +111,12 @@ def whose(record: Mapping[str, Any], component: str) -> str:
         return "+".join(sorted({str(d.get("uuid")) for d in record.get("devices", [])}))
     hosts = {host for a in record.get("attempts", []) for host in a.get("hosts") or [a.get("host")]}
     return "+".join(sorted(str(host) for host in hosts))
+
+
+def only_one_instrument(figures: Iterable[Figure]) -> bool:
+    """Whether all errors are those of one instrument, without spread over runs: they cancel in ratios and comparisons."""
+    known = list(figures)
+    return len({key for f in known for key in f.errors or ()}) == 1 and all(f.spread is None for f in known)
 
 
 def sample(figures: Sequence[Figure]) -> list[np.ndarray] | None:

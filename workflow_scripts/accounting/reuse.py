@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from workflow_scripts.accounting.costs import has_teacher, student_cost, teacher_cost
-from workflow_scripts.accounting.errors import Figure, Interval, interval, mean, ratio_interval, sample
+from workflow_scripts.accounting.errors import Figure, interval, mean, only_one_instrument, ratio_interval, sample
 from workflow_scripts.accounting.fairness import boundary_refusal
 from workflow_scripts.accounting.formulas import amortised, break_even_reuse, served_tokens_until_repaid
 from workflow_scripts.accounting.runs import Group, find, group
@@ -20,11 +20,16 @@ BREAK_EVEN = (
     *("experiment", "reuses", "verdict", "runs", "low", "high", "never_probability"),
     *("teacher_kwh", "saved_kwh", "saving_pct", "interval"),
 )
+REPAYMENT = (
+    *("experiment", "reference", "tokens", "verdict", "runs", "low", "high", "never_probability"),
+    *("extra_kwh", "reference_j_per_token", "student_j_per_token", "interval"),
+)
 AMORTISED = (
     *("experiment", "reuses", "amortised_kwh", "low_kwh", "high_kwh", "teacher_share_kwh", "student_kwh"),
     *("baseline_kwh", "cheaper_probability", "here"),
 )
 MISSING = "unknown: an energy is missing"
+ONE_RUN = "none: one run each, by one instrument, whose error cancels; repeat with other seeds"
 
 
 def break_even(summaries: list[dict[str, Any]], baseline: str) -> list[dict[str, Any]]:
@@ -54,11 +59,10 @@ def _break_even(each: Group, gold: Group) -> dict[str, Any]:
     return row | {
         "reuses": reuses,
         "verdict": verdict,
-        **_bounds(ratio_interval(teacher, reference, student)),
+        **_bounds(teacher, reference, student),
         "teacher_kwh": teacher.value / 3.6e6,
         "saved_kwh": saved / 3.6e6,
         "saving_pct": 100 * saved / reference.value if reference.value else None,
-        "interval": _covers(student, reference),
     }
 
 
@@ -73,7 +77,7 @@ def repayment(summaries: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _repayment(each: Group) -> dict[str, Any]:
     row: dict[str, Any] = {"experiment": each.name, "reference": None, "tokens": None, "verdict": "", "runs": len(each.runs)}
-    row |= dict.fromkeys(("low", "high", "never_probability", "extra_kwh", "reference_j_per_token", "student_j_per_token"))
+    row |= dict.fromkeys(REPAYMENT[5:])
     student, teacher = student_cost(each), teacher_cost(each) if has_teacher(each) else Figure(0.0)
     served = {who: [_deployed(s, who) for s in each.runs] for who in ("teacher", "model")}
     if problem := _problem(each, roles=("teacher", "student", "evaluation")) or _served_boundaries(each):
@@ -90,7 +94,7 @@ def _repayment(each: Group) -> dict[str, Any]:
         "reference": each.runs[0]["references"]["teacher"]["model"],
         "tokens": tokens,
         "verdict": "never: a token of the student costs no less" if tokens is None else f"after {tokens:,.0f} tokens",
-        **_bounds(ratio_interval(extra, j_reference, j_student)),
+        **_bounds(extra, j_reference, j_student),
         "extra_kwh": extra.value / 3.6e6,
         "reference_j_per_token": j_reference.value,
         "student_j_per_token": j_student.value,
@@ -145,7 +149,8 @@ def _amortised(
     if drawn is not None:
         cost = drawn[0] / n + drawn[1]
         low, high = interval(cost)
-        cheaper = float(np.mean(cost < drawn[2])) if gold is not None and has_teacher(each) else None
+        if gold is not None and has_teacher(each) and not only_one_instrument((teacher, student, gold)):
+            cheaper = float(np.mean(cost < drawn[2]))
     return {
         "experiment": each.name,
         "reuses": n,
@@ -180,13 +185,13 @@ def _problem(*groups: Group | None, roles: tuple[str, ...] = ("teacher", "studen
     return f"unknown: {found[0]}" if found else boundary_refusal(present, roles)
 
 
-def _bounds(found: Interval | None) -> dict[str, float | None]:
+def _bounds(above: Figure, minuend: Figure, subtrahend: Figure) -> dict[str, Any]:
+    """Interval of above / (minuend - subtrahend), and in words what it holds or why there is none."""
+    figures = (above, minuend, subtrahend)
+    found = None if only_one_instrument(figures) else ratio_interval(*figures)
     if found is None:
-        return {"low": None, "high": None, "never_probability": None}
-    return {"low": found.low, "high": found.high, "never_probability": found.never}
-
-
-def _covers(*figures: Figure) -> str:
-    """What an interval holds, in words."""
-    repeated = all(f.spread is not None for f in figures)
-    return "95 %, instruments and runs" if repeated else "95 %, instruments only: one run says nothing of its repeatability"
+        why = ONE_RUN if only_one_instrument(figures) else "none: an instrument's uncertainty is not known"
+        return {"low": None, "high": None, "never_probability": None, "interval": why}
+    repeated = all(f.spread is not None for f in figures[1:])
+    holds = "instruments and runs" if repeated else "instruments only: one run says nothing of its repeatability"
+    return {"low": found.low, "high": found.high, "never_probability": found.never, "interval": f"95 %, {holds}"}

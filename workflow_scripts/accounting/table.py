@@ -79,7 +79,7 @@ def render(comparison: dict[str, Any]) -> list[str]:
 def _sure(row: dict[str, Any]) -> str:
     """How sure a break-even is, in brackets."""
     if row.get("low") is None:
-        return ""
+        return f" (interval: {row['interval']})" if row["reuses"] is not None else ""
     high = f"{row['high']:.1f}" if row["high"] is not None else "never"
     return f" ({row['low']:.1f} to {high}: {row['interval']})"
 

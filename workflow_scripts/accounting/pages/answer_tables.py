@@ -62,12 +62,19 @@ def _experiments(comparison: dict[str, Any]) -> Table:
                 *(_mean(row, members, f"{name}_kwh", f"{name}_uncertainty_kwh", factor) for name in energies),
                 _mean(row, members, "joules_per_token", "joules_per_token_uncertainty"),
                 number(row[f"{quality}_mean"], row[f"{quality}_sd"]),
-                "" if chance is None else f"{'yes' if row['pareto'] else 'no'} ({chance:.0%})",
+                _front(row["pareto"], chance, comparison["pareto_refused"]),
                 _all_of(members, "energy_class"),
                 _all_of(members, "boundary"),
             ]
         )
     return Table("experiments", "Experiments", head, rows)
+
+
+def _front(inside: bool, chance: float | None, refused: str | None) -> str:
+    """Whether a group is on the Pareto front, with the chance of it where that is known."""
+    if refused is not None:
+        return ""
+    return ("yes" if inside else "no") + ("" if chance is None else f" ({chance:.0%})")
 
 
 def _mean(row: dict[str, Any], members: Sequence[dict[str, Any]], key: str, error: str, factor: float = 1.0) -> str:
@@ -100,6 +107,7 @@ def _break_even(comparison: dict[str, Any]) -> Table:
 
 def _repayment(comparison: dict[str, Any]) -> Table:
     head = ["experiment", "verdict", "95 % interval", "chance of never", "teacher [J/token]", "student [J/token]"]
+    head += ["the interval holds"]
     rows = [
         [
             row["experiment"],
@@ -108,11 +116,12 @@ def _repayment(comparison: dict[str, Any]) -> Table:
             _percent(row["never_probability"], 100),
             number(row["reference_j_per_token"]),
             number(row["student_j_per_token"]),
+            (row["interval"] or "").removeprefix("95 %, "),
         ]
         for row in comparison["repayment"]
     ]
     title = "Generated tokens until making the student is repaid, against serving its teacher"
-    return Table("repayment", title, head, rows, (0, 1))
+    return Table("repayment", title, head, rows, (0, 1, 6))
 
 
 def number(value: float | None, error: float | None = None, factor: float = 1.0) -> str:

@@ -21,6 +21,8 @@ import matplotlib.pyplot as plt
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
+from workflow_scripts.accounting.reuse import ONE_RUN
+
 matplotlib.rcParams["svg.hashsalt"] = "comparison"  # else ids in the file are random
 matplotlib.rcParams["hatch.linewidth"] = 0.8
 
@@ -193,7 +195,7 @@ def _pays(star: dict[str, Any]) -> str:
         return star["verdict"].partition(":")[0]
     text = f"pays from N* = {star['reuses']:.3g}"
     if star["low"] is None:
-        return text
+        return f"{text} (one run: no interval)" if star["interval"] == ONE_RUN else text
     high = f"{star['high']:.3g}" if star["high"] is not None else "never"
     meters = "" if star["interval"].endswith("runs") else "; meters only, one run"
     return f"{text} (95 %: {star['low']:.3g} to {high}{meters})"
