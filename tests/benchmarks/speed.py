@@ -2,7 +2,9 @@
 
     python -m tests.benchmarks.speed [--results DIR] [--only NAME ...] [--out FILE.json]
 
-DIR holds a finished `make demo` (model, rows, logit cache). Prints a Markdown table; medians of five after a warm-up.
+DIR holds a finished `make demo` (model, rows, logit cache). Prints a Markdown table; medians of five after a warm-up. Beside a
+figure stands the share that it is of a physical bound, where there is one: the machine's rate of matrix products for what
+multiplies (2 FLOPs per parameter and token forward, 6 for a training), the rate of memory or files for what moves bytes.
 """
 
 from __future__ import annotations
@@ -24,7 +26,18 @@ import torch
 import yaml
 
 from tests.benchmarks import peers
-from tests.benchmarks.measure import REPOSITORY, Row, matmul_rate, peak_mb, seconds, side_by_side
+from tests.benchmarks.measure import (
+    REPOSITORY,
+    Row,
+    file_seconds,
+    matmul_rate,
+    memory_rate,
+    of_matmul_rate,
+    peak_mb,
+    run_and_weigh,
+    seconds,
+    side_by_side,
+)
 from tests.benchmarks.memory import HIDDEN, K, loss_inputs
 from tests.benchmarks.training import Inputs, one, train
 from workflow_scripts.distill.generation import Prompt, generate
@@ -45,17 +58,20 @@ def trainings(results: Path) -> Iterator[Row]:
     run = functools.partial(train, inputs=inputs, batch=8, steps=4)
     stock = {which: run(which) for which in ("stock", "trl")}
     faster = max(stock, key=lambda which: stock[which])
+    share = functools.partial(of_matmul_rate, flops=6 * inputs.student.num_parameters())
     kd, peer, ratio = side_by_side(lambda: run("kd"), lambda: run(faster))
     names = {"stock": "the Hugging Face Trainer's stock SFT", "trl": "TRL's stock SFT"}
     slower = f" ({names['trl' if faster == 'stock' else 'stock']}: {min(stock.values()):.0f})"
-    yield Row("KD training, tokens/s", names[faster] + slower, ratio, ">= 1.05", f"{kd:.0f} against {peer:.0f}")
+    yield Row("KD training, tokens/s", names[faster] + slower, ratio, ">= 1.05", f"{kd:.0f} against {peer:.0f}{share(kd)}")
     kd, sft, ratio = side_by_side(lambda: run("kd"), lambda: run("sft"))
-    yield Row("KD training, tokens/s", "our SFT on the same fused loss", ratio, ">= 0.97", f"{kd:.0f} against {sft:.0f}")
+    yield Row(
+        "KD training, tokens/s", "our SFT on the same fused loss", ratio, ">= 0.97", f"{kd:.0f} against {sft:.0f}{share(kd)}"
+    )
     few = functools.partial(train, inputs=Inputs.read(results, rows=16), batch=8, steps=2)
     full = peers.padded(inputs.rows[:16], 1024, inputs.tokenizer.pad_token_id)
     ours, theirs, ratio = side_by_side(lambda: few("sft"), lambda: few("sft", padded_rows=full), repeats=3)
     mean = sum(len(row["input_ids"]) for row in inputs.rows) / len(inputs.rows)
-    figures = f"{ours:.0f} against {theirs:.0f} (rows of {mean:.0f} tokens)"
+    figures = f"{ours:.0f} against {theirs:.0f} (rows of {mean:.0f} tokens){share(ours)}"
     yield Row("training on real chat rows, tokens/s", "the same rows padded to 1,024", ratio, ">= 2", figures)
 
 
@@ -122,8 +138,7 @@ def teacher(results: Path) -> Iterator[Row]:
         lambda: tokens / seconds(lambda: teacher_rows(model, rows, K, [1.0], pad, 49152)),
         lambda: tokens / seconds(lambda: peers.bare_forward(model, rows, pad)),
     )
-    flops = 2 * model.num_parameters()
-    figures = f"{mine:.0f} against {peer:.0f} ({mine * flops / matmul_rate():.0%} of the matmul rate)"
+    figures = f"{mine:.0f} against {peer:.0f}{of_matmul_rate(mine, 2 * model.num_parameters())}"
     yield Row("logit caching, tokens/s", "the bare teacher forward", ratio, ">= 0.9", figures)
     yield from generation(model, inputs, pad)
     yield from scoring(model, inputs, pad)
@@ -146,7 +161,9 @@ def generation(model: torch.nn.Module, inputs: Inputs, pad: int) -> Iterator[Row
         return sum(made) / took
 
     mine, peer, ratio = side_by_side(ours, theirs, repeats=3)
-    figures = f"{mine:.0f} against {peer:.0f}, batch 32"
+    weights = 4 * model.num_parameters() * mine / 32
+    figures = f"{mine:.0f} against {peer:.0f}, batch 32{of_matmul_rate(mine, 2 * model.num_parameters())}, and the weights "
+    figures += f"read at {weights / memory_rate():.0%} of the memory's rate"
     yield Row("generation, tokens/s", "`generate`, one prompt at a time", ratio, ">= 6", figures)
 
 
@@ -158,7 +175,8 @@ def scoring(model: torch.nn.Module, inputs: Inputs, pad: int) -> Iterator[Row]:
         lambda: tokens / seconds(lambda: [log_likelihoods(model, rows[b : b + 8], pad) for b in (0, 8)]),
         lambda: tokens / seconds(lambda: peers.score_one_by_one(model, rows)),
     )
-    yield Row("preference scoring, tokens/s", "one by one at full vocabulary", ratio, ">= 3", f"{mine:.0f} against {peer:.0f}")
+    figures = f"{mine:.0f} against {peer:.0f}{of_matmul_rate(mine, 2 * model.num_parameters())}"
+    yield Row("preference scoring, tokens/s", "one by one at full vocabulary", ratio, ">= 3", figures)
 
 
 def cache(results: Path) -> Iterator[Row]:
@@ -196,6 +214,7 @@ def cache(results: Path) -> Iterator[Row]:
 
     mine, peer, ratio = side_by_side(ours, theirs)
     size = (folder / "shard.safetensors").stat().st_size / positions
+    plain = file_seconds(folder / "plain", (folder / "shard.safetensors").read_bytes()) / positions
     shutil.rmtree(folder)
     yield Row(
         "logit cache, bytes per position, k = 64, V = 100,352",
@@ -204,17 +223,23 @@ def cache(results: Path) -> Iterator[Row]:
         f"<= {280 / FIRST_SYSTEM_BYTES:.4f}",
         f"{size:.1f} against {FIRST_SYSTEM_BYTES} B",
     )
-    figures = f"{mine / 1000:.0f} against {peer / 1000:.0f} thousand positions/s"
+    figures = f"{mine / 1000:.0f} against {peer / 1000:.0f} thousand positions/s; at {mine * plain:.0%} of "
+    figures += "the rate at which the same bytes are written and read as one plain file"
     yield Row("cache write + read, positions/s", "data sets from Python lists", ratio, ">= 20", figures)
+
+
+def copied_workflow(folder: Path) -> Path:
+    """The workflow's files in a folder without results."""
+    for part in ("Snakefile", "rules", "workflow_scripts", "config", "envs", "profiles"):
+        source = REPOSITORY / part
+        shutil.copytree(source, folder / part) if source.is_dir() else shutil.copy(source, folder / part)
+    return folder
 
 
 def plan(results: Path) -> Iterator[Row]:
     """`snakemake -n` with 200 experiments against 4: seconds, and per experiment."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for part in ("Snakefile", "rules", "workflow_scripts", "config", "envs", "profiles"):
-            source = REPOSITORY / part
-            shutil.copytree(source, folder / part) if source.is_dir() else shutil.copy(source, folder / part)
+        folder = copied_workflow(Path(name))
         template = yaml.safe_load((folder / "config/experiments/demo_kd.yaml").read_text())
         extra = [f"many_{number:03d}" for number in range(196)]
 
@@ -234,8 +259,23 @@ def plan(results: Path) -> Iterator[Row]:
         yield Row("`snakemake -n`, 200 experiments [s]", "10 s", min(large), "<= 10", figures)
 
 
+def demo(results: Path) -> Iterator[Row]:
+    """The whole demo in a fresh folder, downloads and environment there already: minutes, and memory of all its processes."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = copied_workflow(Path(name))
+        if (results / "downloads").is_dir():
+            shutil.copytree(results / "downloads", folder / "results" / "downloads")
+        took, most = run_and_weigh(
+            [sys.executable, "-m", "snakemake", "--cores", str(os.cpu_count()), "--quiet", "all"], folder
+        )
+    yield Row("whole demo [min]", "5 min", took / 60, "<= 5", f"{took:.0f} s")
+    yield Row(
+        "whole demo, memory at its peak [GB]", "4 GB", most / 1e9, "<= 4", "resident, shared pages counted once a process"
+    )
+
+
 PARTS: dict[str, Callable[[Path], Iterator[Row]]] = {
-    part.__name__: part for part in (trainings, packing, compilation, training_memory, loss, teacher, cache, plan)
+    part.__name__: part for part in (trainings, packing, compilation, training_memory, loss, teacher, cache, plan, demo)
 }
 
 
