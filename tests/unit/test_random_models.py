@@ -10,6 +10,7 @@ from transformers import Olmo2Config, Olmo2ForCausalLM, PreTrainedTokenizerFast
 from workflow_scripts.artefact import RANDOM_WEIGHTS, inherited, read_json
 from workflow_scripts.distill.models import ModelError, load_model
 from workflow_scripts.distill.random_weights import write_random_model
+from workflow_scripts.distill.writers import padding_rows
 from workflow_scripts.plan import Plan
 from workflow_scripts.settings import SettingsError
 from workflow_scripts.settings.shapes import SHAPES, Shape, config_values, published_shape, resized
@@ -60,6 +61,7 @@ def test_weights_do_not_depend_on_the_shards_and_follow_the_seed(tmp_path, token
     for name, seed, shard in (("whole", 0, 1 << 30), ("split", 0, 20_000), ("other", 1, 1 << 30)):
         (tmp_path / name).mkdir()
         write_random_model(tmp_path / name, SMALL, tokenizer, torch.bfloat16, seed, shard)
+    assert padding_rows(tmp_path / "whole") == range(97, 128)
     whole = load_file(tmp_path / "whole" / "model-00001-of-00001.safetensors")
     files = sorted((tmp_path / "split").glob("*.safetensors"))
     assert len(files) > 2

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from workflow_scripts.distill import writers
 from workflow_scripts.distill.generation import Answer, GenerationError, Prompt, that_fit
 from workflow_scripts.distill.seeds import prompt_seed
 from workflow_scripts.distill.writers import check_backend, open_writer
@@ -52,6 +53,7 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> Recorded:
     module.LLM, module.SamplingParams = LLM, dict  # type: ignore[attr-defined]
     module.__spec__ = importlib.util.spec_from_loader("vllm", loader=None)
     monkeypatch.setitem(sys.modules, "vllm", module)
+    monkeypatch.setattr(writers, "padding_rows", lambda folder: range(98, 100))
     monkeypatch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING", raising=False)
     return recorded
 
@@ -76,7 +78,7 @@ def test_vllm_gets_tokens_and_a_seed_per_prompt_and_its_tokens_are_counted(vllm:
     assert vllm.prompts == [{"prompt_token_ids": [5, 6, 7 + i]} for i in range(3)]
     assert [params.pop("seed") for params in vllm.sampling] == [prompt_seed(3, i) for i in range(3)]
     shared = {"n": 1, "temperature": 0.7, "top_p": 0.9, "max_tokens": 4, "stop_token_ids": [EOS], "detokenize": False}
-    assert vllm.sampling == [shared] * 3
+    assert vllm.sampling == [shared | {"logit_bias": {98: -100.0, 99: -100.0}}] * 3, "padding rows are banned"
     assert answers == [
         Answer("p0", [9, 9], generated=3, truncated=False),
         Answer("p1", [9, 9, 9, 9], generated=4, truncated=True),

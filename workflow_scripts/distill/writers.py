@@ -18,13 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
 from workflow_scripts.distill.generation import Answer, GenerationError, Prompt, generate
-from workflow_scripts.distill.models import load_model
+from workflow_scripts.distill.models import load_model, load_tokenizer
 from workflow_scripts.settings.schema import Generation
 
 Writer = Callable[[Sequence[Prompt]], Iterator[list[Answer]]]
 
+_BANNED = -100.0  # added to a logit: the lowest bias that vLLM takes
 _ALONE, _BESIDE_A_JUDGE = 0.9, 0.5  # share of the accelerator's memory that vLLM takes
 
 
@@ -58,6 +60,11 @@ def open_writer(
     return lambda prompts: generate(model, prompts, options, [eos_id], pad_id)
 
 
+def padding_rows(folder: Path) -> range:
+    """Rows of a model's vocabulary beyond its tokenizer's, which stand for no token."""
+    return range(len(load_tokenizer(folder)), AutoConfig.from_pretrained(folder, local_files_only=True).vocab_size)
+
+
 class VllmWriter:
     """vLLM's offline engine (`vllm.LLM`) in this process. It does the batching: `batch_size` is the unit of resumption only."""
 
@@ -70,6 +77,7 @@ class VllmWriter:
 
         self._params = vllm.SamplingParams
         self._options, self._eos_id = options, eos_id
+        self._bias = dict.fromkeys(padding_rows(folder), _BANNED) or None
         self._engine = vllm.LLM(
             model=str(folder),
             dtype=str(dtype).removeprefix("torch."),
@@ -98,6 +106,7 @@ class VllmWriter:
             max_tokens=self._options.max_new_tokens,
             stop_token_ids=[self._eos_id],
             seed=prompt.seed,
+            logit_bias=self._bias,
             detokenize=False,
         )
 
