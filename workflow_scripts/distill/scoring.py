@@ -46,14 +46,20 @@ def add_agreement(
     vocabulary: int,
     chunk: int = 256,
 ) -> None:
-    """Add a batch of rows to `sums`. Embeddings padded beyond the tokenizer's `vocabulary` are cut off."""
+    """Add a batch of rows to `sums`. Embeddings padded beyond the tokenizer's `vocabulary` are cut off.
+
+    The teacher itself, as the model, is computed once.
+    """
     batch = pad_rows(rows, pad_id)
-    mine, other = hidden_states(model, batch), hidden_states(teacher, batch)
+    mine = hidden_states(model, batch)
+    other = mine if teacher is model else hidden_states(teacher, batch)
     targets = batch.targets().to(mine.device)
     for begin in range(0, len(targets), chunk):
         part = slice(begin, begin + chunk)
         log_s = torch.log_softmax(model.lm_head(mine[part])[:, :vocabulary].float(), -1)
-        log_p = torch.log_softmax(teacher.lm_head(other[part])[:, :vocabulary].float(), -1).to(log_s.device)
+        log_p = log_s
+        if teacher is not model:
+            log_p = torch.log_softmax(teacher.lm_head(other[part])[:, :vocabulary].float(), -1).to(log_s.device)
         sums.negative_log_likelihood -= log_s.gather(1, targets[part, None]).double().sum().item()
         sums.kl_to_teacher += torch.nn.functional.kl_div(log_s, log_p, log_target=True, reduction="sum").item()
         sums.same_argmax += int((log_s.argmax(-1) == log_p.argmax(-1)).sum())
