@@ -6,16 +6,19 @@ python -m workflow_scripts.stages.check_tokenizers --settings '{}' --teacher MAN
 from __future__ import annotations
 
 from workflow_scripts.artefact import read_json, write_json
-from workflow_scripts.distill.models import ModelError
 from workflow_scripts.settings.sources import Section
 from workflow_scripts.stages.common import Arguments, run_stage
 
 
+class TokenizerError(ValueError):
+    """Two models that cannot exchange token ids."""
+
+
 def check_tokenizers(args: Arguments[Section]) -> None:
-    """Raise ModelError unless both models have the same vocabulary and the student has an embedding for each token."""
+    """Raise TokenizerError unless both models have the same vocabulary and the student has an embedding for each token."""
     teacher, student = read_json(args.inputs["teacher"]), read_json(args.inputs["student"])
     if teacher["tokenizer_sha256"] != student["tokenizer_sha256"]:
-        raise ModelError(
+        raise TokenizerError(
             f"model.teacher {teacher['name']!r} and model.student {student['name']!r} have different tokenizers "
             f"({teacher['tokens']} and {student['tokens']} tokens): distillation on token ids needs one vocabulary: choose "
             "models of one family"
