@@ -128,7 +128,12 @@ def number(value: float | None, error: float | None = None, factor: float = 1.0)
     """Four digits, with an error of two; empty where the value is not known."""
     if value is None:
         return ""
-    return f"{value * factor:.4g}" + (f" ± {error * factor:.2g}" if error else "")
+    return _digits(value * factor, 4) + (f" ± {_digits(error * factor, 2)}" if error else "")
+
+
+def _digits(value: float, significant: int) -> str:
+    """Rounded to so many digits, without an exponent where it is of a common size."""
+    return f"{float(f'{value:.{significant}g}'):.10g}"
 
 
 def _range(row: dict[str, Any]) -> str:
