@@ -38,7 +38,7 @@ def test_markdown_has_every_figure_with_uncertainty_class_and_boundary(made: dic
     gold = dict(zip(table[0], table[2], strict=True))
     assert gold["student \\[kWh\\]"] == gold["total \\[kWh\\]"] == "2 ± 0.1"
     assert gold["total with policy \\[kWh\\]"] == "2 ± 0.1" and gold["teacher \\[kWh\\]"] == ""
-    assert gold["J/loss token"] == "7200 ± 3.6e+02"
+    assert gold["J/loss token"] == "7200 ± 360"
     assert (gold["class"], gold["boundary"]) == ("measured", "cpu")
     assert gold["experiment"] == "gold" and table[3][2:5] == ["0.6 ± 0.03", "1.6 ± 0.08", "2.2 ± 0.11"]
     assert "after 1.5 reuses" in text, "0.6 / (2 - 1.6)"

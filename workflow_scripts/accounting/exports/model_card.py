@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from workflow_scripts.accounting.costs import in_order, own_stages
 from workflow_scripts.accounting.load import training_stage
 from workflow_scripts.accounting.qualities import task_metrics, value_of
+from workflow_scripts.accounting.rounding import number
 from workflow_scripts.artefact import RANDOM_WEIGHTS
 
 PIPELINES = {
@@ -147,7 +148,7 @@ def _energy(summary: Mapping[str, Any], stages: Mapping[str, dict[str, Any]]) ->
     rows = [(name, r["role"], *_figures(r), _shared(r)) for name, r in stages.items()]
     whole = summary["energy"]
     spread = whole["uncertainty_j"] / 3.6e6 if whole["uncertainty_j"] is not None else None
-    label = _number(summary["total_energy_kwh"], spread)
+    label = number(summary["total_energy_kwh"], spread)
     rows.append(("**total**", "", label, whole["class"], " \\| ".join(whole["boundary"]), "", "", ""))
     for name, record in summary["stages"].items():
         if "lineage" in record:
@@ -172,7 +173,7 @@ def _boundary(summary: Mapping[str, Any]) -> str:
 def _figures(record: Mapping[str, Any]) -> tuple[str, ...]:
     total = record["energy"]["total"]
     spread = total.get("uncertainty_j")
-    energy = _number(record["total_energy_kwh"], spread / 3.6e6 if spread is not None else None)
+    energy = number(record["total_energy_kwh"], spread / 3.6e6 if spread is not None else None)
     if record["total_energy_kwh"] is None:
         energy = f"unavailable: {_cell(total.get('reason') or 'no figure')}"
     unit = record["tokens_unit"]
@@ -180,7 +181,7 @@ def _figures(record: Mapping[str, Any]) -> tuple[str, ...]:
         energy,
         total["class"],
         "+".join(total["boundary"]),
-        _number(record["joules_per_token"]),
+        number(record["joules_per_token"]),
         f"{record['tokens_processed']} {unit}" if record["tokens_processed"] else "",
     )
 
@@ -203,14 +204,9 @@ def _quality(summary: Mapping[str, Any]) -> list[str]:
     references = summary["references"]
     head = ("On held-out text", "this model", "before training", "teacher")
     models = (summary["quality"], references.get("student") or {}, references.get("teacher") or {})
-    rows = [(title, *(_number(model.get(key)) for model in models)) for key, title in METRICS]
-    rows += [(f"`{name}`", *(_number(value_of(m, name)) for m in models)) for name in sorted(task_metrics(models[0]))]
+    rows = [(title, *(number(model.get(key)) for model in models)) for key, title in METRICS]
+    rows += [(f"`{name}`", *(number(value_of(m, name)) for m in models)) for name in sorted(task_metrics(models[0]))]
     return [_line(head), _line(["---"] * len(head)), *(_line(row) for row in rows)]
-
-
-def _number(value: float | None, error: float | None = None) -> str:
-    """Four digits, with the half-width where it is known; empty where the value is not."""
-    return "" if value is None else f"{value:.4g}" + (f" ± {error:.2g}" if error else "")
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from workflow_scripts.accounting.pages.figures import unit_of
+from workflow_scripts.accounting.rounding import number
 
 NOTE = "Empty: not known, or does not apply. ±: half-width by the meters' uncertainties, or standard deviation over runs."
 
@@ -122,18 +123,6 @@ def _repayment(comparison: dict[str, Any]) -> Table:
     ]
     title = "Generated tokens until making the student is repaid, against serving its teacher"
     return Table("repayment", title, head, rows, (0, 1, 6))
-
-
-def number(value: float | None, error: float | None = None, factor: float = 1.0) -> str:
-    """Four digits, with an error of two; empty where the value is not known."""
-    if value is None:
-        return ""
-    return _digits(value * factor, 4) + (f" ± {_digits(error * factor, 2)}" if error else "")
-
-
-def _digits(value: float, significant: int) -> str:
-    """Rounded to so many digits, without an exponent where it is of a common size."""
-    return f"{float(f'{value:.{significant}g}'):.10g}"
 
 
 def _range(row: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
 from workflow_scripts.accounting.reuse import ONE_RUN
+from workflow_scripts.accounting.rounding import number, rounded
 
 matplotlib.rcParams["svg.hashsalt"] = "comparison"  # else ids in the file are random
 matplotlib.rcParams["hatch.linewidth"] = 0.8
@@ -71,11 +72,11 @@ def energy_by_stage(summaries: list[dict[str, Any]], path: Path, unlike: list[st
                 width = record["total_energy_joules"] / 3.6e6 * factor
                 axes.barh(row, width, left=left, color=colour, hatch=hatch, edgecolor="white", linewidth=0.8, height=0.7)
                 left += width
-        spread, label = summary["energy"].get("uncertainty_j"), f"{left:.3g} {unit}"
+        spread, label = summary["energy"].get("uncertainty_j"), f"{rounded(left, 3)} {unit}"
         if spread is not None and not unknown:
             spread *= factor / 3.6e6
             axes.errorbar(left, row, xerr=spread, color="black", capsize=4, linewidth=1.2)
-            label = f"{left:.3g} ± {spread:.2g} {unit}"
+            label = f"{number(left, spread, digits=3)} {unit}"
         end = left + (spread or 0.0) if not unknown else left
         axes.text(end, row, f"  {label if not unknown else '≥ ' + label}", va="center", fontsize=9)
         right = max(right, end)

@@ -1,0 +1,15 @@
+"""Figures as people read them: few digits, the error with two, no exponent at common sizes."""
+
+from __future__ import annotations
+
+
+def number(value: float | None, error: float | None = None, factor: float = 1.0, digits: int = 4) -> str:
+    """Four digits, with an error of two where there is one; empty where the value is not known."""
+    if value is None:
+        return ""
+    return rounded(value * factor, digits) + (f" ± {rounded(error * factor, 2)}" if error else "")
+
+
+def rounded(value: float, digits: int) -> str:
+    """A value rounded to so many significant digits."""
+    return f"{float(f'{value:.{digits}g}'):.10g}"
