@@ -64,7 +64,7 @@ def test_a_local_task_gives_the_accuracy_of_our_own_computation(toy_model, monke
         assert (entry["higher_is_better"], entry["examples"], entry["version"]) == (True, 6, 1.0)
     assert right["acc"] != right["acc_norm"], "the two metrics differ on these choices, so that they are told apart"
     limited = harness.run(toy_model, tokenizer, options.model_copy(update={"lm_eval_limit": 2}), harness.check(options))
-    assert limited["metrics"]["capitals/acc"]["examples"] == 2 and limited["seconds"] > 0
+    assert limited["metrics"]["capitals/acc"]["examples"] == 2
 
 
 @needs_lm_eval
