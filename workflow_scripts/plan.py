@@ -14,6 +14,7 @@ from pathlib import Path
 
 from workflow_scripts.names import digest, files_at, files_of, named_model, task_files, template_files
 from workflow_scripts.settings import Experiments, Settings, SettingsError, slices
+from workflow_scripts.settings.load import followers
 from workflow_scripts.settings.sources import PrunedModel, RandomModel
 
 TEACHER_STAGE = {"kd": "logit_caching", "sft": "synthetic_generation", "dpo": "preference_dataset"}
@@ -72,8 +73,9 @@ class Plan:
                 if name in needed:
                     raise
                 self.set_aside[name] = str(error)
-        for name in [name for name, plan in self.experiments.items() if plan.settings.model.policy in self.set_aside]:
-            self.set_aside[name] = self.set_aside[str(self.experiments.pop(name).settings.model.policy)]
+        for name, why in followers(experiments, self.set_aside).items():
+            self.set_aside[name] = why
+            self.experiments.pop(name, None)
         some = next(iter(experiments.values()))
         self.prerun = Job(slices.canonical(slices.PrerunSlice.of(some)))
         self.host_kind = some.hardware.host_kind

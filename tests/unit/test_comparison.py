@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from tests.unit.summaries import baseline, kd, served, stage, summary, write
-from workflow_scripts.accounting import costs, fairness
+from workflow_scripts.accounting import costs, errors, fairness
 from workflow_scripts.accounting.comparison import compare, main
 from workflow_scripts.accounting.formulas import amortised, served_tokens_until_repaid
 from workflow_scripts.accounting.load import Loaded, load
@@ -48,6 +48,14 @@ def test_break_even_of_one_instrument_and_one_run_each_has_no_interval() -> None
     assert row["saving_pct"] == pytest.approx(30)
     assert row["never_probability"] is None
     assert row["interval"].startswith("none: one run each, by one instrument")
+
+
+def test_an_unknown_uncertainty_is_no_error_that_cancels() -> None:
+    meter = {("rapl", "h"): 5.0}
+    assert errors.only_one_instrument([errors.Figure(100.0, meter), errors.Figure(90.0, meter)])
+    assert not errors.only_one_instrument([errors.Figure(100.0, meter), errors.Figure(90.0, None)])
+    assert not errors.only_one_instrument([errors.Figure(100.0, meter), errors.Figure(90.0, {("rapl", "other"): 5.0})])
+    assert not errors.only_one_instrument([errors.Figure(100.0, meter), errors.Figure(90.0, meter, spread=1.0, runs=2)])
 
 
 def test_break_even_of_two_hosts_may_be_never() -> None:

@@ -144,9 +144,9 @@ def pareto(
 ) -> dict[str, Any]:
     """The front over energy (starting policies included) and quality (times `sign`: more is better), of means over runs.
 
-    `probability` is the share of draws of the errors in which a group is on the front; none where the errors are those of one
-    instrument, which orders the energies in any case. Refused, with the reason, where
-    qualities are not of one scale, and where there are fewer than two points.
+    `probability` is the share of draws of the errors in which a group is on the front; empty where one instrument gave all
+    energies, which keep their order whatever its error is. Refused, with the reason, where qualities are not of one scale, and
+    where there are fewer than two points.
     """
     points: dict[str, tuple[Figure, Figure]] = {}
     warnings = []
@@ -175,9 +175,9 @@ def _no_quality(quality: str) -> str:
 
 def _front_probability(points: dict[str, tuple[Figure, Figure]]) -> dict[str, float]:
     names = list(points)
-    figures_drawn = [*(points[n][0] for n in names), *(points[n][1] for n in names)]
-    drawn = None if only_one_instrument(figures_drawn) else sample(figures_drawn)
-    if drawn is None:
+    known = [*(points[n][0] for n in names), *(points[n][1] for n in names)]
+    drawn = sample(known)
+    if drawn is None or only_one_instrument(known):
         return {}
     energy, value = drawn[: len(names)], drawn[len(names) :]
     found = {}

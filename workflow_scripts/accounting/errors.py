@@ -114,9 +114,13 @@ def whose(record: Mapping[str, Any], component: str) -> str:
 
 
 def only_one_instrument(figures: Iterable[Figure]) -> bool:
-    """Whether all errors are those of one instrument, without spread over runs: they cancel in ratios and comparisons."""
-    known = list(figures)
-    return len({key for f in known for key in f.errors or ()}) == 1 and all(f.spread is None for f in known)
+    """Whether all errors are known, those of one instrument, and without spread over runs: they cancel when compared."""
+    keys: set[Instrument] = set()
+    for figure in figures:
+        if figure.errors is None or figure.spread is not None:
+            return False
+        keys |= figure.errors.keys()
+    return len(keys) == 1
 
 
 def sample(figures: Sequence[Figure]) -> list[np.ndarray] | None:

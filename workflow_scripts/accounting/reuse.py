@@ -187,11 +187,12 @@ def _problem(*groups: Group | None, roles: tuple[str, ...] = ("teacher", "studen
 
 def _bounds(above: Figure, minuend: Figure, subtrahend: Figure) -> dict[str, Any]:
     """Interval of above / (minuend - subtrahend), and in words what it holds or why there is none."""
-    figures = (above, minuend, subtrahend)
-    found = None if only_one_instrument(figures) else ratio_interval(*figures)
+    none = {"low": None, "high": None, "never_probability": None}
+    if only_one_instrument((above, minuend, subtrahend)):
+        return none | {"interval": ONE_RUN}
+    found = ratio_interval(above, minuend, subtrahend)
     if found is None:
-        why = ONE_RUN if only_one_instrument(figures) else "none: an instrument's uncertainty is not known"
-        return {"low": None, "high": None, "never_probability": None, "interval": why}
-    repeated = all(f.spread is not None for f in figures[1:])
+        return none | {"interval": "none: an instrument's uncertainty is not known"}
+    repeated = minuend.spread is not None and subtrahend.spread is not None
     holds = "instruments and runs" if repeated else "instruments only: one run says nothing of its repeatability"
     return {"low": found.low, "high": found.high, "never_probability": found.never, "interval": f"95 %, {holds}"}

@@ -137,12 +137,19 @@ def load_experiments(config_dir: Path, base: Mapping[str, Any], overrides: Mappi
     asked_for = experiments.needed() if experiments else list(experiments.set_aside)
     if reasons := [experiments.set_aside[name] for name in asked_for if name in experiments.set_aside]:
         raise SettingsError(reasons[0])
-    for name in [n for n, s in experiments.items() if s.model.policy in experiments.set_aside]:
-        experiments.set_aside[name] = experiments.set_aside[str(experiments.pop(name).model.policy)]
+    for name, why in followers(experiments, experiments.set_aside).items():
+        experiments.set_aside[name] = why
+        del experiments[name]
     if not experiments:
         raise SettingsError(f"no experiment found: {config_dir / 'experiments'} holds no .yaml file")
     _check_references(experiments)
     return experiments
+
+
+def followers(experiments: Mapping[str, Settings], set_aside: Mapping[str, str]) -> dict[str, str]:
+    """Experiments that start from the policy of one that is set aside, with its reason."""
+    policies = {name: s.model.policy for name, s in experiments.items() if s.model.policy is not None}
+    return {name: set_aside[policy] for name, policy in policies.items() if policy in set_aside}
 
 
 def _check_references(experiments: Mapping[str, Settings]) -> None:

@@ -11,8 +11,7 @@ from workflow_scripts.accounting.pages.answer_tables import NOTE, Table, answer_
 _STYLE = """
 body { font: 14px/1.45 system-ui, sans-serif; margin: 1.2em; color: #222; }
 table { border-collapse: collapse; margin: 0.4em 0 1.4em; }
-th, td { padding: 0.25em 0.8em; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top; }
-th, td { white-space: nowrap; }
+th, td { padding: 0.25em 0.8em; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top; white-space: nowrap; }
 td.text, th { white-space: normal; max-width: 26em; }
 th:first-child, td:first-child, td.text, th.text { text-align: left; }
 .warnings { border-left: 4px solid #d55e00; background: #fff4ec; padding: 0.6em 1em; max-width: 70em; }
