@@ -18,6 +18,7 @@ from typing import Any
 SCHEMA = "artefact/1"
 MANIFEST = "manifest.json"
 CARD = "README.md"  # a model card is written once the energy is known, after the artefact: it is no content of it
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 RANDOM_WEIGHTS = "random weights: quality means nothing"
 
 
@@ -66,6 +67,11 @@ def refusal(folder: Path) -> str | None:
     if os.statvfs(existing).f_flag & os.ST_RDONLY:
         return os.strerror(errno.EROFS)
     return os.strerror(errno.ENOSPC) if shutil.disk_usage(existing).free < 1 << 20 else None
+
+
+def refusal_in(words: str) -> str | None:
+    """The system's reason in the words of a library that could not write; what it wrote may be deleted and the space free again."""
+    return next((reason for code in REFUSALS if (reason := os.strerror(code)) in words), None)
 
 
 def inventory(folder: Path) -> dict[str, dict[str, Any]]:

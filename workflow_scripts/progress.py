@@ -14,6 +14,7 @@ stage started by hand) a temporary state folder is used, progress goes to standa
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -160,11 +161,13 @@ class Progress:
             "measured": self.measured,
             "warnings": self.warnings,
         }
-        temporary = f"{self._path}.{os.getpid()}"
+        temporary = Path(f"{self._path}.{os.getpid()}")
         try:
-            Path(temporary).write_text(json.dumps(content), encoding="utf-8")
-            Path(temporary).replace(self._path)
+            temporary.write_text(json.dumps(content), encoding="utf-8")
+            temporary.replace(self._path)
         except OSError as error:  # a full disk must not stop the stage; the meter reports counts it did not get
+            with contextlib.suppress(OSError):  # on a read-only file system
+                temporary.unlink()
             print(f"warning: progress not written to {self._path}: {error}", file=sys.stderr)
 
     def _counts(self) -> dict[str, int]:

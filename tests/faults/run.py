@@ -156,7 +156,7 @@ class Run:
         self.output = self.workflow.path(target.output)
         self.record = self.workflow.path(target.record)
         self.state = folder / "results/state" / target.stage / self._fingerprint()
-        self.wanted = [str(self.output.relative_to(folder))]
+        self.wanted = [str(path.relative_to(folder)) for path in (self.output, self.record)]
         self._clear()
         self.started = time.time()
         self.watch = Watch(folder)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.faults.faults import ALL, Fault
-from tests.faults.run import Lost, Run, merge
+from tests.faults.run import Lost, Missed, Run, merge
 from tests.slurm.cluster import Cluster
 from tests.slurm.site import QUICK, families, settle
 
@@ -32,10 +32,12 @@ class OnSlurm(Fault):
 
     def inject(self, run: Run, moment: float) -> None:
         run.await_moment(moment)
-        environment = dict(
-            entry.split("=", 1) for entry in Path(f"/proc/{run.stage.pid}/environ").read_text().split("\0") if "=" in entry
-        )
-        self._act(self._cluster, run, environment["SLURM_JOB_ID"], environment["SLURMD_NODENAME"])
+        try:
+            entries = Path(f"/proc/{run.stage.pid}/environ").read_text().split("\0")
+            environment = dict(entry.split("=", 1) for entry in entries if "=" in entry)
+            self._act(self._cluster, run, environment["SLURM_JOB_ID"], environment["SLURMD_NODENAME"])
+        except (ProcessLookupError, FileNotFoundError):
+            raise Missed from None  # it ended in between
 
     def after(self, run: Run, code: int) -> None:
         self._cluster.wait_for_nodes("idle", timeout=90)

@@ -77,9 +77,12 @@ def run_stage(
         if isinstance(error, ValueError | RuntimeError) and type(error).__module__.startswith("workflow_scripts"):
             print(f"error: {error}", file=sys.stderr)
             sys.exit(getattr(error, "exit_code", 1))
+        words = f"({type(error).__name__}: {error})"  # a library's own
         for folder in (Path(options["out"]).parent, state_dir()):
             if reason := artefact.refusal(folder):
-                sys.exit(f"error: {reason}: {folder} ({type(error).__name__}: {error})")  # a library's own words
+                sys.exit(f"error: {reason}: {folder} {words}")
+        if reason := artefact.refusal_in(words):
+            sys.exit(f"error: {reason}: while writing to {Path(options['out']).parent} or to {state_dir()} {words}")
         raise
 
 
