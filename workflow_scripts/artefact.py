@@ -70,7 +70,7 @@ def refusal(folder: Path) -> str | None:
 
 
 def refusal_in(words: str) -> str | None:
-    """The system's reason in the words of a library that could not write; what it wrote may be deleted and the space free again."""
+    """The system's reason in the words of a library that could not write; once it has cleaned up, there may be space again."""
     return next((reason for code in REFUSALS if (reason := os.strerror(code)) in words), None)
 
 

@@ -42,7 +42,9 @@ def test_a_library_that_could_not_write_is_explained_although_there_is_space_aga
     """safetensors deletes what it could not write in full, and its error is no OSError."""
     reason = os.strerror(code)
     said = run(SafetensorError(f"Error while serializing: I/O error: {reason} (os error {code})"))
-    assert said.startswith(f"error: {reason}: while writing to {tmp_path / 'out'} or to {tmp_path / 'state'} (SafetensorError: ")
+    assert said.startswith(
+        f"error: {reason}: while writing to {tmp_path / 'out'} or to {tmp_path / 'state'} (SafetensorError: "
+    )
 
 
 def test_another_error_keeps_its_traceback(run: Callable[[Exception], str]) -> None:
