@@ -21,6 +21,7 @@ from workflow_scripts.cluster import (
     check_sharding,
     check_site,
     check_writable,
+    gpus_asked,
     hint_after_failure,
     read_modules,
 )
@@ -77,7 +78,7 @@ def check_before_the_first_job(workflow):
         ):
             check_modules(MODULES)
         trainings = {
-            job.wildcards.experiment: job.resources.get("gpu", 0)
+            job.wildcards.experiment: gpus_asked(job.resources)
             for job in workflow.dag.needrun_jobs()
             if job.rule.name in ("student_train", "dpo_training")
         }
@@ -93,13 +94,28 @@ def check_before_the_first_job(workflow):
             )
         if workflow.executor_plugin.name == "slurm":
             jobs = [job for job in workflow.dag.needrun_jobs() if not job.is_local]
+            settings = workflow.executor_settings
+            options = [
+                f"--{name}={value}"
+                for name in ("qos", "reservation")
+                if (value := getattr(settings, name))
+            ]
             check_site(
-                {job.rule.name: dict(job.resources.items()) for job in jobs},
-                workflow.executor_settings.status_command,
+                {job.rule.name: last_request(job) for job in jobs},
+                settings.status_command,
+                options,
             )
             announce(ROOT)
     except SiteError as error:
         raise WorkflowError(str(error)) from None
+
+
+def last_request(job):
+    """Resources of a job's last attempt, which asks for the most."""
+    first, job.attempt = job.attempt, job.restart_times + 1
+    resources = dict(job.resources.items())
+    job.attempt = first
+    return resources
 
 
 def check_tasks(workflow):

@@ -51,6 +51,14 @@ def write_json(path: Path, content: Any) -> None:
         raise
 
 
+def flush(folder: Path) -> None:
+    """Wait until every file under `folder` is on disk, before something states that it is whole: a node may lose its power."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as handle:
+                os.fsync(handle.fileno())
+
+
 def read_json(path: Path) -> Any:
     """Read JSON. Raises ArtefactError naming the file when it is missing or cut."""
     try:
@@ -103,6 +111,7 @@ def publish(build: Path, manifest: Path, kind: str, facts: dict[str, Any], bulk:
     destination = bulk or manifest.parent
     if bulk is not None:
         check_destination(bulk, kind)
+    flush(build)
     write_json(build / MANIFEST, facts | {"path": ".", **({"published_by": str(manifest.absolute())} if bulk else {})})
     destination.parent.mkdir(parents=True, exist_ok=True)
     old = destination.with_name(f".{destination.name}.old.{os.getpid()}")

@@ -7,11 +7,13 @@ distinct request.
 from __future__ import annotations
 
 import os
+import re
 import secrets
+import shlex
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,9 @@ _OPTIONS = {
     "mem_mb": ("--mem", "mem_gb"),
     "runtime": ("--time", "hours"),
     "nodes": ("--nodes", "nodes"),
+    "gres": ("--gres", "gpus, gpu_model"),
+    "qos": ("--qos", "qos"),
+    "constraint": ("--constraint", "constraint"),
 }
 _GPU_DEVICES = ("/dev/nvidia0", "/dev/kfd")
 _FAULTS = (
@@ -34,7 +39,10 @@ _FAULTS = (
     ("generic resource", "gpus, gpu_model or partition"),
     ("node configuration", "gpus, gpu_model, cpus, mem_gb or partition"),
     ("memory", "mem_gb"),
-    ("time limit", "hours"),
+    ("time limit", "hours or max_hours"),
+    ("qos", "qos"),
+    ("feature", "constraint"),
+    ("reservation", "slurm-reservation"),
 )
 
 
@@ -42,8 +50,11 @@ class SiteError(RuntimeError):
     """A setting that this site does not accept."""
 
 
-def check_site(requests: Mapping[str, Mapping[str, Any]], status_command: str) -> None:
-    """Check the resources of one job per rule. Raises SiteError naming the setting, its value and Slurm's words."""
+def check_site(requests: Mapping[str, Mapping[str, Any]], status_command: str, options: Sequence[str] = ()) -> None:
+    """Check the resources of one job per rule, and `options` of sbatch that all of them have.
+
+    Raises SiteError naming the setting, its value and Slurm's words.
+    """
     if shutil.which("sbatch") is None:
         raise SiteError(
             "--executor slurm, but there is no sbatch on PATH: run this on a login node of the cluster (perhaps `module load "
@@ -56,18 +67,31 @@ def check_site(requests: Mapping[str, Mapping[str, Any]], status_command: str) -
         )
     seen: dict[tuple[str, ...], str] = {}
     for rule, resources in sorted(requests.items()):
-        gpus, processes = resources.get("gpu"), resources.get("processes", 1)
+        gpus, processes, nodes = gpus_asked(resources), resources.get("processes", 1), resources.get("nodes", 1)
         if gpus and gpus != processes:
             raise SiteError(
                 f"rule {rule}: training.num_processes x num_nodes = {processes} processes, but the profile asks for "
-                f"gpus: {gpus}: make them equal in the profile's `student` family"
+                f"{gpus} GPU(s) in all: make `gpus` of the profile's `student` family equal to training.num_processes"
             )
-        options = _sbatch_options(resources)
-        if options in seen:
+        if nodes > 1 and resources.get("gpu"):
+            raise SiteError(
+                f"rule {rule}: training.num_nodes = {nodes}, but `gpu` counts GPUs of the whole job: ask for those of each "
+                f"node, gres=gpu:{gpus // nodes}, as profiles/slurm does"
+            )
+        asked = (*_sbatch_options(resources), *options)
+        if asked in seen:
             continue
-        seen[options] = rule
-        if reason := _run("sbatch", "--test-only", *options, "--wrap=true"):
-            raise SiteError(_explain(reason, rule, options))
+        seen[asked] = rule
+        if reason := _run("sbatch", "--test-only", *asked, "--wrap=true"):
+            raise SiteError(_explain(reason, rule, asked))
+
+
+def gpus_asked(resources: Mapping[str, Any]) -> int:
+    """GPUs that a job asks for on all its nodes, by `gpu` (of the job) or `gres` (of each node)."""
+    if gpus := resources.get("gpu"):
+        return int(gpus)
+    found = re.fullmatch(r"gpu(?::(?!\d+$)[\w.]+)?(?::(\d+))?", str(resources.get("gres") or ""))
+    return int(found[1] or 1) * int(resources.get("nodes") or 1) if found else 0
 
 
 def check_writable(folders: Iterable[str]) -> None:
@@ -159,12 +183,13 @@ def hint_after_failure(log_folder: Path) -> str | None:
 
 
 def _sbatch_options(resources: Mapping[str, Any]) -> tuple[str, ...]:
-    options = [f"{flag}={resources[key]}" for key, (flag, _) in _OPTIONS.items() if resources.get(key) is not None]
+    """What the executor plugin will ask for. Without a profile, memory may not be known before a job's input is: left out."""
+    options = [f"{flag}={resources[key]}" for key, (flag, _) in _OPTIONS.items() if resources.get(key)]
     options.append(f"--cpus-per-task={resources.get('_cores', 1)}")
     if gpus := resources.get("gpu"):
         model = resources.get("gpu_model")
         options.append(f"--gpus={model}:{gpus}" if model else f"--gpus={gpus}")
-    return tuple(options)
+    return (*options, *shlex.split(resources.get("slurm_extra") or ""))
 
 
 def _run(*command: str) -> str | None:

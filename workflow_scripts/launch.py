@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
+
+from workflow_scripts.energy.child import Child, exit_code
 
 SECONDS_TO_CHECKPOINT = 600  # from SIGTERM to SIGKILL; Slurm's own limit is usually nearer
 
@@ -28,7 +31,7 @@ def main() -> int:
         command = on_every_node(options.nodes, options.processes, stage)
         # the variables of the step that this runs in describe one node of the job
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SRUN_", "SBATCH_"))}
-        os.execvpe(command[0], command, environment)
+        return step(command, environment)
     if threads := os.environ.get("OMP_NUM_THREADS"):
         os.environ["OMP_NUM_THREADS"] = str(max(1, int(threads) // options.processes))
     meet = ["--standalone"]
@@ -67,6 +70,14 @@ def on_every_node(nodes: int, processes: int, stage: list[str]) -> list[str]:
     ]
     python = [sys.executable, "-m"]
     return [*srun, *python, "workflow_scripts.energy.follower", "--", *python, "workflow_scripts.launch", *again, *stage]
+
+
+def step(command: list[str], environment: dict[str, str]) -> int:
+    """Run srun. On SIGTERM it would kill its tasks at once; SIGUSR1 it passes on to the followers, who know what is meant."""
+    child = Child(command, sys.stdout.buffer, environment)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda signum, frame: child.send(signal.SIGUSR1))
+    return exit_code(child.finish())
 
 
 def torchrun(arguments: list[str]) -> int:

@@ -58,6 +58,22 @@ class DriverKilled(OnSlurm):
         super().after(run, code)
 
 
+class TimeLimit(OnSlurm):
+    """A limit of one minute; the stage is frozen so that it is still there when it comes (the meter wakes it to tell it)."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        super().__init__("Slurm: time limit", cluster, reach_the_limit)
+
+    def prepare(self, run: Run) -> None:
+        super().prepare(run)
+        merge(run.workflow.overlay, {"energy": {"seconds_before_limit": 40.0}})
+
+    def after(self, run: Run, code: int) -> None:
+        if not any('"outcome": "timeout"' in path.read_text() for path in run.folder.glob("results/state/**/*.jsonl")):
+            raise Lost("the stage was not told of its time limit")
+        super().after(run, code)
+
+
 def slurm_faults(cluster: Cluster) -> list[Fault]:
     """All of them, on a running cluster."""
     return [
@@ -66,7 +82,7 @@ def slurm_faults(cluster: Cluster) -> list[Fault]:
         OnSlurm("Slurm: preemption", cluster, preempt),
         OnSlurm("Slurm: slurmd killed and back", cluster, restart_slurmd),
         OnSlurm("Slurm: node down and back", cluster, crash),
-        OnSlurm("Slurm: time limit", cluster, reach_the_limit),
+        TimeLimit(cluster),
         DriverKilled(cluster),
     ]
 
@@ -102,6 +118,6 @@ def crash(cluster: Cluster, run: Run, job: str, node: str) -> None:
 
 
 def reach_the_limit(cluster: Cluster, run: Run, job: str, node: str) -> None:
-    """A limit of one minute; the stage is frozen so that it is still there when it comes (Slurm wakes it to tell it)."""
+    """Leave the job one minute in all, and stop its stage."""
     cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=1")
     os.kill(run.stage.pid, signal.SIGSTOP)

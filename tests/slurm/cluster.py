@@ -1,4 +1,4 @@
-"""A Slurm cluster on this machine, started and stopped by tests: two nodes, four partitions, fake GPUs.
+"""A Slurm cluster on this machine, started and stopped by tests: three nodes, five partitions, fake GPUs.
 
 Each daemon runs under a small holder process (processes.py, run as a program), which ends all that the daemon leaves behind.
 """
@@ -23,6 +23,8 @@ from types import TracebackType
 from tests.slurm import processes
 from tests.slurm.configuration import (
     ACCOUNTING,
+    CGROUP_CONF,
+    FREEZER,
     GRES_CONF,
     NO_ACCOUNTING,
     NODES,
@@ -105,6 +107,7 @@ class Cluster:
         finally:
             restore("slurm.conf")
             restore("gres.conf")
+            restore("cgroup.conf")
             os.close(self._lock)
             self._lock = None
         if strays := self.stray_processes():
@@ -175,10 +178,17 @@ class Cluster:
             os.mknod(gpu, stat.S_IFCHR | 0o600, Path(os.devnull).stat().st_rdev)
         self._write_private("munge.key", secrets.token_hex(64))
         self._ports = dict(zip(("ctld_port", "dbd_port", *(f"{node}_port" for node in NODES)), free_ports(), strict=False))
-        values = self._ports | {"name": self.name, "folder": self.folder, "host": socket.gethostname().split(".")[0]}
+        proctrack = "cgroup" if os.access(FREEZER, os.W_OK) else "linuxproc"
+        values = self._ports | {
+            "proctrack": proctrack,
+            "name": self.name,
+            "folder": self.folder,
+            "host": socket.gethostname().split(".")[0],
+        }
         accounting = (ACCOUNTING if self.accounting else NO_ACCOUNTING).format(**values)
         replace("slurm.conf", SLURM_CONF.format(**values, accounting=accounting))
         replace("gres.conf", GRES_CONF.format(**values))
+        replace("cgroup.conf", CGROUP_CONF)
         self._write_private("slurmdbd.conf", SLURMDBD_CONF.format(**values))
 
     def _write_private(self, name: str, text: str) -> None:

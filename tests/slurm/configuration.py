@@ -9,8 +9,10 @@ from pathlib import Path
 CONFIG = Path("/etc/slurm")
 MARK = "# Written by the test cluster; removed when it stops.\n"
 ASIDE = ".moved-by-test-cluster"
-NODES = ("gpu1", "cpu1")
+NODES = ("gpu1", "gpu2", "cpu1")
 
+# proctrack/cgroup is what clusters have: a signal reaches the first process of a step only, SIGKILL all. Where the freezer
+# of cgroup v1 is not ours, linuxproc: a signal reaches every process.
 # cred_expire is also how long a requeued job waits before it starts again (120 s by default). GraceTime=0: a preempted job
 # gets SIGTERM, KillWait later SIGKILL, and is requeued. With more, a job that ends on the SIGTERM is not requeued (22.05).
 SLURM_CONF = """
@@ -29,7 +31,7 @@ SlurmctldLogFile={folder}/log/slurmctld.log
 SlurmdLogFile={folder}/log/slurmd-%n.log
 MailProg=/bin/true
 MpiDefault=none
-ProctrackType=proctrack/linuxproc
+ProctrackType=proctrack/{proctrack}
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/linux
 SelectType=select/cons_tres
@@ -48,14 +50,18 @@ GresTypes=gpu
 {accounting}
 NodeName=DEFAULT CPUs=4 RealMemory=8000 State=UNKNOWN
 NodeName=gpu1 NodeHostname={host} NodeAddr=127.0.0.1 Port={gpu1_port} Gres=gpu:l40s:2
+NodeName=gpu2 NodeHostname={host} NodeAddr=127.0.0.1 Port={gpu2_port} Gres=gpu:l40s:2
 NodeName=cpu1 NodeHostname={host} NodeAddr=127.0.0.1 Port={cpu1_port}
 PartitionName=DEFAULT State=UP MaxTime=INFINITE DefMemPerCPU=500 GraceTime=0 PriorityTier=1 PreemptMode=REQUEUE
-PartitionName=batch Nodes=ALL Default=YES
-PartitionName=urgent Nodes=ALL PriorityTier=10
+PartitionName=batch Nodes=gpu1,cpu1 Default=YES
+PartitionName=urgent Nodes=gpu1,cpu1 PriorityTier=10
 PartitionName=gpu Nodes=gpu1
+PartitionName=pair Nodes=gpu1,gpu2
 PartitionName=cpu Nodes=cpu1
 """
-GRES_CONF = "NodeName=gpu1 Name=gpu Type=l40s File={folder}/l40s[0-1]\n"
+GRES_CONF = "NodeName=gpu[1-2] Name=gpu Type=l40s File={folder}/l40s[0-1]\n"
+CGROUP_CONF = "CgroupPlugin=cgroup/v1\nCgroupMountpoint=/sys/fs/cgroup\nCgroupAutomount=no\nConstrainCores=no\n"
+FREEZER = Path("/sys/fs/cgroup/freezer")
 NO_ACCOUNTING = "AccountingStorageType=accounting_storage/none"
 ACCOUNTING = """AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1

@@ -46,7 +46,7 @@ def check_requests(cluster: Cluster, workflow: Workflow) -> None:
     for line in cluster.run("scontrol", "--oneliner", "show", "job").splitlines():
         words = dict(word.partition("=")[::2] for word in line.split() if "=" in word)
         rule = words["Comment"].removeprefix("rule_").partition("_wildcards")[0]
-        found.setdefault(rule, set()).add((words["Partition"], words.get("TresPerJob", "")))
+        found.setdefault(rule, set()).add((words["Partition"], words.get("TresPerNode", "")))
     for rule in ("cache_logits", "generate_answers", "rank_pairs", "student_train", "dpo_training", "evaluation", "prerun"):
         assert found[rule] == {("gpu", "gres:gpu:l40s:1")}, found
     assert found["preprocess"] == {("cpu", "")} and found["merge_logits"] == {("batch", "")}, found
@@ -57,7 +57,7 @@ def test_the_plan_shows_the_resources(finished: Workflow) -> None:
     shutil.rmtree(finished.folder / "results" / "demo_kd")
     plan = on_slurm(finished, "-n", "demo_kd").stdout
     (training,) = re.findall(r"rule student_train:.*?resources: (.*?)\n", plan, re.DOTALL)
-    for resource in ("runtime=30", "slurm_partition=gpu", "gpu=1", "gpu_model=l40s", "mem_mb=1500", "--signal=TERM@120"):
+    for resource in ("runtime=30", "slurm_partition=gpu", "gres=gpu:l40s:1", "mem_mb=1500"):
         assert resource in training
     assert re.search(r"rule student_train:[^\[]*threads: 2\n", plan), "CPUs, too"
 
@@ -69,8 +69,8 @@ def test_the_plan_shows_the_resources(finished: Workflow) -> None:
             ("partition: gpu", "partition: gpux"),
             r"invalid partition.*--partition=gpux.*Correct in the profile's site block: partition",
         ),
-        (("teacher: { partition: gpu", "teacher: { partition: cpu"), r"rule cache_logits.*--gpus=l40s:1.*site block: gpus"),
-        (("gpu_model: l40s", "gpu_model: a100"), r"--gpus=a100:1.*site block: gpus, gpu_model"),
+        (("teacher: { partition: gpu", "teacher: { partition: cpu"), r"rule cache_logits.*--gres=gpu:l40s:1.*site block: gpus"),
+        (("gpu_model: l40s", "gpu_model: a100"), r"--gres=gpu:a100:1.*site block: gpus, gpu_model"),
         (("mem_gb: 1.5", "mem_gb: 900"), r"--mem=900000.*site block: .*mem_gb"),
     ],
     ids=["partition", "GPU on CPU nodes", "GPU model", "memory"],
@@ -116,15 +116,15 @@ def test_more_parts_than_units_are_refused_while_planning(finished: Workflow) ->
 def test_two_nodes_train_as_one_and_this_machine_is_counted_once(
     tiny_run: Workflow, finished: Workflow, cluster: Cluster
 ) -> None:
-    settle(finished.folder, families().replace("student: { partition: gpu, gpus: 1", "student: { partition: batch, gpus: 0"))
+    settle(finished.folder, families().replace("student: { partition: gpu", "student: { partition: pair"))
     (finished.folder / "two.yaml").write_text(yaml.safe_dump({"training": {"num_nodes": 2}}))
-    tasks = ("--set-resources", "student_train:tasks=2")  # without GPUs Slurm is asked for one task, which needs one node
-    on_slurm(finished, "--retries", "0", "results/demo_kd/final_model/manifest.json", *tasks, overlay="two.yaml")
+    on_slurm(finished, "--retries", "0", "results/demo_kd/final_model/manifest.json", overlay="two.yaml")
     one, two = (w.json("results/demo_kd/stages/student_train.json") for w in (tiny_run, finished))
     assert two["metrics"]["cross_entropy"] == pytest.approx(one["metrics"]["cross_entropy"], abs=1e-4)
     assert two["attempts"][-1]["hosts"] == [os.uname().nodename], "both nodes are this machine"
     (job,) = {a["slurm"]["SLURM_JOB_ID"] for a in two["attempts"]}
-    assert "NumNodes=2" in cluster.run("scontrol", "--oneliner", "show", "job", job)
+    asked = cluster.run("scontrol", "--oneliner", "show", "job", job)
+    assert "NumNodes=2" in asked and "TresPerNode=gres:gpu:l40s:1" in asked
 
 
 @needs_modules
@@ -138,6 +138,8 @@ def test_plain_executor_slurm_submits_at_once_with_the_modules_of_the_site(
     options = (*QUICK, "--slurm-status-command", "squeue", *WITH_MODULES)
     output = finished.snakemake("--executor", "slurm", *targets, *options, program=QUICK_PROGRAM, **modules).stderr
     assert "Execute 2 jobs..." in output
+    newest = max(cluster.run("squeue", "--states=all", "--noheader", "--format=%i").split(), key=int)
+    assert "MinMemoryCPU=500M" in cluster.run("scontrol", "--oneliner", "show", "job", newest), "the site's default"
     stages = [line for line in (finished.folder / "seen").read_text().splitlines() if "energy.meter" not in line]
     assert len(stages) == 2
     assert all(line.startswith("python-for-tests/1.0 -m workflow_scripts.accounting.summary") for line in stages), stages

@@ -47,6 +47,7 @@ def test_a_damaged_checkpoint_falls_back_and_says_so(tmp_path: Path, capsys, dam
     damage(make(tmp_path, 2))
     assert checkpoints.newest(tmp_path) == whole
     assert f"checkpoint-2 is not resumed from: {said}" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"], "it must not count when old ones make room"
 
 
 def flip(path: Path) -> None:

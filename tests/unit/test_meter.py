@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -192,23 +193,58 @@ def test_recover_makes_a_record_of_a_killed_stage(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("started_s_ago", "limit", "outcome"),
-    [(3500, "1:00:00", "timeout"), (60, "1:00:00", "signal"), (90000, "1-01:02:00", "timeout"), (0, "UNLIMITED", "signal")],
+    ("answers", "warned"),
+    [((3600, 1), True), ((3600,), False), ((3600, None), False), ((), False)],
+    ids=["the end comes near", "far away", "squeue does not know the job", "no squeue"],
 )
-def test_sigterm_near_the_time_limit_of_a_job_is_a_timeout(tmp_path, monkeypatch, started_s_ago, limit, outcome) -> None:
+def test_a_stage_is_told_of_the_end_of_its_slurm_job(
+    tmp_path, monkeypatch, answers: tuple[int | None, ...], warned: bool
+) -> None:
+    """The second answer is another end than the first: an operator's change, or the grace time of a preemption."""
     squeue = tmp_path / "bin" / "squeue"
     squeue.parent.mkdir()
-    begin = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() - started_s_ago))
-    squeue.write_text(f"#!/bin/sh\necho {begin} {limit}\n")
-    squeue.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{squeue.parent}:{os.environ['PATH']}")
+    for number, left in enumerate(answers):
+        end = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + left)) if left else "slurm_load_jobs error"
+        (tmp_path / f"answer{number}").write_text(end + "\n")
+    if answers:
+        squeue.write_text(
+            f'#!/bin/bash\necho "$@ $SLURM_TIME_FORMAT" >> {tmp_path}/asked\nn=$(( $(wc -l < {tmp_path}/asked) - 1 ))\n'
+            f"cat {tmp_path}/answer$(( n < {len(answers)} ? n : {len(answers)} - 1 ))\n"
+        )
+        squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{squeue.parent}:{Path(sys.executable).parent}:/usr/bin:/bin")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_TIME_FORMAT", "relative")
+    bench = Bench(tmp_path, seconds_before_limit=2.0)
+    process = bench.start(*python(WORKER.format(steps=40, sleep=0.1)))
+    _, said = process.communicate(timeout=60)
+    end = bench.ledgers()[0].end
+    assert end is not None
+    assert (process.returncode, end["outcome"]) == ((143, "timeout") if warned else (0, "completed")), said
+    assert ("Slurm ends this job in" in said) == warned
+    if answers:
+        assert set((tmp_path / "asked").read_text().splitlines()) == {"--noheader --jobs 7 --format=%e standard"}
+
+
+def test_a_meter_that_cannot_go_on_takes_its_stage_with_it(tmp_path, monkeypatch, capsys) -> None:
     bench = Bench(tmp_path)
-    process = bench.start(*python(WORKER.format(steps=1000, sleep=0.05)))
-    bench.wait_for_tick(process)
-    process.terminate()
-    assert process.wait(20) == 143
-    assert bench.ledgers()[0].end["outcome"] == outcome
+    ready, told = tmp_path / "ready", tmp_path / "told"
+
+    def row(*values: object) -> None:
+        if ready.exists():
+            raise OSError(errno.EIO, "Input/output error", "trace")
+
+    monkeypatch.setattr("workflow_scripts.energy.meter.Trace.row", row)
+    monkeypatch.setattr(signal, "signal", lambda *arguments: None)
+    code = f"""
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *a: (pathlib.Path({str(told)!r}).touch(), sys.exit(1)))
+pathlib.Path({str(ready)!r}).touch()
+time.sleep(60)
+"""
+    assert main(bench.command(*python(code))[3:]) == 1
+    assert told.exists(), "it got SIGTERM, and time for a checkpoint"
+    assert "work: meter: [Errno 5] Input/output error: 'trace'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
 import subprocess
 import time
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.meter_bench import REPOSITORY, Bench, python
-from workflow_scripts.energy.ledger import read_attempts
+from workflow_scripts.energy.ledger import LedgerWriter, read_attempt, read_attempts
 from workflow_scripts.energy.meter import main
 
 
@@ -55,6 +57,33 @@ def test_a_full_disk_under_the_ledger_does_not_harm_the_stage(tmp_path, small_di
     assert record["total_energy_joules"] is not None
     (attempt,) = [a for f in (small_disk / "state" / "work").glob("*/attempts") for a in read_attempts(f, "work")]
     assert attempt.end is not None, "once there is room again the ledger goes on with whole lines"
+
+
+def test_a_start_line_that_found_no_room_comes_first_once_there_is(small_disk) -> None:
+    filler, path = small_disk / "fill", small_disk / "ledger.jsonl"
+    for left in (0, 4096):  # nothing of the line fits, or its beginning
+        path.unlink(missing_ok=True)
+        with filler.open("wb", buffering=0) as handle, contextlib.suppress(OSError):
+            while True:
+                handle.write(bytes(4096))
+        os.truncate(filler, filler.stat().st_size - left)
+        ledger = LedgerWriter(path, {"stage": "work", "attempt": "a1", "time": 1.0, "command": ["x" * 6000]})
+        ledger.append({"event": "tick", "elapsed_s": 1.0, "joules": {}})
+        assert not ledger.started and ledger.lost_lines == 1 and path.stat().st_size == 0
+        filler.unlink()
+        ledger.append({"event": "tick", "elapsed_s": 2.0, "joules": {}})
+        ledger.close()
+        attempt = read_attempt(path, "work")
+        assert attempt.start["attempt"] == "a1" and [tick["elapsed_s"] for tick in attempt.ticks] == [2.0]
+
+
+def test_a_ledger_that_never_had_room_gives_no_record_and_says_so(tmp_path, monkeypatch, capsys) -> None:
+    bench = Bench(tmp_path)
+    monkeypatch.setattr(LedgerWriter, "_write", lambda *arguments: False)
+    monkeypatch.setattr(signal, "signal", lambda *arguments: None)
+    assert main(bench.command(*python("pass"))[3:]) == 1
+    assert "nothing of this attempt could be written" in capsys.readouterr().err
+    assert not (tmp_path / "record.json").exists()
 
 
 def test_a_clock_that_is_stepped_by_an_hour_leaves_durations_alone(tmp_path, monkeypatch) -> None:

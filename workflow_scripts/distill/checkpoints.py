@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 from pathlib import Path
 
-from workflow_scripts.artefact import ArtefactError, read_json, write_json
-from workflow_scripts.distill.parallel import is_main
+from workflow_scripts.artefact import ArtefactError, flush, read_json, write_json
 
 SEAL = "sealed.json"
 
 
 def seal(folder: Path) -> None:
-    """State what a finished checkpoint consists of: the size [bytes] of every file."""
+    """State what a finished checkpoint consists of, once that is on disk: the size [bytes] of every file."""
+    flush(folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
     write_json(folder / SEAL, {str(path.relative_to(folder)): path.stat().st_size for path in files})
 
 
 def newest(folder: Path) -> Path | None:
-    """The whole checkpoint with the highest step number, or None; damaged ones are named and passed over."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    for checkpoint in found:
+    """The whole checkpoint with the highest step number, or None; damaged ones are named and removed.
+
+    They would count where old checkpoints make room for new ones, and the last whole one would go before the next is whole.
+    """
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=step, reverse=True):
         fault = damage(checkpoint)
         if fault is None:
             return checkpoint
-        if is_main():
-            print(f"{checkpoint.name} is not resumed from: {fault}", flush=True)
+        print(f"{checkpoint.name} is not resumed from: {fault}; it was removed", flush=True)
+        shutil.rmtree(checkpoint)
     return None
+
+
+def step(checkpoint: Path) -> int:
+    """The number of optimizer steps after which a checkpoint was written."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def damage(checkpoint: Path) -> str | None:

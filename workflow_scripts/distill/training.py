@@ -21,7 +21,7 @@ from workflow_scripts.distill.corpus import loss_tokens
 from workflow_scripts.distill.logit_cache import LogitCache
 from workflow_scripts.distill.losses import SparseTeacher, fused_distillation_loss
 from workflow_scripts.distill.packing import pack_rows
-from workflow_scripts.distill.parallel import sum_over_processes, world_size
+from workflow_scripts.distill.parallel import highest, is_main, sum_over_processes, world_size
 from workflow_scripts.distill.work import SHOWN, WorkCallback
 from workflow_scripts.settings.schema import Training
 from workflow_scripts.settings.slices import KdLoss
@@ -258,6 +258,17 @@ def full_weights(trainer: Any) -> dict[str, torch.Tensor] | None:
     return state
 
 
+def resume_point(folder: Path, device: torch.device) -> Path | None:
+    """The checkpoint to go on from, or None: the main process looks, and all take what it found."""
+    found = checkpoints.newest(folder) if is_main() else None
+    step = highest(checkpoints.step(found) if found else 0, device)
+    if not step:
+        return None
+    if is_main():
+        print(f"resuming from checkpoint-{step}", flush=True)
+    return folder / f"checkpoint-{step}"
+
+
 def run(trainer: Any, callback: WorkCallback, folder: Path) -> dict[str, Any]:
     """Train from the newest whole checkpoint in `folder`, or from the start.
 
@@ -266,9 +277,7 @@ def run(trainer: Any, callback: WorkCallback, folder: Path) -> dict[str, Any]:
     """
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(callback)
-    resume = checkpoints.newest(folder)
-    if resume:
-        print(f"resuming from {resume.name}", flush=True)
+    resume = resume_point(folder, trainer.args.device)
     if trainer.args.fsdp and not trainer.is_fsdp_enabled:
         raise ParallelError("training.fsdp = true: accelerate shards on GPUs only, and this process has none: set it to false")
     try:

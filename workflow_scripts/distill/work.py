@@ -151,4 +151,5 @@ class WorkCallback(TrainerCallback):
         barrier()  # other processes write their random state into the same folder
         if is_main():
             checkpoints.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        barrier()  # srun ends all processes of a training when one ends, which must not be before the seal
         self._progress.saved()

@@ -13,11 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from workflow_scripts.energy.sources.slurm import seconds_to_limit
-
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-_NEAR_THE_LIMIT_S = 300
 
 
 class Child:
@@ -40,12 +37,14 @@ class Child:
         self.pid = self._process.pid
         self._pidfd = os.pidfd_open(self.pid)
         self.received: int | None = None
+        self.time_is_up = False
 
     def send(self, signum: int) -> None:
-        """Pass a signal on to the stage's process group."""
+        """Pass a signal on to the stage's process group; a stopped one is woken for it, as Slurm does."""
         self.received = signum
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signum)
+            os.killpg(self.pid, signal.SIGCONT)
 
     def wait(self, seconds: float) -> bool:
         """Whether the stage has ended, waiting up to `seconds` for it. It is not reaped: /proc still knows it."""
@@ -60,9 +59,28 @@ class Child:
             return {"outcome": "completed", "exit_code": 0, "signal": None}
         if code < 0 or self.received is not None:
             number = -code if code < 0 else self.received
-            outcome = "timeout" if number == signal.SIGTERM and _time_is_up() else "signal"
+            outcome = "timeout" if self.time_is_up and number == signal.SIGTERM else "signal"
             return {"outcome": outcome, "exit_code": None if code < 0 else code, "signal": number}
         return {"outcome": "failed", "exit_code": code, "signal": None}
+
+    def finish(self) -> dict[str, Any]:
+        """Wait for the end, however long, and clean up; the outcome."""
+        while not self.wait(60.0):
+            pass
+        outcome = self.reap()
+        self.sweep()
+        return outcome
+
+    def warn(self) -> None:
+        """The time that the stage has is nearly over."""
+        self.time_is_up = True
+        self.send(signal.SIGTERM)
+
+    def stop(self, grace_s: float = 600.0) -> None:
+        """End a stage that cannot be watched any more: SIGTERM, time for a checkpoint, SIGKILL."""
+        self.send(signal.SIGTERM)
+        self.wait(grace_s)
+        self.sweep()
 
     def sweep(self) -> int:
         """End what the stage left running, in its process group or detached from it; returns how many there were."""
@@ -81,6 +99,11 @@ class Child:
         return left
 
 
+def exit_code(outcome: Mapping[str, Any]) -> int:
+    """The code that says an outcome: the stage's own, or 128 + n for signal n."""
+    return int(128 + outcome["signal"] if outcome["signal"] is not None else outcome["exit_code"])
+
+
 def _children(pid: int) -> list[int]:
     try:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
@@ -91,9 +114,3 @@ def _children(pid: int) -> list[int]:
 def _die_with_parent() -> None:
     """Ask the kernel to send SIGTERM to the stage when the meter dies (Linux)."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _time_is_up() -> bool:
-    """Whether the Slurm job's time limit is what ends it: a stage may be told some minutes before."""
-    left = seconds_to_limit()
-    return left is not None and left < _NEAR_THE_LIMIT_S

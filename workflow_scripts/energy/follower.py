@@ -3,7 +3,8 @@
     srun … python -m workflow_scripts.energy.follower -- COMMAND …
 
 Started on every node by the launcher, inside the attempt of the stage's own meter, which tells it by METER_* variables where
-to write. On the stage's own host, and where another follower already measures this host, it only runs the command.
+to write. On the stage's own host, and where another follower already measures this host, it only runs the command. SIGUSR1,
+by which the launcher says it through srun, is SIGTERM for the command.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-from workflow_scripts.energy.child import Child
+from workflow_scripts.energy.child import Child, exit_code
 from workflow_scripts.energy.ledger import LedgerWriter
 from workflow_scripts.energy.sampler import Sampler
 from workflow_scripts.energy.state import host_identity
@@ -24,11 +26,14 @@ from workflow_scripts.energy.state import host_identity
 
 def main() -> int:
     """Run the command after `--`; returns its exit code."""
-    command = sys.argv[sys.argv.index("--") + 1 :]
     ledger = claim_host()
-    if ledger is None:
-        os.execvp(command[0], command)
-    return measure(command, ledger)
+    sampler = Sampler(json.loads(os.environ["METER_OPTIONS"])) if ledger is not None else None
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # what runs below inherits it: some clusters signal all processes of a step
+    child = Child(sys.argv[sys.argv.index("--") + 1 :], sys.stdout.buffer, os.environ)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda signum, frame: child.send(signum))
+    signal.signal(signal.SIGUSR1, lambda signum, frame: child.send(signal.SIGTERM))
+    return exit_code(child.finish() if ledger is None or sampler is None else measure(child, ledger, sampler))
 
 
 def claim_host() -> Path | None:
@@ -46,14 +51,10 @@ def claim_host() -> Path | None:
     return path
 
 
-def measure(command: list[str], ledger: Path) -> int:
-    """Sample this host until the command ends."""
-    energy = json.loads(os.environ["METER_OPTIONS"])
-    sampler = Sampler(energy)
-    begin = time.monotonic()
-    child = Child(command, sys.stdout.buffer, os.environ)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda signum, frame: child.send(signum))
+def measure(child: Child, ledger: Path, sampler: Sampler) -> dict[str, Any]:
+    """Sample this host until the command ends; returns its outcome."""
+    begin = flushed = time.monotonic()
+    flush = json.loads(os.environ["METER_OPTIONS"])["flush_seconds"]
     start = {
         "stage": os.environ["METER_STAGE"],
         "attempt": os.environ["METER_ATTEMPT"],
@@ -63,11 +64,10 @@ def measure(command: list[str], ledger: Path) -> int:
     }
     writer = LedgerWriter(ledger, start)
     sampler.start(ledger.with_suffix(".codecarbon.csv"))
-    flushed = begin
     while not child.wait(sampler.period):
         now = time.monotonic()
         sampler.sample(now)
-        if now - flushed >= energy["flush_seconds"]:
+        if now - flushed >= flush:
             flushed = now
             sampler.read_share(child.pid)
             writer.append({"event": "tick", **sampler.line(now, begin)})
@@ -79,7 +79,7 @@ def measure(command: list[str], ledger: Path) -> int:
     writer.append({"event": "end", **sampler.line(ended, begin, final=True), **outcome, "devices": sampler.devices()})
     writer.close()
     sampler.close()
-    return 128 + outcome["signal"] if outcome["signal"] is not None else int(outcome["exit_code"])
+    return outcome
 
 
 if __name__ == "__main__":

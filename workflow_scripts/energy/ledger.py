@@ -7,6 +7,7 @@ killed attempt.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable
@@ -25,29 +26,45 @@ class LedgerError(ValueError):
 
 
 class LedgerWriter:
-    """Appends to one attempt's ledger. A full disk is remembered in `lost_lines`, never raised into the stage."""
+    """Appends to one attempt's ledger. A full disk is remembered in `lost_lines`, never raised into the stage.
+
+    The start line has to come first: as long as it cannot be written, it is tried again before every other line.
+    """
 
     def __init__(self, path: Path, start: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._descriptor = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o644)
-        self._mid_line = False
+        self._start: dict[str, Any] | None = {"event": "start", "schema": SCHEMA, **start}
         self.lost_lines = 0
-        self.append({"event": "start", "schema": SCHEMA, **start})
+        self._write_start()
+
+    @property
+    def started(self) -> bool:
+        """Whether the start line is written, so that the ledger can be read."""
+        return self._start is None
 
     def append(self, line: dict[str, Any]) -> None:
-        """Write one line and wait until it is on disk; after a line that was cut, start a new one."""
-        text = (json.dumps(line, allow_nan=False) + "\n").encode()
-        try:
-            if self._mid_line:
-                os.write(self._descriptor, b"\n")
-                self._mid_line = False
-            written = os.write(self._descriptor, text)
-            if written != len(text):
-                self._mid_line = True
-                self.lost_lines += 1
-            os.fsync(self._descriptor)
-        except OSError:
+        """Write one line and wait until it is on disk, or leave nothing of it."""
+        if not self._write_start() or not self._write(line):
             self.lost_lines += 1
+
+    def _write_start(self) -> bool:
+        if self._start is not None and self._write(self._start):
+            self._start = None
+        return self._start is None
+
+    def _write(self, line: dict[str, Any]) -> bool:
+        text = (json.dumps(line, allow_nan=False) + "\n").encode()
+        whole: int | None = None
+        with contextlib.suppress(OSError):
+            whole = os.fstat(self._descriptor).st_size
+            if os.write(self._descriptor, text) == len(text):
+                os.fsync(self._descriptor)
+                return True
+        if whole is not None:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, whole)
+        return False
 
     def close(self) -> None:
         """Close the file."""

@@ -40,6 +40,18 @@ class LiveEnergy:
 
     def write(self, line: dict[str, Any] | None = None) -> None:
         """Replace the file; `line` is the ledger line of this instant, None before the first."""
+        temporary = self._path.with_name(f".{self._path.name}")
+        try:
+            temporary.write_text(json.dumps(self._content(line)), encoding="utf-8")
+            temporary.replace(self._path)
+        except OSError:
+            self.lost += 1
+
+    def remove(self) -> None:
+        """The attempt has ended: the record has the figures."""
+        self._path.unlink(missing_ok=True)
+
+    def _content(self, line: dict[str, Any] | None) -> dict[str, Any]:
         entries = Attempt(self._path, {}, [line], hosts=self._hosts()).joules if line is not None else {}
         missing = self._missing(entries)
         joules = {name: value for name, value in self._earlier.items() if name not in missing}
@@ -48,23 +60,13 @@ class LiveEnergy:
         total = None if missing.intersection(boundary) else total_joules(dict(joules), self._policy)
         unknown = [name for name in boundary if name in missing or (name in entries and entries[name]["joules"] is None)]
         reasons = [f"{name}: {entries.get(name, {}).get('reason') or 'no figure'}" for name in unknown]
-        content = {
+        return {
             "joules": total,
             "joules_by_component": joules,
             "reason": None if total is not None else "; ".join(reasons) or "the meter has no figure yet",
             "time": time.time(),
             "every_seconds": self._every,
         }
-        temporary = self._path.with_name(f".{self._path.name}")
-        try:
-            temporary.write_text(json.dumps(content), encoding="utf-8")
-            temporary.replace(self._path)
-        except OSError:
-            self.lost += 1
-
-    def remove(self) -> None:
-        """The attempt has ended: the record has the figures."""
-        self._path.unlink(missing_ok=True)
 
     def _hosts(self) -> list[Attempt]:
         """The newest line of each further host of this attempt; without figures where its ledger cannot be read."""

@@ -29,7 +29,7 @@ from types import FrameType
 from typing import Any
 
 from workflow_scripts.artefact import ArtefactError, inherited, refusal, write_json
-from workflow_scripts.energy.child import Child
+from workflow_scripts.energy.child import Child, exit_code
 from workflow_scripts.energy.display import Bar, tail
 from workflow_scripts.energy.ledger import HOSTS, Attempt, LedgerError, LedgerWriter, read_attempts, read_parts
 from workflow_scripts.energy.live import LiveEnergy
@@ -38,6 +38,7 @@ from workflow_scripts.energy.neighbours import Neighbours
 from workflow_scripts.energy.provenance import bug_report, provenance
 from workflow_scripts.energy.record import build_record
 from workflow_scripts.energy.sampler import Sampler, Trace
+from workflow_scripts.energy.sources.slurm import JobEnd
 from workflow_scripts.energy.state import (
     BEAT_EVERY_S,
     Lock,
@@ -157,9 +158,13 @@ class _Run:
         if self.pending is not None:
             self.child.send(self.pending)
         self.sampler.start(self._codecarbon_csv())
-        self._watch(self.child)
+        try:
+            self._watch(self.child)
+        except BaseException:
+            self.child.stop()  # unmetered and, in a moment, unlocked: it must not go on
+            raise
         outcome = self._finish(self.child)
-        code = 128 + outcome["signal"] if outcome["signal"] is not None else outcome["exit_code"]
+        code = exit_code(outcome)
         record = self._record()
         self._say(record, outcome, log)
         if code == 0 and record.status != "complete":
@@ -168,7 +173,7 @@ class _Run:
         self.neighbours.leave()
         self.progress_file.unlink(missing_ok=True)
         self.live.remove()
-        return int(code)
+        return code
 
     def _forward(self, signum: int, frame: FrameType | None) -> None:
         self.pending = signum
@@ -180,6 +185,7 @@ class _Run:
         flushed = looked = beaten = self.begin
         period, flush = self.sampler.period, self.energy["flush_seconds"]
         look = flush if self.sampler.scope == "job" else LOOK_EVERY_S
+        job_end = JobEnd(self.energy["seconds_before_limit"])
         due = self.begin + period  # on a grid, so that late wake-ups do not add up to missed samples
         while not child.wait(due - time.monotonic()):
             now = time.monotonic()
@@ -198,11 +204,15 @@ class _Run:
                 looked = now
                 self.sampler.read_share(child.pid)
                 self.neighbours.look()
+            if (left := job_end.is_near(now)) is not None:
+                print(f"{self.options.stage}: Slurm ends this job in {left:.0f} s: the stage gets SIGTERM", file=sys.stderr)
+                child.warn()
             if now - beaten >= BEAT_EVERY_S:
                 beaten = now
                 if not self.lock.beat():
                     self.warnings.append("another process took this stage's lock over; the stage was stopped")
                     child.send(signal.SIGTERM)
+        job_end.close()
         if bar is not None:
             bar.clear()
 
@@ -236,7 +246,7 @@ class _Run:
 
     def _read_work(self, joules: dict[str, float | None]) -> None:
         before = (self.work or {}).get("durable")
-        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+        with contextlib.suppress(OSError, ValueError):
             self.work = json.loads(self.progress_file.read_text(encoding="utf-8"))
         if self.work and self.work["durable"] not in (before, self.work["resumed"]):
             self.saved_joules = joules
@@ -297,6 +307,11 @@ class _Run:
         return path
 
     def _record(self) -> StageRecord:
+        if not self.ledger.started:
+            reason = refusal(self.folder) or "its ledger was refused"
+            raise LedgerError(
+                f"{reason}: {self.folder}: nothing of this attempt could be written, so there is no record: run again"
+            )
         usage = resource.getrusage(resource.RUSAGE_SELF)
         overhead = {
             "cpu_seconds": usage.ru_utime + usage.ru_stime,
@@ -355,7 +370,7 @@ def _attempt_id() -> str:
 
 
 if __name__ == "__main__":
-    exit_code = main()
+    code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(exit_code)  # a stage shorter than CodeCarbon's start must not wait for its threads
+    os._exit(code)  # a stage shorter than CodeCarbon's start must not wait for its threads

@@ -191,6 +191,13 @@ class Energy(Section):
     lock_wait_minutes: float = Field(
         720.0, ge=0, description="How long a stage waits for another process that works on it, before it gives up [min]."
     )
+    seconds_before_limit: float = Field(
+        120.0,
+        ge=0,
+        le=3600,
+        description="In a Slurm job, how long before its end (time limit, or grace time of a preemption) a stage gets SIGTERM, "
+        "to write a checkpoint; 0: never [s].",
+    )
     rapl_root: Text = Field("/sys/class/powercap", description="Where the RAPL zones are.")
 
 

@@ -1,9 +1,10 @@
-"""What Slurm knows of this job: its nodes' energy (ConsumedEnergy, where the site has a plugin) and its time limit."""
+"""What Slurm knows of this job: its nodes' energy (ConsumedEnergy, where the site has a plugin) and when it ends."""
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
-import re
 import subprocess
 import time
 
@@ -34,19 +35,70 @@ def consumed_energy(timeout_s: float = 20.0) -> Figure:
     return Figure(joules, method=METHOD, energy_class="measured")
 
 
-def seconds_to_limit(timeout_s: float = 20.0) -> float | None:
-    """Seconds until this job reaches its time limit; None outside a job, without a limit, or when squeue does not say."""
-    job = os.environ.get("SLURM_JOB_ID")
-    if not job:
-        return None
-    command = ["squeue", "--noheader", "--jobs", job, "--format=%S %l"]
+class JobEnd:
+    """When Slurm will end this job: its time limit, which an operator may change, or the grace time of a preemption.
+
+    Slurm's own warning (sbatch --signal) does not reach a stage: on most clusters (proctrack/cgroup) a signal goes to the
+    step's first process only, and that is Snakemake. squeue is asked twice in `before_s`, without waiting for its answer;
+    0 s asks for nothing.
+    """
+
+    def __init__(self, before_s: float) -> None:
+        self._job = os.environ.get("SLURM_JOB_ID") if before_s else None
+        self._before, self._every = before_s, before_s / 2
+        self._asked = -math.inf
+        self._process: subprocess.Popen[str] | None = None
+        self._end: float | None = None
+
+    def is_near(self, now: float) -> float | None:
+        """Seconds left, once: when they are fewer than `before_s`, and than half of what was left at the first answer.
+
+        `now` is the monotonic clock's.
+        """
+        if self._job is None:
+            return None
+        self._look(self._job, now)
+        left = math.inf if self._end is None else self._end - time.time()
+        if left >= self._before:
+            return None
+        self.close()
+        self._job = None
+        return left
+
+    def close(self) -> None:
+        """Give up on an answer that has not come."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def _look(self, job: str, now: float) -> None:
+        if self._process is not None and self._process.poll() is not None:
+            end, self._process = _time(self._process.communicate()[0]), None
+            if self._end is None and end is not None:
+                self._before = min(self._before, (end - time.time()) / 2)
+            self._end = end or self._end
+        if now - self._asked >= self._every:
+            self.close()
+            self._asked = now
+            with contextlib.suppress(OSError):  # no squeue here: the job ends unwarned
+                self._process = subprocess.Popen(
+                    _ask(job), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=_plain()
+                )
+
+
+def _ask(job: str) -> list[str]:
+    return ["squeue", "--noheader", "--jobs", job, "--format=%e"]
+
+
+def _plain() -> dict[str, str]:
+    """The environment without what changes squeue's answer."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("SQUEUE_")}
+    return kept | {"SLURM_TIME_FORMAT": "standard"}
+
+
+def _time(text: str) -> float | None:
     try:
-        words = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout_s).stdout.split()
-        begin, limit = time.mktime(time.strptime(words[0], "%Y-%m-%dT%H:%M:%S")), words[1]
-    except (OSError, subprocess.TimeoutExpired, ValueError, IndexError):
+        return time.mktime(time.strptime(text.strip(), "%Y-%m-%dT%H:%M:%S"))
+    except ValueError:
         return None
-    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)
-    if not found:
-        return None
-    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
-    return begin + 86400 * days + 3600 * hours + 60 * minutes + seconds - time.time()
