@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+from types import FrameType
 
 from workflow_scripts.energy.child import Child, exit_code
 
@@ -75,8 +76,13 @@ def on_every_node(nodes: int, processes: int, stage: list[str]) -> list[str]:
 def step(command: list[str], environment: dict[str, str]) -> int:
     """Run srun. On SIGTERM it would kill its tasks at once; SIGUSR1 it passes on to the followers, who know what is meant."""
     child = Child(command, sys.stdout.buffer, environment)
+
+    def tell(signum: int, frame: FrameType | None) -> None:
+        child.send(signal.SIGUSR1)
+        child.received = signum  # this is what the exit code says
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda signum, frame: child.send(signal.SIGUSR1))
+        signal.signal(number, tell)
     return exit_code(child.finish())
 
 

@@ -134,7 +134,8 @@ class ReadOnly(Fault):
         explained(run, "Read-only file system")
         if run.snakemake(*run.wanted) == 0:
             raise Lost("Snakemake finds nothing wrong with a read-only folder")
-        explained(run, "Read-only file system")
+        if "Write-protected output files for rule" not in run.log():  # Snakemake's words, where an output is there already
+            explained(run, "Read-only file system")
         run.cleanups.pop()()
 
 

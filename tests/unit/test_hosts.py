@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ import time
 import pytest
 
 from tests.unit.meter_bench import REPOSITORY, Bench, python
+from workflow_scripts.energy.state import host_identity
 from workflow_scripts.launch import on_every_node
 
 STAGE = """
@@ -84,3 +86,31 @@ def test_the_launcher_passes_exit_codes_and_signals_on(tmp_path) -> None:
     time.sleep(0.5)
     process.terminate()
     assert process.wait(30) == 143
+
+
+WAIT = """
+import signal, sys
+number = signal.Signals[sys.argv[1]]
+signal.signal(number, lambda *a: (print(number.name, flush=True), sys.exit(143)))
+print("ready", flush=True)
+while True:
+    signal.pause()
+"""
+
+
+def told(program: list[str], signum: int, said: str, **environment: str) -> None:
+    """Start a program that waits, signal it, and see what reached the one below it."""
+    process = subprocess.Popen(program, env=os.environ | environment, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(signum)
+    assert process.stdout.readline() == f"{said}\n" and process.wait(10) == 143
+
+
+def test_sigterm_goes_through_srun_as_sigusr1(tmp_path) -> None:
+    """srun would kill its tasks on SIGTERM; the follower of each node makes it SIGTERM again."""
+    launch = "import os, sys; from workflow_scripts.launch import step; sys.exit(step(sys.argv[1:], os.environ))"
+    told([*python(launch), *python(WAIT), "SIGUSR1"], signal.SIGTERM, "SIGUSR1")
+    follower = [sys.executable, "-m", "workflow_scripts.energy.follower", "--", *python(WAIT), "SIGTERM"]
+    near = {"METER_HOST": host_identity(), "METER_OPTIONS": "{}", "METER_LEDGERS": str(tmp_path), "METER_ATTEMPT": "a1"}
+    told(follower, signal.SIGUSR1, "SIGTERM", **near)
+    told(follower, signal.SIGTERM, "SIGTERM", **near)
