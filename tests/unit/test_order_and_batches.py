@@ -48,7 +48,7 @@ def test_work_per_step_counts_padding_per_batch() -> None:
 
 def test_memory_that_runs_out_in_a_training_names_the_remedy(tmp_path) -> None:
     class Full:
-        args = SimpleNamespace(per_device_train_batch_size=8, fsdp="")
+        args = SimpleNamespace(per_device_train_batch_size=8, fsdp="", device=torch.device("cpu"))
 
         def remove_callback(self, callback: object) -> None: ...
 
