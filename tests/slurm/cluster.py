@@ -24,7 +24,6 @@ from tests.slurm import processes
 from tests.slurm.configuration import (
     ACCOUNTING,
     CGROUP_CONF,
-    FREEZER,
     GRES_CONF,
     NO_ACCOUNTING,
     NODES,
@@ -32,6 +31,7 @@ from tests.slurm.configuration import (
     SLURMDBD_CONF,
     SlurmError,
     lock,
+    proctrack,
     replace,
     restore,
 )
@@ -178,9 +178,8 @@ class Cluster:
             os.mknod(gpu, stat.S_IFCHR | 0o600, Path(os.devnull).stat().st_rdev)
         self._write_private("munge.key", secrets.token_hex(64))
         self._ports = dict(zip(("ctld_port", "dbd_port", *(f"{node}_port" for node in NODES)), free_ports(), strict=False))
-        proctrack = "cgroup" if os.access(FREEZER, os.W_OK) else "linuxproc"
         values = self._ports | {
-            "proctrack": proctrack,
+            "proctrack": proctrack(),
             "name": self.name,
             "folder": self.folder,
             "host": socket.gethostname().split(".")[0],

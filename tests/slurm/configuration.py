@@ -103,6 +103,17 @@ def _ours(path: Path) -> bool:
     return path.exists() and path.read_text(errors="replace").startswith(MARK)
 
 
+def proctrack() -> str:
+    """The plugin that follows the processes of a job: cgroup where groups can be made here."""
+    group = FREEZER / f"test-{os.getpid()}"
+    try:
+        group.mkdir()
+        group.rmdir()
+    except OSError:
+        return "linuxproc"
+    return "cgroup"
+
+
 def replace(name: str, text: str) -> None:
     """Write a file of the configuration; one that is not ours moves aside."""
     path = CONFIG / name
