@@ -52,29 +52,48 @@ def test_a_full_disk_under_the_ledger_does_not_harm_the_stage(tmp_path, small_di
     assert result.returncode == 0, result.stderr
     record = bench.record()
     missing = [w for w in record["warnings"] if "ledger line(s) could not be written: the disk was full" in w]
-    assert len(missing) == 1
+    assert missing == [], "3.5 s of it fit into what was reserved"
     assert any("row(s) of the power trace could not be written" in w for w in record["warnings"])
     assert record["total_energy_joules"] is not None
     (attempt,) = [a for f in (small_disk / "state" / "work").glob("*/attempts") for a in read_attempts(f, "work")]
     assert attempt.end is not None, "once there is room again the ledger goes on with whole lines"
 
 
-def test_a_start_line_that_found_no_room_comes_first_once_there_is(small_disk) -> None:
-    filler, path = small_disk / "fill", small_disk / "ledger.jsonl"
-    for left in (0, 4096):  # nothing of the line fits, or its beginning
-        path.unlink(missing_ok=True)
-        with filler.open("wb", buffering=0) as handle, contextlib.suppress(OSError):
-            while True:
-                handle.write(bytes(4096))
-        os.truncate(filler, filler.stat().st_size - left)
-        ledger = LedgerWriter(path, {"stage": "work", "attempt": "a1", "time": 1.0, "command": ["x" * 6000]})
-        ledger.append({"event": "tick", "elapsed_s": 1.0, "joules": {}})
-        assert not ledger.started and ledger.lost_lines == 1 and path.stat().st_size == 0
-        filler.unlink()
-        ledger.append({"event": "tick", "elapsed_s": 2.0, "joules": {}})
-        ledger.close()
-        attempt = read_attempt(path, "work")
-        assert attempt.start["attempt"] == "a1" and [tick["elapsed_s"] for tick in attempt.ticks] == [2.0]
+def fill(path: Path, left: int = 0) -> None:
+    """Fill the disk up to `left` bytes."""
+    with path.open("wb", buffering=0) as handle, contextlib.suppress(OSError):
+        while True:
+            handle.write(bytes(4096))
+    os.truncate(path, path.stat().st_size - left)
+
+
+@pytest.mark.parametrize("left", [0, 4096], ids=["no room", "room for its beginning"])
+def test_a_start_line_that_found_no_room_comes_first_once_there_is(small_disk, left: int) -> None:
+    path = small_disk / "ledger.jsonl"
+    fill(small_disk / "fill", left)
+    ledger = LedgerWriter(path, {"stage": "work", "attempt": "a1", "time": 1.0, "command": ["x" * 6000]})
+    ledger.append({"event": "tick", "elapsed_s": 1.0, "joules": {}})
+    assert not ledger.started and ledger.lost_lines == 1 and path.stat().st_size == 0
+    (small_disk / "fill").unlink()
+    ledger.append({"event": "tick", "elapsed_s": 2.0, "joules": {}})
+    ledger.close()
+    attempt = read_attempt(path, "work")
+    assert attempt.start["attempt"] == "a1" and [tick["elapsed_s"] for tick in attempt.ticks] == [2.0]
+
+
+def test_a_disk_that_fills_up_costs_ticks_and_not_the_end(small_disk) -> None:
+    path = small_disk / "ledger.jsonl"
+    ledger = LedgerWriter(path, {"stage": "work", "attempt": "a1", "time": 1.0})
+    fill(small_disk / "fill")
+    for number in range(100):
+        ledger.append({"event": "tick", "elapsed_s": number, "joules": {}, "filler": "x" * 1000})
+    assert 10 < len(read_attempt(path, "work").ticks) < 90
+    ledger.append({"event": "end", "elapsed_s": 100.0, "joules": {}, "filler": "x" * 8000})
+    ledger.close()
+    attempt = read_attempt(path, "work")
+    assert attempt.end is not None and attempt.last["elapsed_s"] == 100.0
+    assert ledger.lost_lines == 100 - len(attempt.ticks)
+    assert path.stat().st_blocks * 512 < path.stat().st_size + 8192, "what was reserved is given back"
 
 
 def test_a_ledger_that_never_had_room_gives_no_record_and_says_so(tmp_path, monkeypatch, capsys) -> None:

@@ -8,6 +8,7 @@ killed attempt.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 from collections.abc import Iterable
@@ -18,6 +19,9 @@ from typing import Any
 SCHEMA = "energy-ledger/1"
 HOSTS = "hosts"  # folder beside the attempts: ledgers of further hosts of an attempt
 _TAIL = 1 << 18  # bytes; the newest line of a ledger is shorter
+_RESERVE = 1 << 16  # bytes beyond the end of a ledger
+_LAST_LINE = 1 << 14  # bytes of them that only the end line may use
+_KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE
 CLASSES = ("measured", "integrated", "modelled", "unavailable")
 
 
@@ -28,13 +32,16 @@ class LedgerError(ValueError):
 class LedgerWriter:
     """Appends to one attempt's ledger. A full disk is remembered in `lost_lines`, never raised into the stage.
 
-    The start line has to come first: as long as it cannot be written, it is tried again before every other line.
+    Space for the next lines is reserved beyond the end of the file, the last of it for the last line, so that a disk that fills
+    up later costs some ticks and not the end. The start line has to come first: as long as it cannot be written, it is tried
+    again before every other line.
     """
 
     def __init__(self, path: Path, start: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._descriptor = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o644)
         self._start: dict[str, Any] | None = {"event": "start", "schema": SCHEMA, **start}
+        self._reserved = 0
         self.lost_lines = 0
         self._write_start()
 
@@ -48,6 +55,12 @@ class LedgerWriter:
         if not self._write_start() or not self._write(line):
             self.lost_lines += 1
 
+    def close(self) -> None:
+        """Close the file and give back what was reserved."""
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size)
+        os.close(self._descriptor)
+
     def _write_start(self) -> bool:
         if self._start is not None and self._write(self._start):
             self._start = None
@@ -58,6 +71,9 @@ class LedgerWriter:
         whole: int | None = None
         with contextlib.suppress(OSError):
             whole = os.fstat(self._descriptor).st_size
+            self._reserve(whole)
+            if line["event"] == "tick" and 0 < self._reserved - whole - len(text) < _LAST_LINE:
+                return False  # the disk is full: what is left is for the end
             if os.write(self._descriptor, text) == len(text):
                 os.fsync(self._descriptor)
                 return True
@@ -66,9 +82,12 @@ class LedgerWriter:
                 os.ftruncate(self._descriptor, whole)
         return False
 
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._descriptor)
+    def _reserve(self, size: int) -> None:
+        """Have at least half of the space for coming lines beyond `size`, where the file system can (Linux: fallocate)."""
+        if self._reserved - size < _RESERVE // 2:
+            fallocate = ctypes.CDLL(None).fallocate
+            if fallocate(self._descriptor, _KEEP_SIZE, ctypes.c_int64(size), ctypes.c_int64(_RESERVE)) == 0:
+                self._reserved = size + _RESERVE
 
 
 @dataclass
