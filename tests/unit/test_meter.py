@@ -261,7 +261,14 @@ def test_energy_options_set_the_boundary(tmp_path, energy, joules, reason) -> No
 
 def test_codecarbon_policy_leaves_measured_counters_out(tmp_path) -> None:
     bench = Bench(tmp_path, total_energy_policy="codecarbon")
-    assert bench.run(*python("import time; time.sleep(4)")).returncode == 0
+    until_known = """
+import json, os, time
+deadline = time.monotonic() + 60
+while "cpu" not in json.load(open(os.environ["STAGE_ENERGY"]))["joules_by_component"] and time.monotonic() < deadline:
+    time.sleep(0.2)
+time.sleep(1)
+"""
+    assert bench.run(*python(until_known)).returncode == 0
     record = bench.record()
     assert record["energy"]["cpu"]["method"].startswith("CodeCarbon")
     assert record["energy"]["total"]["class"] == "modelled"
