@@ -135,7 +135,7 @@ def judge(run: Run, fault: Fault, outcome: Outcome) -> checks.Bill:
     outcome.problems += checks.same_results(run.folder, run.base.workflow.folder, run.base.results)
     outcome.problems += checks.locks(run.folder)
     outcome.notes += [f"left over: {path}" for path in checks.leftovers(run.folder)]
-    found = checks.bill(run.folder, run.started, run.watch.stages, WATTS, METER, fault.excused(run))
+    found = checks.bill(run.folder, run.started, run.watch.stages, WATTS, METER)
     outcome.problems += found.problems
     if found.difference_pct > checks.CLOCK_PCT:
         outcome.notes.append(f"not on the bill: {found.clock - found.seconds:.2f} s")

@@ -91,11 +91,10 @@ class Bill:
         return 100 * abs(self.seconds - self.clock) / self.clock if self.clock else 0.0
 
 
-def bill(folder: Path, since: float, stages: Iterable[Stage], watts: float, energy: dict[str, Any], excused: float) -> Bill:
+def bill(folder: Path, since: float, stages: Iterable[Stage], watts: float, energy: dict[str, Any]) -> Bill:
     """Compare what /proc has seen since `since` with the records.
 
-    The sums may differ by 2 %, or by a sampling period for each attempt and a flush for each whose meter was killed; and by
-    `excused` seconds that the fault kept off the disk.
+    The sums may differ by 2 %, or by a sampling period for each attempt and a flush for each whose meter was killed.
     """
     attempts = {a["id"]: a for record in _records(folder) for a in record["attempts"] if a["start_time"] >= since}
     by_meter = {int(id_.rpartition("-")[2]): a for id_, a in attempts.items()}
@@ -116,7 +115,7 @@ def bill(folder: Path, since: float, stages: Iterable[Stage], watts: float, ener
     killed = sum(a["end_source"] == "ledger" for a in attempts.values())
     period = energy["nvml_poll_interval_ms"] / 1000
     allowed = max(CLOCK_PCT / 100 * clock, period * len(attempts) + energy["flush_seconds"] * killed)
-    found = Bill(clock, seconds, joules, unmetered, allowed + excused, problems)
+    found = Bill(clock, seconds, joules, unmetered, allowed, problems)
     for name, value in (("seconds", seconds), ("joules / watts", joules / watts)):
         if abs(value - clock) > found.allowed:
             problems.append(f"{name} of all attempts {value:.2f}, external clock {clock:.2f} s, allowed {found.allowed:.2f}")

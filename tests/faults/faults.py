@@ -50,10 +50,6 @@ class Fault:
     def after(self, run: Run, code: int) -> None:
         """The disturbed Snakemake has ended with `code`: damage files, or repair."""
 
-    def excused(self, run: Run) -> float:
-        """Seconds that no meter could have put on the bill."""
-        return 0.0
-
 
 class Kill(Fault):
     """Signals to processes, in the order given."""
@@ -96,11 +92,6 @@ class DiskFull(Fault):
         mounts.resize(self._folder(run), ROOM)
         if code:
             explained(run, "No space left on device")
-
-    def excused(self, run: Run) -> float:
-        if self.under == "output" or run.injected is None or run.stage.end is None:
-            return 0.0
-        return max(0.0, run.stage.end - run.injected)
 
     def _folder(self, run: Run) -> Path:
         if self.under == "state":
