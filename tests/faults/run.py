@@ -148,7 +148,6 @@ class Run:
         self.driver: subprocess.Popen[bytes] | None = None
         self.drivers = 0
         self.reruns = 0
-        self.injected: float | None = None
         self.notes: list[str] = []
         shutil.copytree(base.workflow.folder, folder, copy_function=_link_or_copy, symlinks=True)
         self.workflow = Workflow(folder, folder / base.workflow.overlay.name)
@@ -176,7 +175,6 @@ class Run:
         stage = self.stage
         while stage.alive and now() < stage.begin + moment:
             time.sleep(0.005)
-        self.injected = now()
         if not stage.alive:
             raise Missed
 
@@ -186,7 +184,6 @@ class Run:
             if not self.stage.alive:
                 raise Missed
             time.sleep(0.01)
-        self.injected = now()
 
     def send(self, signum: int, *processes: str) -> None:
         """Send a signal to `stage`, `meter`, `driver`, or `group` (the driver with what it started, as Ctrl-C does)."""
