@@ -20,16 +20,16 @@ from typing import Any
 from workflow_scripts.energy.state import TOKEN_FOLDER, TOKEN_VARIABLE
 from workflow_scripts.settings.optional import missing_optimizer
 
-# what a resource is called in sbatch, and in the site block of profiles/slurm/config.yaml
+# what a resource is called in sbatch
 _OPTIONS = {
-    "slurm_partition": ("--partition", "partition"),
-    "slurm_account": ("--account", "account"),
-    "mem_mb": ("--mem", "mem_gb"),
-    "runtime": ("--time", "hours"),
-    "nodes": ("--nodes", "nodes"),
-    "gres": ("--gres", "gpus, gpu_model"),
-    "qos": ("--qos", "qos"),
-    "constraint": ("--constraint", "constraint"),
+    "slurm_partition": "--partition",
+    "slurm_account": "--account",
+    "mem_mb": "--mem",
+    "runtime": "--time",
+    "nodes": "--nodes",
+    "gres": "--gres",
+    "qos": "--qos",
+    "constraint": "--constraint",
 }
 _GPU_DEVICES = ("/dev/nvidia0", "/dev/kfd")
 _FAULTS = (
@@ -184,7 +184,7 @@ def hint_after_failure(log_folder: Path) -> str | None:
 
 def _sbatch_options(resources: Mapping[str, Any]) -> tuple[str, ...]:
     """What the executor plugin will ask for. Without a profile, memory may not be known before a job's input is: left out."""
-    options = [f"{flag}={resources[key]}" for key, (flag, _) in _OPTIONS.items() if resources.get(key)]
+    options = [f"{flag}={resources[key]}" for key, flag in _OPTIONS.items() if resources.get(key)]
     options.append(f"--cpus-per-task={resources.get('_cores', 1)}")
     if gpus := resources.get("gpu"):
         model = resources.get("gpu_model")

@@ -45,14 +45,14 @@ time.sleep(0.6)
 
 
 def test_a_full_disk_under_the_ledger_does_not_harm_the_stage(tmp_path, small_disk) -> None:
-    bench = Bench(tmp_path, nvml_poll_interval_ms=10)
+    bench = Bench(tmp_path, nvml_poll_interval_ms=10, flush_seconds=0.02)
     command = bench.command(*python(FILL_THE_DISK.format(path=str(small_disk / "fill"))))
     command = [part.replace(str(tmp_path / "state"), str(small_disk / "state")) for part in command]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     record = bench.record()
     missing = [w for w in record["warnings"] if "ledger line(s) could not be written: the disk was full" in w]
-    assert missing == [], "3.5 s of it fit into what was reserved"
+    assert len(missing) == 1, "more ticks than fit into what was reserved"
     assert any("row(s) of the power trace could not be written" in w for w in record["warnings"])
     assert record["total_energy_joules"] is not None
     (attempt,) = [a for f in (small_disk / "state" / "work").glob("*/attempts") for a in read_attempts(f, "work")]

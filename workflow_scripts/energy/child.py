@@ -76,7 +76,7 @@ class Child:
         self.time_is_up = True
         self.send(signal.SIGTERM)
 
-    def stop(self, grace_s: float = 600.0) -> None:
+    def stop(self, grace_s: float = 90.0) -> None:
         """End a stage that cannot be watched any more: SIGTERM, time for a checkpoint, SIGKILL."""
         self.send(signal.SIGTERM)
         self.wait(grace_s)

@@ -80,6 +80,7 @@ class LedgerWriter:
         if whole is not None:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._descriptor, whole)
+            self._reserved = 0  # it may have gone with what was cut off
         return False
 
     def _reserve(self, size: int) -> None:
