@@ -6,6 +6,7 @@ distinct request.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import secrets
@@ -84,6 +85,13 @@ def check_site(requests: Mapping[str, Mapping[str, Any]], status_command: str, o
         seen[asked] = rule
         if reason := _run("sbatch", "--test-only", *asked, "--wrap=true"):
             raise SiteError(_explain(reason, rule, asked))
+        runtime, partition = resources.get("runtime") or 0, resources.get("slurm_partition")
+        if runtime > (longest := _longest_minutes(partition)):
+            # sbatch takes such a job at most sites (EnforcePartLimits=NO), and it waits for ever
+            raise SiteError(
+                f"rule {rule}: its last attempt asks for {runtime} minutes, but partition {partition or '(the default)'} "
+                f"allows {longest:.0f}: lower hours or max_hours in the profile's site block"
+            )
 
 
 def gpus_asked(resources: Mapping[str, Any]) -> int:
@@ -190,6 +198,19 @@ def _sbatch_options(resources: Mapping[str, Any]) -> tuple[str, ...]:
         model = resources.get("gpu_model")
         options.append(f"--gpus={model}:{gpus}" if model else f"--gpus={gpus}")
     return (*options, *shlex.split(resources.get("slurm_extra") or ""))
+
+
+def _longest_minutes(partition: str | None) -> float:
+    """The longest time limit of a partition, else of the default one; infinite where Slurm does not say."""
+    command = ["sinfo", "--noheader", "--format=%P %l", *([f"--partition={partition}"] if partition else [])]
+    limits = []
+    for line in subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines():
+        name, limit = line.split()
+        if partition or name.endswith("*"):
+            found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)
+            days, hours, minutes, _ = (int(part or 0) for part in found.groups()) if found else (0, 0, 0, 0)
+            limits.append(1440 * days + 60 * hours + minutes if found else math.inf)
+    return max(limits, default=math.inf)
 
 
 def _run(*command: str) -> str | None:

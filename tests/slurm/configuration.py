@@ -55,7 +55,7 @@ NodeName=cpu1 NodeHostname={host} NodeAddr=127.0.0.1 Port={cpu1_port}
 PartitionName=DEFAULT State=UP MaxTime=INFINITE DefMemPerCPU=500 GraceTime=0 PriorityTier=1 PreemptMode=REQUEUE
 PartitionName=batch Nodes=gpu1,cpu1 Default=YES
 PartitionName=urgent Nodes=gpu1,cpu1 PriorityTier=10
-PartitionName=gpu Nodes=gpu1
+PartitionName=gpu Nodes=gpu1 MaxTime=180
 PartitionName=pair Nodes=gpu1,gpu2
 PartitionName=cpu Nodes=cpu1
 """

@@ -72,8 +72,12 @@ def test_the_plan_shows_the_resources(finished: Workflow) -> None:
         (("teacher: { partition: gpu", "teacher: { partition: cpu"), r"rule cache_logits.*--gres=gpu:l40s:1.*site block: gpus"),
         (("gpu_model: l40s", "gpu_model: a100"), r"--gres=gpu:a100:1.*site block: gpus, gpu_model"),
         (("mem_gb: 1.5", "mem_gb: 900"), r"--mem=900000.*site block: .*mem_gb"),
+        (
+            ("hours: 0.5", "hours: 1"),
+            r"last attempt asks for 300 minutes, but partition gpu allows 180: lower hours or max_hours",
+        ),
     ],
-    ids=["partition", "GPU on CPU nodes", "GPU model", "memory"],
+    ids=["partition", "GPU on CPU nodes", "GPU model", "memory", "hours of the last attempt"],
 )
 def test_what_the_site_refuses_is_said_before_the_first_job(
     finished: Workflow, cluster: Cluster, change: tuple[str, str], message: str

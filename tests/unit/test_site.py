@@ -17,7 +17,10 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     sbatch = tmp_path / "bin" / "sbatch"
     sbatch.parent.mkdir()
     sbatch.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
-    sbatch.chmod(0o755)
+    sinfo = sbatch.with_name("sinfo")
+    sinfo.write_text('#!/bin/sh\nprintf "%s\\n" "batch* 1-00:00:00" "short 30:00" "long infinite" | grep "${3#--partition=}"\n')
+    for program in (sbatch, sinfo):
+        program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{sbatch.parent}:{os.environ['PATH']}")
     return tmp_path / "asked"
 
@@ -42,6 +45,14 @@ def test_all_that_the_executor_will_ask_for_is_asked(asked: Path) -> None:
         "--test-only --nodes=2 --gres=gpu:l40s:2 --qos=long --constraint=ib --cpus-per-task=1 --mail-user=a b "
         "--reservation=course --wrap=true"
     )
+
+
+@pytest.mark.parametrize(("partition", "most"), [(None, 1440), ("short", 30), ("long", 10**6)])
+def test_a_time_limit_that_the_partition_does_not_allow_is_refused(asked: Path, partition: str | None, most: int) -> None:
+    check_site({"evaluation": {"runtime": most, "slurm_partition": partition}}, "squeue")
+    if partition != "long":
+        with pytest.raises(SiteError, match=f"asks for {most + 1} minutes.*allows {most}: lower hours or max_hours"):
+            check_site({"evaluation": {"runtime": most + 1, "slurm_partition": partition}}, "squeue")
 
 
 @pytest.mark.parametrize(
