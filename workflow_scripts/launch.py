@@ -75,7 +75,7 @@ def on_every_node(nodes: int, processes: int, stage: list[str]) -> list[str]:
 
 def step(command: list[str], environment: dict[str, str]) -> int:
     """Run srun. On SIGTERM it would kill its tasks at once; SIGUSR1 it passes on to the followers, who know what is meant."""
-    child = Child(command, sys.stdout.buffer, environment)
+    child = Child(command, sys.stdout.buffer, environment, orphaned=signal.SIGTERM)  # srun must live to end its tasks
 
     def tell(signum: int, frame: FrameType | None) -> None:
         child.send(signal.SIGUSR1)

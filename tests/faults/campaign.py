@@ -6,8 +6,8 @@
 Prints a line per trial and a table at the end; exits 1 when something was lost. `survived` means: final weights, data sets and
 manifests are bit for bit those of the undisturbed run, every attempt is on the bill with the time that an external clock saw,
 no process and no lock is left, and Snakemake finds nothing more to do. `unclear` counts messages that do not name the fault and
-the path. `late` is the worst difference of the attempts' summed time to the clock, `unmetered` the longest time that a stage
-outlived its killed meter. The folder of a trial that was lost or unclear is kept.
+the path. `late` is the worst difference of the attempts' summed time to the clock. The folder of a trial that was lost or
+unclear is kept.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tests.slurm.cluster import Cluster
 TRIES = 5
 EARLIER = 0.8  # after a miss
 LATEST, LATEST_OF_MANY = 0.97, 1.2  # latest moment, of a stage's usual duration; several trials at once slow each other down
-COLUMNS = ("fault", "count", "survived", "lost", "unclear", "reruns", "late %", "unmetered s", "mean s")
+COLUMNS = ("fault", "count", "survived", "lost", "unclear", "reruns", "late %", "mean s")
 
 
 @dataclass
@@ -139,8 +139,6 @@ def judge(run: Run, fault: Fault, outcome: Outcome) -> checks.Bill:
     outcome.problems += found.problems
     if found.difference_pct > checks.CLOCK_PCT:
         outcome.notes.append(f"not on the bill: {found.clock - found.seconds:.2f} s")
-    if found.unmetered > 1:
-        outcome.notes.append(f"the stage outlived its meter by {found.unmetered:.1f} s")
     return found
 
 
@@ -169,7 +167,6 @@ def table(outcomes: list[Outcome]) -> str:
                 *(str(n) for n in (len(mine), len(mine) - lost, lost, sum(o.unclear for o in mine))),
                 str(max((o.reruns for o in mine), default=0)),
                 f"{max((b.difference_pct for b in bills), default=0.0):.2f}",
-                f"{max((b.unmetered for b in bills), default=0.0):.2f}",
                 f"{sum(o.seconds for o in mine) / len(mine):.0f}" if mine else "-",
             )
         )

@@ -81,7 +81,6 @@ class Bill:
     clock: float
     seconds: float
     joules: float
-    unmetered: float
     allowed: float
     problems: list[str]
 
@@ -98,15 +97,14 @@ def bill(folder: Path, since: float, stages: Iterable[Stage], watts: float, ener
     """
     attempts = {a["id"]: a for record in _records(folder) for a in record["attempts"] if a["start_time"] >= since}
     by_meter = {int(id_.rpartition("-")[2]): a for id_, a in attempts.items()}
-    problems, clock, unmetered = [], 0.0, 0.0
+    problems, clock = [], 0.0
     seen = set()
     for stage in stages:
         assert stage.meter is not None
         seen.add(stage.meter.pid)
-        clock += stage.metered
-        unmetered += stage.unmetered
+        clock += stage.seconds
         if stage.meter.pid not in by_meter:
-            problems.append(f"the attempt of meter {stage.meter.pid} ({stage.module}, {stage.metered:.1f} s) is in no record")
+            problems.append(f"the attempt of meter {stage.meter.pid} ({stage.module}, {stage.seconds:.1f} s) is in no record")
     for pid, attempt in by_meter.items():
         if pid not in seen and attempt["duration_seconds"] > 5 * LOOK_EVERY_S:
             problems.append(f"attempt {attempt['id']} is in a record, but no such process was seen")
@@ -115,7 +113,7 @@ def bill(folder: Path, since: float, stages: Iterable[Stage], watts: float, ener
     killed = sum(a["end_source"] == "ledger" for a in attempts.values())
     period = energy["nvml_poll_interval_ms"] / 1000
     allowed = max(CLOCK_PCT / 100 * clock, period * len(attempts) + energy["flush_seconds"] * killed)
-    found = Bill(clock, seconds, joules, unmetered, allowed, problems)
+    found = Bill(clock, seconds, joules, allowed, problems)
     for name, value in (("seconds", seconds), ("joules / watts", joules / watts)):
         if abs(value - clock) > found.allowed:
             problems.append(f"{name} of all attempts {value:.2f}, external clock {clock:.2f} s, allowed {found.allowed:.2f}")

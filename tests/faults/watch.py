@@ -37,16 +37,10 @@ class Stage(Process):
     meter: Process | None = None
 
     @property
-    def metered(self) -> float:
-        """Seconds for which both the stage and its meter lived."""
-        assert self.meter is not None and self.end is not None
-        return min(self.end, self.meter.end or self.end) - self.begin
-
-    @property
-    def unmetered(self) -> float:
-        """Seconds for which the stage outlived its meter."""
+    def seconds(self) -> float:
+        """From its start to its end, whether its meter still lived or not."""
         assert self.end is not None
-        return self.end - self.begin - self.metered
+        return self.end - self.begin
 
 
 class Watch:

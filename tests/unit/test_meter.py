@@ -99,10 +99,11 @@ while True:
 
 def test_killed_attempts_stay_on_the_bill_and_the_stage_dies_with_its_meter(tmp_path) -> None:
     bench = Bench(tmp_path)
-    code = WORKER.format(steps=1000, sleep=0.05)
+    deaf = "import os, signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(os.getpid(), flush=True);"
+    code = deaf + WORKER.format(steps=1000, sleep=0.05)
     pids = []
     for _ in range(2):
-        process = bench.start(*python("import os; print(os.getpid(), flush=True);" + code))
+        process = bench.start(*python(code))
         bench.wait_for_tick(process)
         rapl_tree(bench.rapl, package_0=int((bench.rapl / "intel-rapl:0" / "energy_uj").read_text()) / 1e6 + 30)
         time.sleep(0.4)

@@ -25,9 +25,9 @@ def is_main() -> bool:
 
 
 def die_with_launcher() -> None:
-    """Ask the kernel for SIGTERM when torchrun dies, however it does (Linux), so that no worker is left behind."""
+    """Ask the kernel for SIGKILL when torchrun dies, however it does (Linux), so that no worker goes on unmetered."""
     if world_size() > 1:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def barrier() -> None:

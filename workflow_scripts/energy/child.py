@@ -9,7 +9,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,10 +20,13 @@ _PR_SET_CHILD_SUBREAPER = 36
 class Child:
     """A stage in a session of its own, so that signals reach it through the meter only, once, and as a whole group.
 
-    It gets SIGTERM when the meter dies. Processes that it leaves behind, detached ones too, come to the meter to be ended.
+    The kernel sends it `orphaned` when the meter dies: SIGKILL, for what nobody measures must not go on, and the lock of a
+    dead meter keeps nobody out. Processes that it leaves behind, detached ones too, come to the meter to be ended.
     """
 
-    def __init__(self, command: Sequence[str], output: IO[bytes], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, command: Sequence[str], output: IO[bytes], environment: Mapping[str, str], orphaned: int = signal.SIGKILL
+    ) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
         self._process = subprocess.Popen(
             command,
@@ -32,7 +35,7 @@ class Child:
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=_die_with_parent(orphaned),
         )
         self.pid = self._process.pid
         self._pidfd = os.pidfd_open(self.pid)
@@ -111,6 +114,7 @@ def _children(pid: int) -> list[int]:
         return []
 
 
-def _die_with_parent() -> None:
-    """Ask the kernel to send SIGTERM to the stage when the meter dies (Linux)."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def _die_with_parent(signum: int) -> Callable[[], None]:
+    """What the child runs first: it asks the kernel for the signal when its parent dies (Linux)."""
+    prctl = ctypes.CDLL(None).prctl
+    return lambda: prctl(_PR_SET_PDEATHSIG, signum)

@@ -7,7 +7,7 @@
 The stage is a process of its own, so that nothing it does can stop the sampling. Its output goes to the log file. SIGTERM
 and SIGINT are passed on to it; the meter ends with its exit code (128 + n for signal n). What is known is on disk every
 `flush_seconds`, in the attempt ledger of the state folder; the record is written when the stage has succeeded and adds up
-all attempts. A meter that is killed takes its stage with it (the stage gets SIGTERM).
+all attempts. A meter that is killed takes its stage with it at once.
 
 A stage whose work is split has one meter per part (--part) and one for the merge (--parts), whose record adds up all of them.
 """
