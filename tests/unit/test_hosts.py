@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -114,3 +116,48 @@ def test_sigterm_goes_through_srun_as_sigusr1(tmp_path) -> None:
     near = {"METER_HOST": host_identity(), "METER_OPTIONS": "{}", "METER_LEDGERS": str(tmp_path), "METER_ATTEMPT": "a1"}
     told(follower, signal.SIGUSR1, "SIGTERM", **near)
     told(follower, signal.SIGTERM, "SIGTERM", **near)
+
+
+def test_a_killed_launcher_takes_its_processes_along(tmp_path) -> None:
+    """Workers at once, even those that do not listen to SIGTERM; srun gets SIGTERM, on which it kills its tasks."""
+    worker = """
+import os, signal, sys, time
+from pathlib import Path
+from workflow_scripts.distill.parallel import die_with_launcher
+die_with_launcher()
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+Path(sys.argv[1], str(os.getpid())).touch()
+time.sleep(60)
+"""
+    (tmp_path / "worker.py").write_text(worker)
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    command = ["workflow_scripts.launch", "--nodes", "1", "--processes", "2", "--", "-m", "worker", str(pids)]
+    path = os.pathsep.join([str(tmp_path), str(REPOSITORY)])
+    launcher = subprocess.Popen([sys.executable, "-m", *command], env=os.environ | {"PYTHONPATH": path})
+    until(lambda: len(list(pids.iterdir())) == 2, 60)
+    launcher.kill()
+    launcher.wait()
+    until(lambda: not any(runs(int(pid.name)) for pid in pids.iterdir()), 5)
+    launch = "import os, sys; from workflow_scripts.launch import step; step(sys.argv[1:], os.environ)"
+    process = subprocess.Popen([*python(launch), *python(WAIT), "SIGTERM"], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.kill()
+    assert process.stdout.readline() == "SIGTERM\n"
+    process.wait()
+
+
+def until(holds: Callable[[], bool], seconds: float) -> None:
+    """Wait until something holds; fails when it takes longer than `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.05)
+
+
+def runs(pid: int) -> bool:
+    """Whether a process lives; one that only waits to be reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
