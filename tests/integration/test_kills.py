@@ -17,7 +17,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from tests.unit.meter_bench import REPOSITORY, SCHEMA, python, rapl_tree
+from tests.unit.meter_bench import REPOSITORY, SCHEMA, alive, python, rapl_tree, wait_for
 from workflow_scripts.energy.ledger import read_attempts
 from workflow_scripts.settings.schema import Energy
 
@@ -105,25 +105,9 @@ def trial(folder: Path, rapl: Path, victim: str, delay: float) -> dict:
     }
 
 
-def wait_for(find, seconds: float = 20.0):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := find():
-            return found
-        time.sleep(0.01)
-    raise AssertionError("nothing within 20 s")
-
-
 def child_of(pid: int) -> int | None:
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return next((int(c) for c in children if b"Progress" in Path(f"/proc/{c}/cmdline").read_bytes()), None)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_fifty_kills(tmp_path: Path, host: Host) -> None:

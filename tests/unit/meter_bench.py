@@ -85,3 +85,21 @@ class Bench:
 
 def python(code: str) -> list[str]:
     return [sys.executable, "-c", code]
+
+
+def wait_for(find, seconds: float = 20.0):
+    """What `find` returns, once it is true."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := find():
+            return found
+        time.sleep(0.01)
+    raise AssertionError(f"nothing within {seconds:g} s")
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that only waits to be reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -7,12 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from tests.unit.meter_bench import REPOSITORY, Bench, python
+from tests.unit.meter_bench import REPOSITORY, Bench, alive, python, wait_for
 from workflow_scripts.energy.state import host_identity
 from workflow_scripts.launch import on_every_node
 
@@ -135,29 +133,13 @@ time.sleep(60)
     command = ["workflow_scripts.launch", "--nodes", "1", "--processes", "2", "--", "-m", "worker", str(pids)]
     path = os.pathsep.join([str(tmp_path), str(REPOSITORY)])
     launcher = subprocess.Popen([sys.executable, "-m", *command], env=os.environ | {"PYTHONPATH": path})
-    until(lambda: len(list(pids.iterdir())) == 2, 60)
+    wait_for(lambda: len(list(pids.iterdir())) == 2, 60)
     launcher.kill()
     launcher.wait()
-    until(lambda: not any(runs(int(pid.name)) for pid in pids.iterdir()), 5)
+    wait_for(lambda: not any(alive(int(pid.name)) for pid in pids.iterdir()), 5)
     launch = "import os, sys; from workflow_scripts.launch import step; step(sys.argv[1:], os.environ)"
     process = subprocess.Popen([*python(launch), *python(WAIT), "SIGTERM"], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     process.kill()
     assert process.stdout.readline() == "SIGTERM\n"
     process.wait()
-
-
-def until(holds: Callable[[], bool], seconds: float) -> None:
-    """Wait until something holds; fails when it takes longer than `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.05)
-
-
-def runs(pid: int) -> bool:
-    """Whether a process lives; one that only waits to be reaped does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False

@@ -15,7 +15,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from tests.unit.meter_bench import REPOSITORY, SCHEMA, WORKER, Bench, python, rapl_tree
+from tests.unit.meter_bench import REPOSITORY, SCHEMA, WORKER, Bench, alive, python, rapl_tree, wait_for
 from workflow_scripts.energy.ledger import LedgerError, read_attempts
 from workflow_scripts.energy.meter import main
 from workflow_scripts.settings.schema import Hardware, Prerun
@@ -110,9 +110,7 @@ def test_killed_attempts_stay_on_the_bill_and_the_stage_dies_with_its_meter(tmp_
         pids.append(int((tmp_path / "log").read_text().split()[0]))
         process.kill()
         process.wait()
-    time.sleep(0.5)
-    for pid in pids:
-        assert not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text()
+    wait_for(lambda: not any(alive(pid) for pid in pids), 5)
     killed = bench.ledgers()
     assert [a.end for a in killed] == [None, None]
     assert [a.last["joules"]["cpu"]["joules"] for a in killed] == pytest.approx([30.0, 30.0])
@@ -156,8 +154,7 @@ def test_processes_left_behind_are_ended_and_named(tmp_path) -> None:
     code = "import subprocess, sys; print(subprocess.Popen(['sleep', '60']).pid, flush=True)"
     assert bench.run(*python(code)).returncode == 0
     pid = int((tmp_path / "log").read_text())
-    time.sleep(0.2)
-    assert not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text()
+    assert not alive(pid)
     assert "the stage left processes behind; they were ended" in bench.record()["warnings"]
 
 
