@@ -20,22 +20,22 @@ environment: $(READY)
 demo: $(READY)
 	$(SNAKEMAKE) --quiet host progress reason rules
 	@$(MAKE) --no-print-directory $(REPORT)
-	@$(BIN)/python -m workflow_scripts.accounting.table $(COMPARISON) $(REPORT)
+	@$(BIN)/python -m workflow_scripts.report.table $(COMPARISON) $(REPORT)
 
 $(REPORT): $(COMPARISON)
 	$(SNAKEMAKE) --quiet all --report $(REPORT)
 
 forecast: $(READY)
-	@$(BIN)/python -m workflow_scripts.accounting.forecast $(ARGS)
+	@$(BIN)/python -m workflow_scripts.estimate.forecast $(ARGS)
 
 bill: $(READY)
-	@$(BIN)/python -m workflow_scripts.accounting.campaign $(ARGS)
+	@$(BIN)/python -m workflow_scripts.accounting.bill $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest
 
 faults: $(READY)
-	$(BIN)/python -m tests.faults.campaign
+	$(BIN)/python -m benchmarks.faults.campaign
 
 checks: $(READY)
 	$(BIN)/ruff format --check .

@@ -6,7 +6,7 @@
 #   comparison          -> <root>/comparison/    tables, break-even, figures of the report
 
 
-report: "../workflow_scripts/accounting/pages/captions/report.rst"
+report: "../workflow_scripts/report/captions/report.rst"
 
 
 rule experiment_summary:
@@ -50,7 +50,7 @@ for final, export in EXPORTS.items():
             summary=SUMMARY,
             config=f"{RUN_DIR}/run_config.yaml",
             model=f"{OUTPUT_DIR}/{final}/manifest.json",
-            code=code("accounting.export"),
+            code=code("stages.export"),
             prerun=ancient(PRERUN),
         output:
             card=f"{OUTPUT_DIR}/{final}/README.md",
@@ -71,7 +71,7 @@ for final, export in EXPORTS.items():
         shell:
             "{params.meter:q} --idle {input.prerun:q} --record {output.record:q} --log {log:q}"
             " --input {input.summary:q} {input.config:q} {input.model:q} {input.code:q} --"
-            " python -m workflow_scripts.accounting.export --summary {input.summary:q} --config {input.config:q}"
+            " python -m workflow_scripts.stages.export --summary {input.summary:q} --config {input.config:q}"
             " --model {input.model:q} --card {output.card:q} --boamps {output.boamps:q}"
 
 
@@ -104,78 +104,78 @@ rule wandb_summary:
 rule comparison:
     input:
         summaries=expand(SUMMARY, experiment=PLAN.comparison.experiments),
-        code=code("accounting.comparison"),
+        code=code("stages.comparison"),
     output:
         comparison=COMPARISON,
         answer=report(
             f"{ROOT}/comparison/answer.html",
-            caption="../workflow_scripts/accounting/pages/captions/answer.rst",
+            caption="../workflow_scripts/report/captions/answer.rst",
             category="Answer",
             labels={"what": "the comparison on one page"},
         ),
         energy=report(
             f"{ROOT}/comparison/energy_by_stage.svg",
-            caption="../workflow_scripts/accounting/pages/captions/energy_by_stage.rst",
+            caption="../workflow_scripts/report/captions/energy_by_stage.rst",
             category="Energy",
             labels={"what": "energy by stage"},
         ),
         quality=report(
             f"{ROOT}/comparison/energy_quality.svg",
-            caption="../workflow_scripts/accounting/pages/captions/energy_quality.rst",
+            caption="../workflow_scripts/report/captions/energy_quality.rst",
             category="Quality",
             labels={"what": "energy and quality"},
         ),
         reuse=report(
             f"{ROOT}/comparison/cost_by_reuse.svg",
-            caption="../workflow_scripts/accounting/pages/captions/cost_by_reuse.rst",
+            caption="../workflow_scripts/report/captions/cost_by_reuse.rst",
             category="Reuse",
             labels={"what": "cost over reuses"},
         ),
         break_even=report(
             f"{ROOT}/comparison/break_even.csv",
-            caption="../workflow_scripts/accounting/pages/captions/break_even.rst",
+            caption="../workflow_scripts/report/captions/break_even.rst",
             category="Reuse",
             labels={"what": "break-even N*"},
         ),
         repayment=report(
             f"{ROOT}/comparison/repayment.csv",
-            caption="../workflow_scripts/accounting/pages/captions/repayment.rst",
+            caption="../workflow_scripts/report/captions/repayment.rst",
             category="Reuse",
             labels={"what": "tokens until repaid T*"},
         ),
         power=report(
             f"{ROOT}/comparison/power.svg",
-            caption="../workflow_scripts/accounting/pages/captions/power.rst",
+            caption="../workflow_scripts/report/captions/power.rst",
             category="Course",
             labels={"what": "power over time"},
         ),
         loss=report(
             f"{ROOT}/comparison/loss_by_joules.svg",
-            caption="../workflow_scripts/accounting/pages/captions/loss_by_joules.rst",
+            caption="../workflow_scripts/report/captions/loss_by_joules.rst",
             category="Course",
             labels={"what": "loss over joules"},
         ),
         table=report(
             f"{ROOT}/comparison/comparison.csv",
-            caption="../workflow_scripts/accounting/pages/captions/comparison.rst",
+            caption="../workflow_scripts/report/captions/comparison.rst",
             category="Tables",
             labels={"what": "experiments"},
         ),
         stages=report(
             f"{ROOT}/comparison/stage_energy.csv",
-            caption="../workflow_scripts/accounting/pages/captions/stage_energy.rst",
+            caption="../workflow_scripts/report/captions/stage_energy.rst",
             category="Tables",
             labels={"what": "stages"},
         ),
         amortised=report(
             f"{ROOT}/comparison/amortised.csv",
-            caption="../workflow_scripts/accounting/pages/captions/amortised.rst",
+            caption="../workflow_scripts/report/captions/amortised.rst",
             category="Tables",
             labels={"what": "cost over reuses"},
         ),
         runs=report(
             f"{ROOT}/comparison/runs.csv",
-            caption="../workflow_scripts/accounting/pages/captions/runs.rst",
+            caption="../workflow_scripts/report/captions/runs.rst",
             category="Tables",
             labels={"what": "runs"},
         ),
@@ -207,5 +207,5 @@ rule comparison:
     shell:
         "{params.meter:q} --record {output.record:q} --log {log:q}"
         " --input {input.summaries:q} {input.code:q} --"
-        " python -m workflow_scripts.accounting.comparison --summary {input.summaries:q}"
+        " python -m workflow_scripts.stages.comparison --summary {input.summaries:q}"
         " {params.options:q} --out {output.comparison:q}"

@@ -13,7 +13,7 @@ sys.path.insert(0, workflow.basedir)
 
 from snakemake.settings.types import DeploymentMethod
 
-from workflow_scripts.cluster import (
+from workflow_scripts.cluster.site import (
     SiteError,
     announce,
     check_modules,
@@ -25,8 +25,8 @@ from workflow_scripts.cluster import (
     hint_after_failure,
     read_modules,
 )
-from workflow_scripts.code import sources, stage_environment
-from workflow_scripts.plan import TEACHER_FOLDER, Plan
+from workflow_scripts.plan.code import sources, stage_environment
+from workflow_scripts.plan.plan import TEACHER_FOLDER, Plan
 from workflow_scripts.settings import SettingsError, load_experiments
 
 os.environ.update(stage_environment(workflow.basedir))
@@ -128,7 +128,7 @@ def check_tasks(workflow):
     }
     for settings in asked:
         if json.loads(settings)["evaluation"]["lm_eval_tasks"]:
-            check = [sys.executable, "-m", "workflow_scripts.stages.check_tasks"]
+            check = [sys.executable, "-m", "workflow_scripts.stages.runtime.check_tasks"]
             done = subprocess.run(
                 [*check, "--settings", settings], capture_output=True, text=True
             )

@@ -27,7 +27,7 @@ rule prerun:
         options=untracked(lambda wildcards: PLAN.energy),
     shell:
         "{params.meter:q} --record {output.record:q} --log {log:q} --"
-        " python -m workflow_scripts.energy.prerun --settings {params.settings:q}"
+        " python -m workflow_scripts.stages.prerun --settings {params.settings:q}"
         " --options {params.options:q} --out {output.validation:q}"
 
 

@@ -11,9 +11,9 @@ import yaml
 from huggingface_hub import ModelCard
 
 from tests.conftest import REPOSITORY, Workflow
-from workflow_scripts.accounting.campaign import bill
-from workflow_scripts.accounting.exports import boamps
+from workflow_scripts.accounting.bill import bill
 from workflow_scripts.artefact import CARD, MANIFEST, inventory, open_artefact, sha256
+from workflow_scripts.report import boamps
 
 SUMMARY_SCHEMA = json.loads((REPOSITORY / "workflow_scripts" / "accounting" / "summary_schema.json").read_text())
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from tests.unit.meter_bench import REPOSITORY, SCHEMA, alive, python, rapl_tree, wait_for
+from tests.helpers.meter_bench import REPOSITORY, SCHEMA, alive, python, rapl_tree, wait_for
 from workflow_scripts.energy.ledger import read_attempts
 from workflow_scripts.settings.schema import Energy
 

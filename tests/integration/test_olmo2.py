@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import AutoTokenizer
 
 from tests.conftest import Workflow
-from tests.unit.test_olmo2_template import END, ORIGINAL, SYSTEM, TURNS, assistant_texts
+from tests.unit.distill.test_olmo2_template import END, ORIGINAL, SYSTEM, TURNS, assistant_texts
 from workflow_scripts.distill.templates import install_chat_template
 
 

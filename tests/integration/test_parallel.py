@@ -33,4 +33,4 @@ def test_two_processes_train_as_one(tiny_run: Workflow, finished: Workflow) -> N
     assert one["work"]["loss"] == two["work"]["loss"] and one["work"]["examples"] == two["work"]["examples"]
     assert two["attempts"][-1]["hosts"] == [two["attempts"][-1]["host"]], "one host, counted once"
     command = finished.snakemake("-n", "-p", "-F", "results/demo_kd/final_model/manifest.json").stdout
-    assert "workflow_scripts.launch" not in command, "one process needs no launcher"
+    assert "workflow_scripts.cluster.launch" not in command, "one process needs no launcher"

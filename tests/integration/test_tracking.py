@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Workflow
-from tests.wandb_file import offline_runs
+from tests.helpers.wandb_file import offline_runs
 from tests.workflow.test_stale import edit, plan, set_key
 
 KEY = "5ec2e7c0ffee5ec2e7c0ffee5ec2e7c0ffee5ec2"

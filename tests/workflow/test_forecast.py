@@ -13,7 +13,7 @@ from tests.conftest import Workflow
 
 
 def forecast(workflow: Workflow, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "workflow_scripts.accounting.forecast", *arguments, "--configfile", str(workflow.overlay)]
+    command = [sys.executable, "-m", "workflow_scripts.estimate.forecast", *arguments, "--configfile", str(workflow.overlay)]
     return subprocess.run(command, cwd=workflow.folder, capture_output=True, text=True, check=False, env=dict(os.environ))
 
 

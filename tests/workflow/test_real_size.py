@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Workflow, copy_workflow
-from workflow_scripts.plan import Plan
+from workflow_scripts.plan.plan import Plan
 from workflow_scripts.settings import SettingsError, load_experiments
 from workflow_scripts.settings.load import read_yaml
 

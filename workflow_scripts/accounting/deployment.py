@@ -7,7 +7,7 @@ from typing import Any
 
 from workflow_scripts.accounting.errors import whose
 from workflow_scripts.accounting.traces import TraceError, energy_curve, joules_between
-from workflow_scripts.uncertainty import instrument
+from workflow_scripts.energy.uncertainty import instrument
 
 NOTHING: dict[str, Any] = {
     "joules_per_token": None,

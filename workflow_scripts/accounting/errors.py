@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from workflow_scripts.uncertainty import instrument
+from workflow_scripts.energy.uncertainty import instrument
 
 DRAWS = 100_000
 SEED = 20_230_515

@@ -6,7 +6,7 @@ from typing import Any
 
 from workflow_scripts.accounting.model import ROLES, RoleEnergy
 from workflow_scripts.artefact import RANDOM_WEIGHTS
-from workflow_scripts.uncertainty import instrument, propagate
+from workflow_scripts.energy.uncertainty import instrument, propagate
 
 CLASSES = ("measured", "integrated", "modelled", "unavailable")
 TOKEN_TYPES = ("loss", "input", "generated", "padded", "discarded")

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from workflow_scripts.artefact import ArtefactError, read_json
-from workflow_scripts.dry_run import options
 from workflow_scripts.energy.ledger import HOSTS, Attempt, LedgerError, in_order, read_with_hosts
 from workflow_scripts.energy.record import build_record
 from workflow_scripts.energy.state import Lock
+from workflow_scripts.plan.dry_run import options
 
 Standing = Literal["current", "superseded", "unfinished", "in progress"]
 RECORDS = ("*/stages/*.json", "*/*/stages/*.json", "models/*/checks/*.record.json")

@@ -23,8 +23,8 @@ from workflow_scripts.distill.losses import SparseTeacher, fused_distillation_lo
 from workflow_scripts.distill.packing import pack_rows
 from workflow_scripts.distill.parallel import highest, is_main, sum_over_processes, world_size
 from workflow_scripts.distill.work import SHOWN, WorkCallback
+from workflow_scripts.plan.slices import KdLoss
 from workflow_scripts.settings.schema import Training
-from workflow_scripts.settings.slices import KdLoss
 
 IGNORE = -100
 FILLER = -1  # number of a row without loss

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from workflow_scripts import __version__
-from workflow_scripts.host import cpu_brand
+from workflow_scripts.energy.host import cpu_brand
 
 _PACKAGES = ("torch", "transformers", "trl", "datasets", "codecarbon", "snakemake", "nvidia-ml-py")
 

@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from workflow_scripts.carbon import intensity
+from workflow_scripts.energy.carbon import intensity
 from workflow_scripts.energy.ledger import Attempt
 from workflow_scripts.energy.model import CLASSES, AttemptRecord, Component, EnergyFigures, StageRecord, Total, Work
+from workflow_scripts.energy.uncertainty import instrument, propagate
 from workflow_scripts.progress import TOKEN_TYPES
-from workflow_scripts.uncertainty import instrument, propagate
 
 _UNCERTAINTY_KEYS = (
     ("NVML total", "nvml_counter"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from workflow_scripts.artefact import read_json, write_json
 from workflow_scripts.settings.sources import Section
-from workflow_scripts.stages.common import Arguments, run_stage
+from workflow_scripts.stages.runtime.common import Arguments, run_stage
 
 
 class TokenizerError(ValueError):

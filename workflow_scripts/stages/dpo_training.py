@@ -23,10 +23,10 @@ from workflow_scripts.distill.models import check_context, load_model, load_toke
 from workflow_scripts.distill.order import training_order
 from workflow_scripts.distill.parallel import die_with_launcher, is_main, world_size
 from workflow_scripts.distill.work import ExampleWork, WorkCallback, work_per_step
+from workflow_scripts.plan.slices import DpoTrainingSlice
 from workflow_scripts.progress import Progress, state_dir
-from workflow_scripts.settings.slices import DpoTrainingSlice
-from workflow_scripts.stages.common import Arguments, build_dir, publish, restore, run_stage
-from workflow_scripts.stages.tracking import link_checkpoints, start_tracking
+from workflow_scripts.stages.runtime.common import Arguments, build_dir, publish, restore, run_stage
+from workflow_scripts.stages.runtime.tracking import link_checkpoints, start_tracking
 
 COLUMNS = ["prompt_ids", "chosen_ids", "rejected_ids"]
 

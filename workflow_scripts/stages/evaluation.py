@@ -17,10 +17,10 @@ from workflow_scripts.distill.batching import by_length
 from workflow_scripts.distill.generation import Answer, Prompt, generate, prompt_tokens
 from workflow_scripts.distill.models import compute_dtype, load_model, load_tokenizer, open_model
 from workflow_scripts.distill.scoring import Agreement, add_agreement, log_likelihoods
+from workflow_scripts.plan.slices import EvaluationSlice
 from workflow_scripts.progress import Progress
 from workflow_scripts.settings.schema import Generation
-from workflow_scripts.settings.slices import EvaluationSlice
-from workflow_scripts.stages.common import Arguments, run_stage
+from workflow_scripts.stages.runtime.common import Arguments, run_stage
 
 
 def evaluation(args: Arguments[EvaluationSlice]) -> None:

@@ -15,10 +15,10 @@ from workflow_scripts.distill import logit_cache
 from workflow_scripts.distill.batching import by_length, in_batches
 from workflow_scripts.distill.corpus import loss_tokens, read_table
 from workflow_scripts.distill.models import check_context, compute_dtype, load_model, load_tokenizer, open_model
+from workflow_scripts.plan.slices import LogitCachingSlice
 from workflow_scripts.progress import Progress
-from workflow_scripts.settings.slices import LogitCachingSlice
-from workflow_scripts.stages.common import Arguments, run_stage
-from workflow_scripts.stages.units import Part, Units, finish_part
+from workflow_scripts.stages.runtime.common import Arguments, run_stage
+from workflow_scripts.stages.runtime.units import Part, Units, finish_part
 
 
 def logit_caching(args: Arguments[LogitCachingSlice]) -> None:

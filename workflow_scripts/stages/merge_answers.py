@@ -16,11 +16,11 @@ from typing import Any
 from workflow_scripts.artefact import MANIFEST, inherited, inventory, open_artefact, point_to, read_json
 from workflow_scripts.distill import corpus
 from workflow_scripts.distill.filtering import rejection
+from workflow_scripts.plan.slices import SyntheticGenerationSlice
 from workflow_scripts.progress import Progress
 from workflow_scripts.settings.schema import Filtering
-from workflow_scripts.settings.slices import SyntheticGenerationSlice
-from workflow_scripts.stages.common import Arguments, build_dir, publish, run_stage
-from workflow_scripts.stages.units import Units, unit_count
+from workflow_scripts.stages.runtime.common import Arguments, build_dir, publish, run_stage
+from workflow_scripts.stages.runtime.units import Units, unit_count
 
 
 def merge_answers(args: Arguments[SyntheticGenerationSlice]) -> None:

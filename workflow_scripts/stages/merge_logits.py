@@ -11,10 +11,10 @@ from typing import Any
 
 from workflow_scripts.artefact import inherited, read_json
 from workflow_scripts.distill.logit_cache import FORMATS
+from workflow_scripts.plan.slices import LogitCachingSlice
 from workflow_scripts.progress import Progress
-from workflow_scripts.settings.slices import LogitCachingSlice
-from workflow_scripts.stages.common import Arguments, build_dir, publish, run_stage
-from workflow_scripts.stages.units import Units, unit_count
+from workflow_scripts.stages.runtime.common import Arguments, build_dir, publish, run_stage
+from workflow_scripts.stages.runtime.units import Units, unit_count
 
 QUALITY = {"top_k": "retained_mass", "random": "entries"}
 

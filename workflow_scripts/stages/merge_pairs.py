@@ -15,10 +15,10 @@ from typing import Any
 
 from workflow_scripts.artefact import inherited, open_artefact, read_json
 from workflow_scripts.distill import corpus, preference
+from workflow_scripts.plan.slices import PreferenceDatasetSlice
 from workflow_scripts.progress import Progress
-from workflow_scripts.settings.slices import PreferenceDatasetSlice
-from workflow_scripts.stages.common import Arguments, build_dir, publish, run_stage
-from workflow_scripts.stages.units import Units, unit_count
+from workflow_scripts.stages.runtime.common import Arguments, build_dir, publish, run_stage
+from workflow_scripts.stages.runtime.units import Units, unit_count
 
 SPLITS = ("train", "evaluation")
 

@@ -19,10 +19,10 @@ from workflow_scripts.distill.models import compute_dtype, load_model, load_toke
 from workflow_scripts.distill.scoring import log_likelihoods
 from workflow_scripts.distill.seeds import prompt_seed
 from workflow_scripts.distill.writers import Writer, check_backend, open_writer
+from workflow_scripts.plan.slices import PreferenceDatasetSlice
 from workflow_scripts.progress import Progress
-from workflow_scripts.settings.slices import PreferenceDatasetSlice
-from workflow_scripts.stages.common import Arguments, run_stage
-from workflow_scripts.stages.units import Part, Units, finish_part
+from workflow_scripts.stages.runtime.common import Arguments, run_stage
+from workflow_scripts.stages.runtime.units import Part, Units, finish_part
 
 
 def preference_dataset(args: Arguments[PreferenceDatasetSlice]) -> None:

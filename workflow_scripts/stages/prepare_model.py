@@ -24,10 +24,10 @@ from workflow_scripts.distill.models import (
     prune_layers,
 )
 from workflow_scripts.distill.random_weights import write_random_model
+from workflow_scripts.plan.slices import PrepareModelSlice
 from workflow_scripts.progress import Progress
-from workflow_scripts.settings.slices import PrepareModelSlice
 from workflow_scripts.settings.sources import FolderModel, HubModel, PackagedModel, RandomModel
-from workflow_scripts.stages.common import Arguments, build_dir, publish, restore, run_stage
+from workflow_scripts.stages.runtime.common import Arguments, build_dir, publish, restore, run_stage
 
 
 def prepare_model(args: Arguments[PrepareModelSlice]) -> None:

@@ -17,10 +17,10 @@ from workflow_scripts.distill import corpus
 from workflow_scripts.distill.archives import fetch_member
 from workflow_scripts.distill.models import ModelError, load_tokenizer, open_model
 from workflow_scripts.distill.templates import install_chat_template
+from workflow_scripts.plan.slices import PreprocessSlice
 from workflow_scripts.progress import Progress
-from workflow_scripts.settings.slices import PreprocessSlice
 from workflow_scripts.settings.sources import DatasetSource
-from workflow_scripts.stages.common import Arguments, build_dir, publish, restore, run_stage
+from workflow_scripts.stages.runtime.common import Arguments, build_dir, publish, restore, run_stage
 
 
 def preprocess(args: Arguments[PreprocessSlice]) -> None:

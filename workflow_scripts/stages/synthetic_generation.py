@@ -17,10 +17,10 @@ from workflow_scripts.distill.generation import Answer, Prompt, prompt_tokens, t
 from workflow_scripts.distill.models import compute_dtype, load_tokenizer, open_model
 from workflow_scripts.distill.seeds import prompt_seed
 from workflow_scripts.distill.writers import check_backend, open_writer
+from workflow_scripts.plan.slices import SyntheticGenerationSlice
 from workflow_scripts.progress import Progress
-from workflow_scripts.settings.slices import SyntheticGenerationSlice
-from workflow_scripts.stages.common import Arguments, run_stage
-from workflow_scripts.stages.units import Part, Units, finish_part
+from workflow_scripts.stages.runtime.common import Arguments, run_stage
+from workflow_scripts.stages.runtime.units import Part, Units, finish_part
 
 
 def synthetic_generation(args: Arguments[SyntheticGenerationSlice]) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from workflow_scripts.artefact import ArtefactError, read_json, write_json
-from workflow_scripts.settings.slices import WandbSlice
-from workflow_scripts.wandb_run import Run, energy_metrics, logged_name, run_id
+from workflow_scripts.plan.slices import WandbSlice
+from workflow_scripts.stages.runtime.wandb_run import Run, energy_metrics, logged_name, run_id
 
 QUALITIES = (
     *("cross_entropy", "perplexity", "kl_to_teacher", "top1_agreement"),

@@ -1,0 +1,188 @@
+"""Power over time, loss over joules and joules per served token, from traces and ledgers written by hand."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from workflow_scripts.accounting.deployment import deployed_cost
+from workflow_scripts.accounting.evaluations import on_the_way
+from workflow_scripts.accounting.traces import TraceError, energy_curve, joules_between, locate, loss_curve, power_curve
+from workflow_scripts.distill.work import WorkCallback
+from workflow_scripts.progress import Progress
+from workflow_scripts.report import figures_course
+
+ROWS = "elapsed_s,gpu_w,gpu_j,cpu_j,dram_j,tokens\n1.0,,,100,,\n2.0,,,200,40,5\n4.0,,,400,80,9\n10.0,,,1600,200,9\n"
+
+
+def record(folder: Path, charged: dict[str, float | None], rows: str = ROWS, ident: str = "a1") -> dict:
+    """A record with one attempt, whose trace and empty ledger lie under `folder`."""
+    trace = folder / "state" / "traces" / f"{ident}.csv.gz"
+    trace.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(trace, "wt") as handle:
+        handle.write(rows)
+    (folder / "state" / "attempts").mkdir(exist_ok=True)
+    known = {name: value for name, value in charged.items() if value is not None}
+    total = sum(known.values())
+    attempt = {"id": ident, "trace": f"state/traces/{ident}.csv.gz", "joules": charged, "total_j": total, "start_time": 500.0}
+    parts = {name: {"joules": value, "method": "RAPL", "uncertainty_pct": 5.0} for name, value in known.items()}
+    return {
+        "energy": {**parts, "total": {"boundary": list(known)}},
+        "total_energy_joules": total,
+        "duration_seconds": 10.0,
+        "attempts": [attempt],
+        "devices": [],
+    }
+
+
+def test_the_area_under_the_power_is_the_bill(tmp_path) -> None:
+    """The first 2 s, when dram had no figure, count at their mean (240 J / 2 s); then 80, then 220 W."""
+    made = record(tmp_path, {"gpu": None, "cpu": 1600.0, "dram": 200.0})
+    curve = energy_curve(made, made["attempts"][0], tmp_path / "x")
+    assert curve["joules"].tolist() == [0, 240, 480, 1800]
+    edges, watts = power_curve(curve)
+    assert edges.tolist() == [0, 2, 4, 6, 8, 10]
+    assert watts.tolist() == pytest.approx([120, 120, 220, 220, 220])
+    assert joules_between(curve, 3.0, 5.0) == pytest.approx(120 + 220)
+    assert joules_between(curve, 9.0, 11.0) is None
+
+
+def test_a_share_of_the_host_scales_its_trace(tmp_path) -> None:
+    """The job is charged a quarter of the host's cpu and half of its dram."""
+    made = record(tmp_path, {"gpu": None, "cpu": 400.0, "dram": 100.0})
+    curve = energy_curve(made, made["attempts"][0], tmp_path / "x")
+    assert curve["joules"].tolist() == pytest.approx([0, 50 + 20, 100 + 40, 500])
+
+
+def test_traces_that_are_gone_or_damaged_are_named(tmp_path) -> None:
+    made = record(tmp_path, {"cpu": 1600.0})
+    path = tmp_path / "state" / "traces" / "a1.csv.gz"
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(TraceError, match="a1.csv.gz cannot be read"):
+        energy_curve(made, made["attempts"][0], tmp_path / "x")
+    path.with_suffix("").write_text(ROWS + "12.0,,")
+    path.unlink()
+    assert locate("state/traces/a1.csv.gz", tmp_path / "x") == path.with_suffix(""), "a killed meter has not compressed it"
+    assert energy_curve(made, made["attempts"][0], tmp_path / "x")["joules"].iloc[-1] == 1600
+    path.with_suffix("").unlink()
+    with pytest.raises(TraceError, match="is not there any more"):
+        energy_curve(made, made["attempts"][0], tmp_path / "x")
+
+
+def ledger(folder: Path, ident: str, *lines: tuple[float, dict]) -> None:
+    text = [json.dumps({"event": "start"})]
+    text += [json.dumps({"event": "tick", "joules": {"cpu": {"joules": j}}, "work": work}) for j, work in lines]
+    (folder / "state" / "attempts" / f"{ident}.jsonl").write_text("\n".join([*text, '{"event": "ti']))
+
+
+def test_loss_over_joules_of_a_resumed_training(tmp_path) -> None:
+    """The second attempt begins where the first one's 300 J end, and says the loss of step 2 again."""
+    made = record(tmp_path, {"cpu": 300.0}, ident="a1")
+    second = record(tmp_path, {"cpu": 200.0}, ident="a2")
+    made["attempts"] += second["attempts"]
+    measured = [{"metrics": {"loss": 5.0}, "measured": {"loss": 1}}, {"metrics": {"loss": 5.0}, "measured": {"loss": 2}}]
+    ledger(
+        tmp_path,
+        "a1",
+        (50.0, {"metrics": {}}),
+        (100.0, measured[0]),
+        (150.0, measured[0]),
+        (200.0, measured[1]),
+        (300.0, measured[1]),
+    )
+    ledger(tmp_path, "a2", (80.0, measured[1]), (200.0, {"metrics": {"loss": 4.0}, "measured": {"loss": 3}}))
+    assert loss_curve(made, "loss", tmp_path / "x") == [(100, 5.0), (200, 5.0), (380, 5.0), (500, 4.0)]
+    assert loss_curve(made, "kl", tmp_path / "x") == []
+
+
+def evaluated(*evaluations: tuple[int, float, float, float]) -> dict:
+    keys = ("step", "eval_loss", "start_time", "end_time")
+    return {"evaluations": [dict(zip(keys, entry, strict=True)) for entry in evaluations]}
+
+
+def test_evaluations_on_the_way_are_taken_out_of_the_joules_of_their_points(tmp_path) -> None:
+    """The trace has 120 W to 4 s and 220 W to 10 s; another attempt of 1100 J went before."""
+    made = record(tmp_path, {"cpu": 1600.0, "dram": 200.0}, ident="a2")
+    before = record(tmp_path, {"cpu": 1000.0, "dram": 100.0}, ident="a1")["attempts"][0]
+    made["attempts"] = [before | {"start_time": 100.0, "end_time": 110.0}, made["attempts"][0] | {"end_time": 510.0}]
+    made["metrics"] = evaluated((2, 5.0, 502.0, 503.0), (4, 4.0, 505.0, 507.0))
+    found = on_the_way(made, tmp_path / "x")
+    assert found is not None
+    assert (found["count"], found["seconds"], found["reason"]) == (2, 3.0, None)
+    assert found["joules"] == pytest.approx(120 + 440)
+    first, second = 1100 + 240, 1100 + 480 + 220 - 120
+    assert [p["training_joules"] for p in found["points"]] == pytest.approx([first, second])
+    drawn = figures_course._points(made, "eval_loss", tmp_path / "x")
+    assert [x for x, _ in drawn] == pytest.approx([first, second]) and [y for _, y in drawn] == [5.0, 4.0]
+
+
+def test_an_evaluation_without_a_trace_has_no_joules_and_a_reason(tmp_path) -> None:
+    made = record(tmp_path, {"cpu": 1600.0, "dram": 200.0})
+    made["attempts"][0]["end_time"] = 510.0
+    assert on_the_way(made, tmp_path / "x") is None, "no evaluations"
+    made["metrics"] = evaluated((2, 5.0, 502.0, 503.0), (4, 4.0, 600.0, 601.0))
+    found = on_the_way(made, tmp_path / "x")
+    assert found is not None and found["joules"] is None
+    assert found["reason"] == "no power trace covers the evaluation at step 4"
+    with pytest.raises(TraceError, match="held-out loss: no power trace covers the evaluation at step 4"):
+        figures_course._points(made, "eval_loss", tmp_path / "x")
+
+
+def test_a_ledger_of_one_host_stands_for_all(tmp_path) -> None:
+    made = record(tmp_path, {"cpu": 600.0})
+    ledger(tmp_path, "a1", (100.0, {"metrics": {"loss": 5.0}}), (300.0, {"metrics": {"loss": 5.0}}))
+    assert loss_curve(made, "loss", tmp_path / "x") == [(200, 5.0)], "an older ledger: a point where the value changes"
+
+
+def test_a_logged_loss_is_in_the_progress_file_at_once_with_its_step(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("STAGE_PROGRESS", str(tmp_path / "progress.json"))
+    progress = Progress("loss")
+    progress.steps = 3
+    callback = WorkCallback.__new__(WorkCallback)
+    callback._progress, callback._listener = progress, None
+    callback.on_log(None, None, None, logs={"loss": 2.0, "epoch": 1.0})
+    content = json.loads((tmp_path / "progress.json").read_text())
+    assert (content["metrics"], content["measured"]) == ({"loss": 2.0}, {"loss": 3})
+
+
+def test_joules_per_served_token_come_from_the_seconds_of_generation(tmp_path) -> None:
+    """Seconds 3 to 5 of the trace have 120 J and 220 J, for 17 tokens; cpu and dram share it as in the record, 8 : 1."""
+    made = record(tmp_path, {"cpu": 1600.0, "dram": 200.0})
+    generation = {"generated_tokens": 17, "seconds": 2.0, "start_time": 503.0}
+    cost = deployed_cost({"generation": generation}, made, tmp_path / "x")
+    assert (cost["joules_per_token"], cost["watts"], cost["method"]) == (pytest.approx(20), pytest.approx(170), "trace")
+    assert [part["joules_per_token"] for part in cost["components"]] == pytest.approx([20 * 8 / 9, 20 / 9])
+    without = deployed_cost({"generation": {**generation, "start_time": None}}, made, tmp_path / "x")
+    assert without["joules_per_token"] == pytest.approx(1800 / 10 * 2 / 17)
+    assert without["method"] == "mean power of the evaluation"
+
+
+def test_generation_at_the_very_end_and_before_the_first_sample_are_on_the_trace(tmp_path) -> None:
+    """Seconds 9 to 10 have 220 W; 0.5 to 1.5 lie before dram's first figure, at the mean of the head, 120 W."""
+    made = record(tmp_path, {"cpu": 1600.0, "dram": 200.0})
+    for start, joules in ((509.0, 220.0), (500.5, 120.0)):
+        cost = deployed_cost(
+            {"generation": {"generated_tokens": 10, "seconds": 1.0, "start_time": start}}, made, tmp_path / "x"
+        )
+        assert (cost["joules_per_token"], cost["method"]) == (pytest.approx(joules / 10), "trace")
+
+
+def test_an_evaluation_shorter_than_the_samplers_start_has_no_cost_but_a_reason(tmp_path) -> None:
+    made = record(tmp_path, {"cpu": None, "dram": None}) | {"total_energy_joules": None}
+    cost = deployed_cost({"generation": {"generated_tokens": 10, "seconds": 0.1, "start_time": 500.0}}, made, tmp_path / "x")
+    assert (cost["joules_per_token"], cost["reason"]) == (None, "the evaluation has no energy figure")
+
+
+def test_what_was_not_generated_has_no_cost_and_a_reason(tmp_path) -> None:
+    made = record(tmp_path, {"cpu": 1600.0})
+    for evaluation, reason in (
+        (None, "the evaluation generated no text"),
+        ({"generation": {"prompts": 0, "reason": "no held-out row has a user turn"}}, "no held-out row has a user turn"),
+    ):
+        cost = deployed_cost(evaluation, made, tmp_path)
+        assert (cost["joules_per_token"], cost["reason"]) == (None, reason)
+    generated = {"generation": {"generated_tokens": 5, "seconds": 1.0}}
+    assert deployed_cost(generated, None, tmp_path)["reason"] == "the evaluation has no energy figure"

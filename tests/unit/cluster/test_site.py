@@ -1,0 +1,84 @@
+"""What is asked of a Slurm site before the first job, seen by an sbatch that keeps its arguments."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from snakemake.common.tbdstring import TBDString
+
+from workflow_scripts.cluster.site import SiteError, check_site, gpus_asked
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The arguments of each call of sbatch, one line each."""
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    sinfo = sbatch.with_name("sinfo")
+    sinfo.write_text('#!/bin/sh\nprintf "%s\\n" "batch* 1-00:00:00" "short 30:00" "long infinite" | grep "${3#--partition=}"\n')
+    for program in (sbatch, sinfo):
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{sbatch.parent}:{os.environ['PATH']}")
+    return tmp_path / "asked"
+
+
+def test_a_size_that_is_not_known_before_the_input_is_not_asked_for(asked: Path) -> None:
+    check_site({"student_train": {"mem_mb": TBDString(), "runtime": 60, "nodes": 1, "_cores": 4}}, "squeue")
+    assert asked.read_text() == "--test-only --time=60 --nodes=1 --cpus-per-task=4 --wrap=true\n"
+
+
+def test_all_that_the_executor_will_ask_for_is_asked(asked: Path) -> None:
+    resources = {
+        "gres": "gpu:l40s:2",
+        "nodes": 2,
+        "processes": 4,
+        "qos": "long",
+        "constraint": "ib",
+        "slurm_extra": "'--mail-user=a b'",
+    }
+    check_site({"student_train": resources}, "squeue", ["--reservation=course"])
+    (line,) = asked.read_text().splitlines()
+    assert line == (
+        "--test-only --nodes=2 --gres=gpu:l40s:2 --qos=long --constraint=ib --cpus-per-task=1 --mail-user=a b "
+        "--reservation=course --wrap=true"
+    )
+
+
+@pytest.mark.parametrize(("partition", "most"), [(None, 1440), ("short", 30), ("long", 10**6)])
+def test_a_time_limit_that_the_partition_does_not_allow_is_refused(asked: Path, partition: str | None, most: int) -> None:
+    check_site({"evaluation": {"runtime": most, "slurm_partition": partition}}, "squeue")
+    if partition != "long":
+        with pytest.raises(SiteError, match=f"asks for {most + 1} minutes.*allows {most}: lower hours or max_hours"):
+            check_site({"evaluation": {"runtime": most + 1, "slurm_partition": partition}}, "squeue")
+
+
+@pytest.mark.parametrize(
+    ("resources", "gpus"),
+    [
+        ({}, 0),
+        ({"gpu": 2, "gpu_model": "l40s"}, 2),
+        ({"gres": "gpu"}, 1),
+        ({"gres": "gpu:3"}, 3),
+        ({"gres": "gpu:l40s"}, 1),
+        ({"gres": "gpu:1g.10gb:2"}, 2),
+        ({"gres": "gpu:l40s:2", "nodes": 3}, 6),
+        ({"gres": "license:4"}, 0),
+    ],
+)
+def test_gpus_of_a_request(resources: dict[str, object], gpus: int) -> None:
+    assert gpus_asked(resources) == gpus
+
+
+@pytest.mark.parametrize(
+    ("resources", "message"),
+    [
+        ({"gres": "gpu:1", "nodes": 2, "processes": 4}, r"= 4 processes, but the profile asks for 2 GPU\(s\) in all"),
+        ({"gpu": 4, "nodes": 2, "processes": 4}, "`gpu` counts GPUs of the whole job: ask for those of each node, gres=gpu:2"),
+    ],
+)
+def test_gpus_that_do_not_fit_the_processes_are_refused(asked: Path, resources: dict[str, object], message: str) -> None:
+    with pytest.raises(SiteError, match=message):
+        check_site({"student_train": resources}, "squeue")

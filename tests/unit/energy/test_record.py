@@ -1,0 +1,264 @@
+"""Records from ledgers written by hand: every sum, split and reason is worked out here."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jsonschema
+import pandas as pd
+import pytest
+
+from workflow_scripts.energy.attribution import CpuShare, scope
+from workflow_scripts.energy.carbon import intensity
+from workflow_scripts.energy.ledger import Attempt
+from workflow_scripts.energy.record import build_record
+from workflow_scripts.energy.uncertainty import propagate
+from workflow_scripts.settings.schema import Energy
+from workflow_scripts.stages.prerun import _mean_watts
+
+REPOSITORY = Path(__file__).parents[3]
+SCHEMA = json.loads((REPOSITORY / "workflow_scripts" / "energy" / "record_schema.json").read_text())
+PROVENANCE = {"fingerprint": "f", "cpu": "x"}
+
+
+def figure(joules, method="RAPL", energy_class="measured", **more) -> dict:
+    if joules is None:
+        method, energy_class, more = None, "unavailable", {"reason": "not there"} | more
+    keys = {"devices": {}, "crosscheck": None, "gap_joules": 0.0, "reason": None, "share": None}
+    return {"joules": joules, "class": energy_class, "method": method, **keys, **more}
+
+
+def attempt(number: int, elapsed: float, end: str | None = "completed", energy: Energy | None = None, **parts) -> Attempt:
+    start = {
+        "stage": "s",
+        "role": "student",
+        "experiment": "e",
+        "pipeline": "kd",
+        "energy": (energy or Energy(carbon_intensity_g_per_kwh=100.0)).model_dump(),
+        "scope": parts.pop("scope", "host"),
+        "idle": parts.pop("idle", None),
+        "attempt": f"a{number}",
+        "time": 1000.0 * number,
+        "host": "h",
+        "slurm": {},
+        "devices": [],
+        "provenance": PROVENANCE,
+    }
+    names = ("gpu", "cpu", "dram")
+    line = {
+        "elapsed_s": elapsed,
+        "joules": {name: parts.get(name, figure(None)) for name in names},
+        "work": parts.get("work"),
+        "saved_joules": parts.get("saved"),
+        "codecarbon": parts.get("codecarbon"),
+    }
+    if end is None:
+        return Attempt(Path("x"), start, ticks=[line])
+    outcome = {"outcome": end, "exit_code": 0 if end == "completed" else 1, "signal": None}
+    return Attempt(Path("x"), start, end=line | outcome)
+
+
+def build(*attempts: Attempt):
+    record = build_record(list(attempts), {})
+    jsonschema.validate(record.model_dump(mode="json", by_alias=True), SCHEMA)
+    return record
+
+
+def work(done: int, resumed: int | None = None) -> dict:
+    return {
+        "unit": "loss",
+        "total": 100,
+        "work": {"loss": done, "input": 2 * done, "steps": 1},
+        "durable": None,
+        "resumed": {"loss": resumed} if resumed else None,
+        "metrics": {},
+    }
+
+
+def test_attempts_add_up_and_split_into_useful_and_wasted() -> None:
+    """Five attempts of which three count: saved 60 of 100 J, never saved, completed."""
+    record = build(
+        attempt(1, 10, None, cpu=figure(100.0), saved={"cpu": 60.0}, work=work(50)),
+        attempt(2, 5, "failed", cpu=figure(40.0), work=work(55, resumed=50)),
+        attempt(3, 20, cpu=figure(200.0), work=work(100, resumed=50)),
+    )
+    assert record.total_energy_joules == 340.0
+    assert record.useful_j == 60.0 + 200.0
+    assert record.wasted_j == 40.0 + 40.0
+    assert record.duration_seconds == 35.0
+    assert [a.outcome for a in record.attempts] == ["lost", "failed", "completed"]
+    assert record.joules_per_token == 3.4
+    assert record.joules_per_token_by_type == {
+        "loss": 3.4,
+        "input": 1.7,
+        "generated": None,
+        "padded": None,
+        "discarded": None,
+    }
+    assert record.work.generated is None and record.status == "complete"
+
+
+def test_a_stage_that_was_done_twice_counts_its_first_run_as_waste() -> None:
+    record = build(attempt(1, 10, cpu=figure(100.0), work=work(100)), attempt(2, 10, cpu=figure(90.0), work=work(100)))
+    assert (record.useful_j, record.wasted_j) == (90.0, 100.0)
+
+
+def test_a_restored_stage_keeps_the_work_and_the_worth_of_its_first_run() -> None:
+    record = build(attempt(1, 10, cpu=figure(100.0), work=work(100)), attempt(2, 1, cpu=figure(2.0)))
+    assert (record.useful_j, record.wasted_j, record.tokens_processed) == (102.0, 0.0, 100)
+
+
+def test_a_stage_killed_after_it_had_published_is_useful_when_restored() -> None:
+    record = build(
+        attempt(1, 10, "failed", cpu=figure(50.0), work=work(10)),
+        attempt(2, 10, "signal", cpu=figure(100.0), work=work(100)),
+        attempt(3, 1, cpu=figure(2.0)),
+    )
+    assert (record.useful_j, record.wasted_j) == (102.0, 50.0)
+
+
+def test_a_lost_last_attempt_is_partial() -> None:
+    assert build(attempt(1, 1, None, cpu=figure(1.0))).status == "partial"
+    assert build(attempt(1, 1, "failed", cpu=figure(1.0))).status == "failed"
+
+
+def test_an_attempt_without_a_figure_is_named_not_zero() -> None:
+    record = build(attempt(1, 0.0, None), attempt(2, 3, cpu=figure(9.0)))
+    assert record.total_energy_joules == 9.0
+    assert record.warnings == ["attempt a1: its energy is not known, it ended before a source had a figure"]
+    nothing = build(attempt(1, 0.0))
+    assert nothing.total_energy_joules is None and nothing.energy.total.reason is not None
+
+
+def test_zero_tokens_are_unknown_not_free() -> None:
+    record = build(attempt(1, 10, cpu=figure(5.0), work=work(0)))
+    assert record.tokens_processed is None and record.joules_per_token is None and record.tokens_per_second is None
+
+
+@pytest.mark.parametrize(
+    ("policy", "total", "boundary", "worst"),
+    [
+        ("measured", 160.0, ["gpu", "cpu", "dram"], "modelled"),
+        ("codecarbon", 60.0, ["cpu", "dram"], "modelled"),
+        ("gpu_only", 100.0, ["gpu"], "measured"),
+    ],
+)
+def test_policies_and_the_worst_class(policy, total, boundary, worst) -> None:
+    energy = Energy(total_energy_policy=policy, carbon_intensity_g_per_kwh=100.0, pue=1.5)
+    parts = {
+        "gpu": figure(100.0, "NVML total energy counter"),
+        "cpu": figure(50.0),
+        "dram": figure(10.0, "CodeCarbon RAM model", "modelled"),
+    }
+    record = build(attempt(1, 10, energy=energy, **parts))
+    assert (record.energy.total.joules, record.energy.total.boundary) == (total, boundary)
+    assert record.energy.total.energy_class == worst
+    assert record.total_energy_joules == total, "PUE is never multiplied in"
+    assert record.carbon.grams == pytest.approx(total / 3.6e6 * 1.5 * 100)
+
+
+def test_uncertainty_is_linear_in_one_instrument_and_quadratic_across() -> None:
+    assert propagate([("NVML", 100.0, 5.0), ("RAPL", 100.0, 12.0)]) == pytest.approx(13.0)
+    assert propagate([("RAPL", 100.0, 5.0), ("RAPL", 100.0, 12.0)]) == pytest.approx(17.0)
+    parts = {
+        "gpu": figure(100.0, "NVML total energy counter"),
+        "cpu": figure(20.0, "CodeCarbon cpu_load", "modelled"),
+        "dram": figure(10.0, "CodeCarbon RAM model", "modelled"),
+    }
+    total = build(attempt(1, 10, **parts)).energy.total
+    assert total.uncertainty_j == pytest.approx(math.hypot(5.0, 15.0))
+    assert total.uncertainty_pct == pytest.approx(100 * math.hypot(5.0, 15.0) / 130)
+
+
+def test_a_shared_host_keeps_the_host_figure_beside_the_share() -> None:
+    cpu = figure(25.0, share=0.25, host_joules=100.0)
+    component = build(attempt(1, 10, scope="job", cpu=cpu)).energy.cpu
+    assert (component.joules, component.host_joules, component.share, component.scope) == (25.0, 100.0, 0.25, "job")
+    assert component.uncertainty_pct == pytest.approx(math.hypot(5, 20))
+
+
+IDLE = {"watts": {"gpu": None, "cpu": 3.0, "dram": None}, "stable": True, "reason": None}
+
+
+def test_joules_above_idle_over_the_same_boundary() -> None:
+    assert build(attempt(1, 10, cpu=figure(100.0), idle=IDLE)).above_idle_j == 70.0
+
+
+def test_idle_power_from_a_staircase_and_from_a_line() -> None:
+    """20 W in steps of one second, sampled at 300 ms over a window that cuts steps: still 20 W."""
+    times = [5.1 + 0.3 * i for i in range(11)]
+    trace = pd.DataFrame({"elapsed_s": times, "dram_j": [20.0 * int(t) for t in times], "cpu_j": [3.0 * t for t in times]})
+    trace["gpu_j"] = math.nan
+    assert _mean_watts(trace, "dram_j") == pytest.approx(20.0, rel=0.1)
+    assert _mean_watts(trace, "cpu_j") == pytest.approx(3.0)
+    assert _mean_watts(trace, "gpu_j") is None
+    assert _mean_watts(trace.assign(cpu_j=7.0), "cpu_j") == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("change", "parts", "reason"),
+    [
+        ({"stable": False, "reason": "busy"}, {}, "not stable: busy"),
+        ({}, {"dram": figure(5.0)}, "lacks a component of the boundary"),
+        ({}, {"scope": "job"}, "the figure the job's share"),
+    ],
+)
+def test_no_baseline_no_figure_but_the_reason(change, parts, reason) -> None:
+    record = build(attempt(1, 10, cpu=figure(100.0), idle=IDLE | change, **parts))
+    assert record.above_idle_j is None
+    assert reason in record.idle["above_idle_reason"]
+
+
+@pytest.mark.parametrize(
+    ("options", "grams", "year", "place"),
+    [
+        ({}, 170.0, 2023, "CAN"),
+        ({"region": "Ontario"}, 64.7, 2023, "Ontario, CAN"),
+        ({"region": "quebec"}, 3.9, 2023, "quebec, CAN"),
+        ({"region": "alberta"}, 627.7, 2023, "alberta, CAN"),
+        ({"carbon_intensity_g_per_kwh": 12.5}, 12.5, None, "CAN"),
+    ],
+)
+def test_carbon_intensity_with_source_and_year(options, grams, year, place) -> None:
+    found = intensity(Energy(**options).model_dump())
+    assert found["intensity_g_per_kwh"] == pytest.approx(grams, abs=0.06)
+    assert (found["year"], found["region"]) == (year, place)
+    assert found["source"] == ("configuration" if "carbon_intensity_g_per_kwh" in options else "CodeCarbon's table")
+
+
+def test_an_unknown_place_has_no_grams_and_says_why() -> None:
+    found = intensity(Energy(country_iso_code="XYZ").model_dump())
+    assert found["intensity_g_per_kwh"] is None and "'XYZ' is not in CodeCarbon's table" in found["reason"]
+    found = intensity(Energy(region="Atlantis").model_dump())
+    assert found["intensity_g_per_kwh"] is None and "ontario" in found["reason"]
+
+
+@pytest.mark.parametrize(
+    ("choice", "cpus", "expected"),
+    [("auto", "4", "job"), ("auto", "8", "host"), ("auto", "", "host"), ("host", "4", "host"), ("job", "", "job")],
+)
+def test_scope_of_host_figures(choice, cpus, expected) -> None:
+    assert scope(choice, {"SLURM_CPUS_ON_NODE": cpus}, 8) == expected
+
+
+def test_cpu_time_of_a_tree_with_ended_and_detached_processes() -> None:
+    """A stage that burns 0.6 s itself, 0.6 s in a child it waits for, 0.6 s in a grandchild that outlives its parent."""
+    burn = "import time\ne = time.process_time() + 0.6\nwhile time.process_time() < e: pass\n"
+    orphan = f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {burn!r}])\n"
+    code = burn + f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {burn!r}])\n"
+    code += f"subprocess.run([sys.executable, '-c', {orphan!r}])\ntime.sleep(1.5)\n"
+    share = CpuShare()
+    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        job, host = share.read(process.pid)
+        time.sleep(0.05)
+    job, host = share.read(process.pid)
+    process.wait()
+    assert 1.7 <= job <= 2.8
+    assert job <= host + 0.1

@@ -1,0 +1,70 @@
+"""What a user or a catalog reads beside the code: one version, one license, valid files."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import re
+import tomllib
+from pathlib import Path
+
+import yaml
+
+from workflow_scripts import __version__
+from workflow_scripts.settings.load import RESERVED_NAMES
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+def test_one_version_and_one_license() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
+    assert project["version"] == str(citation["version"]) == __version__
+    assert project["license"] == citation["license"] == "Apache-2.0"
+    text = (REPOSITORY / "LICENSE").read_text()
+    words = hashlib.sha256(" ".join(text.split()).encode()).hexdigest()
+    assert words == "0ffddef9e48f8a09aed5caf2d44f7ba1c1be2d9b8e0a6f693b1635b2d5566645", "the words of the Apache License 2.0"
+
+
+def test_the_citation_has_what_cff_1_2_requires() -> None:
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0"
+    assert all(citation[key] for key in ("title", "message", "authors"))
+    assert all("name" in author or "family-names" in author for author in citation["authors"])
+
+
+def test_the_catalog_finds_the_workflow() -> None:
+    """The rules of the catalog for its list of all workflows: README with both words, Snakefile, .smk files in rules/."""
+    readme = (REPOSITORY / "README.md").read_text().lower()
+    assert "snakemake" in readme and "workflow" in readme
+    assert (REPOSITORY / "Snakefile").is_file() and not (REPOSITORY / "workflow").exists()
+    assert all(path.suffix == ".smk" for path in (REPOSITORY / "rules").iterdir() if path.is_file())
+    usage = yaml.safe_load((REPOSITORY / ".snakemake-workflow-catalog.yml").read_text())["usage"]
+    assert usage["report"] is True and usage["software-stack-deployment"]["conda"] is True
+
+
+def _names_of_rules(paths: list[Path]) -> set[str]:
+    """Rules as written in the files, with those named in a loop over TEACHER_RULES or EXPORTS."""
+    text = "\n".join(path.read_text() for path in paths)
+    names = set(re.findall(r"^ *rule (\w+):", text, re.MULTILINE))
+    common = (REPOSITORY / "rules" / "common.smk").read_text()
+    for table in ("TEACHER_RULES", "EXPORTS"):
+        found = re.search(rf"^{table} = (\{{.*?\}})$", common, re.MULTILINE | re.DOTALL)
+        assert found, table
+        for value in ast.literal_eval(found[1]).values():
+            names.update([value] if isinstance(value, str) else value)
+    return names
+
+
+def test_every_rule_has_one_family_in_the_slurm_profile() -> None:
+    profile = (REPOSITORY / "profiles" / "slurm" / "config.yaml").read_text()
+    found = re.search(r"^  members:\n((?:    .*\n)+)", profile, re.MULTILINE)
+    assert found
+    members = [rule for rules in yaml.safe_load(found[1]).values() for rule in rules]
+    assert sorted(members) == sorted(_names_of_rules(list((REPOSITORY / "rules").glob("*.smk"))))
+
+
+def test_no_experiment_may_be_named_like_a_rule() -> None:
+    rules = _names_of_rules([REPOSITORY / "Snakefile", *(REPOSITORY / "rules").glob("*.smk")])
+    assert "all" in rules and "export_policy" in rules
+    assert not rules - set(RESERVED_NAMES)

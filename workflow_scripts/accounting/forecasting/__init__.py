@@ -1,1 +1,0 @@
-"""What a forecast is made of: past records, work per stage, prices, devices."""

@@ -1,0 +1,1 @@
+"""What a site would refuse, and the launcher of several processes."""

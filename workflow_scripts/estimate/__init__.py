@@ -1,0 +1,1 @@
+"""What the stale jobs will cost and need, before anything runs."""

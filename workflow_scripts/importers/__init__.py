@@ -1,0 +1,1 @@
+"""Run folders of other systems, read into records."""

@@ -1,0 +1,171 @@
+"""Which experiment, pipeline and stage of ours a stage of the first system is.
+
+The first system named every stage after its experiment, so that neither its id nor its file says what was done. Words in the
+id or the folder say it, else it is the pipeline's training. What is guessed is in the report; `--stage` overrides it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from workflow_scripts.importers.first_system.files import Source
+from workflow_scripts.importers.first_system.report import Report
+from workflow_scripts.importers.first_system.values import nested
+
+PIPELINES = ("kd", "sft", "dpo", "baseline")
+TRAINING = {"dpo": "dpo_training"}
+ROLES = {
+    "prerun": "prerun",
+    "preprocess": "data",
+    "logit_caching": "teacher",
+    "teacher_generation": "teacher",
+    "student_train": "student",
+    "dpo_training": "student",
+    "evaluation": "evaluation",
+}
+GUIDE = {"synthetic_generation": "teacher_generation", "preference_dataset": "teacher_generation", "burn_in": "prerun"}
+WORDS = (
+    (r"preprocess", "preprocess"),
+    (r"logit|logprob", "logit_caching"),
+    (r"preference|synthetic|generation", "teacher_generation"),
+    (r"burn_in|prerun", "prerun"),
+    (r"(?:^|[^a-z])(?:eval|olmes|benchmark|mt_bench)", "evaluation"),
+)
+REPEATED = re.compile(r"__(\d+)$")
+
+
+@dataclass
+class Experiment:
+    """Stages of one experiment by our names, `stages`; `pipeline` is `unknown` where nothing tells it."""
+
+    name: str
+    pipeline: str
+    stages: dict[str, Source]
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the user says of stages, by their id or folder: which stage of ours they are, and whose experiments."""
+
+    stages: Mapping[str, str] = field(default_factory=dict)
+    experiments: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def stage(self, source: Source) -> str | None:
+        """Our stage name, None where nothing was said."""
+        return self.stages.get(source.folder.name) or self.stages.get(source.stage_id)
+
+    def owners(self, source: Source) -> Sequence[str]:
+        """Names of experiments, none where nothing was said."""
+        return self.experiments.get(source.folder.name) or self.experiments.get(source.stage_id) or ()
+
+
+def experiments(sources: Sequence[Source], given: Given, report: Report) -> list[Experiment]:
+    """Sort stages into experiments.
+
+    Two stages of one kind under one experiment's name, in folders of their own, are two experiments. A stage that the user
+    gives to several experiments is in each of them.
+    """
+    found: dict[str, Experiment] = {}
+    second = _second_runs(sources)
+    asked = {name for names in given.experiments.values() for name in names}
+    read = {name for source in sources for name in (source.folder.name, source.stage_id)}
+    for name in sorted({*given.stages, *given.experiments} - read):
+        report.add("refused", name, f"no stage or stage folder of this name was read ({', '.join(sorted(read)) or 'none'})")
+    for source in sources:
+        own = _experiment_name(source)
+        pipeline = _pipeline(source, own)
+        stage, why = _stage(source, pipeline, given, second)
+        if why:
+            report.add("noted", source.folder, f"stage {source.stage_id} is taken for {stage}: {why} (--stage says otherwise)")
+        for name in given.owners(source) or (own,):
+            _place(found, name, pipeline, stage, source, report, name in asked)
+    return list(found.values())
+
+
+def _place(
+    found: dict[str, Experiment], name: str, pipeline: str, stage: str, source: Source, report: Report, asked: bool
+) -> None:
+    """Put a stage into the experiment of that name; the training says its pipeline and configuration.
+
+    Stages of two pipelines are of two experiments, unless the user `asked` for stages of other folders in this one.
+    """
+    experiment = found.get(name)
+    if experiment is not None and (stage in experiment.stages or not (asked or experiment.pipeline == pipeline)):
+        other = _free(source.folder.name if source.folder.name != name else name, found)
+        report.add("noted", source.folder, f"a second {stage} of experiment {name}: it becomes experiment {other}")
+        name, experiment = other, None
+    if experiment is None:
+        experiment = found.setdefault(name, Experiment(name, pipeline, {}, source.config))
+    elif ROLES[stage] == "student":
+        experiment.pipeline, experiment.config = pipeline, source.config
+    experiment.stages[stage] = source
+
+
+def _free(name: str, taken: Mapping[str, Any]) -> str:
+    number, free = 2, name
+    while free in taken:
+        free, number = f"{name}-{number}", number + 1
+    return free
+
+
+def _experiment_name(source: Source) -> str:
+    """By the configuration, the summary, the stage, which the first system named after it, else the run folder."""
+    named = nested(source.config, "experiment.name") or source.summary.get("experiment_name")
+    if not named:
+        stage = REPEATED.sub("", source.stage_id)
+        named = source.run.resolve().name if stage in {*ROLES, *GUIDE} else stage
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", str(named)).strip("_.") or "experiment"
+
+
+def _pipeline(source: Source, name: str) -> str:
+    pipeline = source.config.get("pipeline")
+    if pipeline in PIPELINES:
+        return str(pipeline)
+    words = re.split(r"[^a-z]+", f"{name} {source.stage_id} {source.folder.name}".lower())
+    named = [word for word in PIPELINES if word in words]
+    if len(named) == 1:
+        return named[0]
+    return "sft" if not named and "synthetic" in words else "unknown"
+
+
+def _second_runs(sources: Sequence[Source]) -> set[tuple[str, str]]:
+    """(run folder, id) of stages after which the same process ran another one under the same name, `<id>__2`."""
+    ids = {(str(s.run), s.stage_id) for s in sources}
+    return {(run, stage) for run, stage in ids if (run, f"{stage}__2") in ids}
+
+
+def _stage(source: Source, pipeline: str, given: Given, second: set[tuple[str, str]]) -> tuple[str, str | None]:
+    """Our stage name, and on what ground where it is a guess."""
+    if stage := given.stage(source):
+        return stage, None
+    plain = REPEATED.sub("", source.stage_id)
+    if plain in ROLES or plain in GUIDE:
+        return GUIDE.get(plain, plain), None
+    for place, text in (("id", source.stage_id), ("folder", source.folder.name)):
+        for pattern, stage in WORDS:
+            if word := re.search(pattern, text.lower()):
+                return stage, f"its {place} says {word[0].strip('_-')!r}"
+    if pipeline in ("sft", "dpo") and (str(source.run), source.stage_id) in second:
+        return "teacher_generation", f"the same process went on with {source.stage_id}__2"
+    return TRAINING.get(
+        pipeline, "student_train"
+    ), f"the training of pipeline {pipeline}, nothing says that it is another stage"
+
+
+def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What compared experiments should agree on, as far as the configuration says."""
+    training = config.get("training") if isinstance(config.get("training"), Mapping) else {}
+    batch, steps = nested(config, "training.batch_size"), nested(config, "training.gradient_accumulation_steps")
+    found = {
+        "seed": nested(config, "experiment.seed"),
+        "optimizer": nested(config, "training.optimizer"),
+        "schedule": nested(config, "training.schedule_type"),
+        "token budget": nested(config, "training.token_budget"),
+        "effective batch": batch * steps if isinstance(batch, int) and isinstance(steps, int) else None,
+        "dtype": nested(config, "training.dtype"),
+    }
+    return {key: value for key, value in found.items() if training and value is not None}

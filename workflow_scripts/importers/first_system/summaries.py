@@ -1,0 +1,104 @@
+"""The summary of an imported experiment, and its files; results that were not imported are never replaced."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Mapping
+from pathlib import Path
+
+from workflow_scripts.accounting.model import ExperimentSummary
+from workflow_scripts.accounting.summary import fingerprint
+from workflow_scripts.accounting.totals import added_up
+from workflow_scripts.artefact import ArtefactError, read_json, write_json
+from workflow_scripts.energy.model import StageRecord
+from workflow_scripts.importers.first_system.attempts import Attempt
+from workflow_scripts.importers.first_system.naming import TRAINING, Experiment, comparable
+
+NO_SETTINGS = ("experiment", "wandb", "output", "benchmark", "hardware", "energy")  # of the first system: change no result
+SUMMARY = "experiment_summary.json"
+
+
+def summarise(
+    experiment: Experiment, records: Mapping[str, StageRecord], sharing: Mapping[str, list[str]]
+) -> ExperimentSummary:
+    """The summary `experiment-summary/1`; `sharing` names the experiments that use a stage.
+
+    Quality is empty: the first system kept none beside the energy.
+    """
+    stages = {stage: r.model_dump(mode="json", by_alias=True) | {"shared_by": sharing[stage]} for stage, r in records.items()}
+    training = stages.get(TRAINING.get(experiment.pipeline, "student_train"))
+    sums = added_up(stages, training)
+    tokens, total = sums["total_tokens_processed"], sums["total_energy_joules"]
+    if training is not None and tokens and total and training["total_energy_joules"] != training["joules_per_token"] * tokens:
+        after = training["total_energy_joules"] - (training["joules_per_token"] or 0.0) * tokens
+        if abs(after) > 1e-6 * total:  # the tokens are of an earlier instant than the total
+            sums |= {"overall_joules_per_token": None, "overall_tokens_per_second": None}
+    marks = {stage: record["provenance"]["fingerprint"] for stage, record in stages.items()}
+    return ExperimentSummary.model_validate(
+        {
+            "experiment_id": f"{experiment.name}-imported-{fingerprint(marks)}",
+            "experiment_name": experiment.name,
+            "pipeline": experiment.pipeline,
+            "description": str(
+                (experiment.config.get("experiment") or {}).get("description") or "imported from the first system"
+            ),
+            **sums,
+            "reuse": {stage: {"experiments": len(names), "names": names} for stage, names in sharing.items() if len(names) > 1},
+            "lineage": None,
+            "forecast": None,
+            "quality": {},
+            "references": {},
+            "comparable": comparable(experiment.config),
+            "config_fingerprint": fingerprint(experiment.config),
+            "seedless_fingerprint": _seedless(experiment),
+            "deployment": {},
+            "stages": stages,
+        }
+    )
+
+
+def _seedless(experiment: Experiment) -> str | None:
+    """Equal for runs that differ in their seed only; None where the configuration was not kept."""
+    if not experiment.config:
+        return None
+    settings = {key: value for key, value in experiment.config.items() if key not in NO_SETTINGS}
+    return fingerprint({**settings, "stages": sorted(experiment.stages)})
+
+
+def refusal(folder: Path) -> str | None:
+    """Why the results in a folder must not be replaced, or None."""
+    for path in (folder / SUMMARY, *sorted((folder / "stages").glob("*.json"))):
+        if not path.is_file():
+            continue
+        try:
+            content = read_json(path)
+        except (ArtefactError, UnicodeDecodeError):
+            return f"{path} exists and cannot be read: move it away or choose another --out"
+        records = content.get("stages", {}).values() if path.name == SUMMARY else [content]
+        if not records or not all("imported" in (r.get("provenance") or {}) for r in records):
+            return f"{path} exists and was not imported: it is not replaced, choose another --out"
+    return None
+
+
+def write(folder: Path, summary: ExperimentSummary, attempts: Mapping[str, list[Attempt]]) -> None:
+    """Write the power traces, the records and, last, the summary. Stages of an earlier import that are gone are removed."""
+    content = summary.model_dump(mode="json", by_alias=True)
+    for old in (folder / "stages").glob("*.json"):
+        if old.stem not in content["stages"]:
+            old.unlink()
+    for stage, record in content["stages"].items():
+        for attempt, entry in zip(attempts[stage], record["attempts"], strict=True):
+            if attempt.log is not None and entry["joules"]["gpu"] is not None:
+                name = Path("traces") / f"{stage}-{entry['id']}.csv.gz"
+                _trace(folder / name, attempt)
+                entry["trace"] = str(folder.name / name)
+        write_json(folder / "stages" / f"{stage}.json", {k: v for k, v in record.items() if k != "shared_by"})
+    write_json(folder / SUMMARY, content)
+
+
+def _trace(path: Path, attempt: Attempt) -> None:
+    """Cumulative joules at every sample of the power log, as the meter's own traces have them; the same bytes every time."""
+    assert attempt.log is not None
+    lines = [f"{max(0.0, t - attempt.start):.3f},{j:.3f}" for t, j in zip(attempt.log.times, attempt.log.curve(), strict=True)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(("\n".join(["elapsed_s,gpu_j", *lines]) + "\n").encode(), mtime=0))

@@ -1,0 +1,150 @@
+"""import_runs: run folders of the first system as records and summaries of ours, for the comparison.
+
+    python -m workflow_scripts.importers.import_runs RUN_FOLDER … --out DIR
+        [--stage NAME=STAGE …] [--into NAME=EXPERIMENT …] [--utc-offset HOURS]
+
+Writes DIR/<experiment>/experiment_summary.json with stages/ and traces/ beside it, and prints what was read, dropped, set to
+null and refused. NAME is a stage's id or folder: `--stage` says which of our stages it is where its name does not, `--into`
+which experiment it belongs to, several times for a teacher's output that several experiments used. `--utc-offset` is that of
+CodeCarbon's local times where no file tells it. Results that were not imported are never replaced. The exit code is 1 when
+nothing could be imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from workflow_scripts.accounting.load import missing_stages
+from workflow_scripts.accounting.model import ExperimentSummary
+from workflow_scripts.importers.first_system import summaries
+from workflow_scripts.importers.first_system.attempts import Attempt, attempts_of, match_rows, utc_offset
+from workflow_scripts.importers.first_system.emissions import Row
+from workflow_scripts.importers.first_system.files import Reader, RunFolder, Source
+from workflow_scripts.importers.first_system.naming import ROLES, Given, experiments
+from workflow_scripts.importers.first_system.records import build
+from workflow_scripts.importers.first_system.report import Report
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Import the folders, print the report."""
+    parser = argparse.ArgumentParser(prog="workflow_scripts.importers.import_runs", allow_abbrev=False)
+    parser.add_argument("folders", nargs="+", metavar="RUN_FOLDER")
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--stage", action="append", default=[], type=_named_stage, metavar="NAME=STAGE")
+    parser.add_argument("--into", action="append", default=[], type=_named_experiment, metavar="NAME=EXPERIMENT")
+    parser.add_argument("--utc-offset", type=float, metavar="HOURS")
+    options = parser.parse_args(arguments)
+    report = Report()
+    owners: dict[str, list[str]] = {}
+    for name, experiment in options.into:
+        owners.setdefault(name, []).append(experiment)
+    given = Given(dict(options.stage), owners)
+    written = import_runs([Path(f) for f in options.folders], Path(options.out), given, options.utc_offset, report)
+    for path in written:
+        print(path)
+    print("\n".join(report.render()), file=sys.stderr)
+    if not written:
+        print(f"error: nothing could be imported from {len(options.folders)} folder(s)", file=sys.stderr)
+    return 0 if written else 1
+
+
+def _named_stage(text: str) -> tuple[str, str]:
+    name, _, stage = text.partition("=")
+    if stage not in ROLES:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=STAGE with STAGE one of {', '.join(ROLES)}")
+    return name, stage
+
+
+def _named_experiment(text: str) -> tuple[str, str]:
+    name, _, experiment = text.partition("=")
+    if not name or not re.fullmatch(r"[A-Za-z0-9_.-]+", experiment):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=EXPERIMENT, of letters, digits and _ . -")
+    return name, experiment
+
+
+def import_runs(folders: Sequence[Path], out: Path, given: Given, utc_offset_hours: float | None, report: Report) -> list[Path]:
+    """Write everything that can be imported; returns the summaries' paths. Findings go into `report`."""
+    reader = Reader(report)
+    runs = [reader.run_folder(path) for path in {folder.resolve(): folder for folder in folders}.values()]
+    attempts: dict[int, list[Attempt]] = {}
+    for run in runs:
+        for source in run.sources:
+            attempts[id(source)] = attempts_of(source, report)
+        run.sources = [source for source in run.sources if attempts[id(source)]]
+        for source in _from_rows(run, attempts, utc_offset_hours, report):
+            run.sources.append(source)
+    written = []
+    found = experiments([source for run in runs for source in run.sources], given, report)
+    sharing: dict[int, list[str]] = {}
+    for experiment in found:
+        for source in experiment.stages.values():
+            sharing.setdefault(id(source), []).append(experiment.name)
+    for experiment in found:
+        folder = out / experiment.name
+        if reason := summaries.refusal(folder):
+            report.add("refused", experiment.name, reason)
+            continue
+        own = {stage: attempts[id(source)] for stage, source in experiment.stages.items()}
+        records = {
+            stage: build(experiment, stage, source, own[stage], source.rows, report)
+            for stage, source in experiment.stages.items()
+        }
+        shared = {stage: sharing[id(source)] for stage, source in experiment.stages.items()}
+        summary = summaries.summarise(experiment, records, shared)
+        summaries.write(folder, summary, own)
+        written.append(folder / summaries.SUMMARY)
+        _tell(summary, report)
+    return written
+
+
+def _from_rows(run: RunFolder, attempts: dict[int, list[Attempt]], hours: float | None, report: Report) -> list[Source]:
+    """Give CodeCarbon's rows to their attempts; those that are nobody's become stages of their own, by project."""
+    left = run.rows
+    for source in run.sources:
+        source.rows = [row for row in run.rows if row.project == source.stage_id]
+        left = match_rows(attempts[id(source)], [source.stage_id, str(source.summary.get("experiment_name"))], left)
+    if not left:
+        return []
+    offset = hours * 3600 if hours is not None else utc_offset(run.sources)
+    if offset is None:
+        report.add(
+            "noted",
+            run.path,
+            "CodeCarbon's times have no zone and no file tells it: taken as UTC (--utc-offset says otherwise)",
+        )
+    by_project: dict[str, list[Row]] = {}
+    for row in left:
+        by_project.setdefault(row.project, []).append(row)
+    taken = {source.stage_id for source in run.sources}
+    made = []
+    for project, rows in by_project.items():
+        name = f"{project}-codecarbon" if project in taken else project
+        source = Source(run.path, rows[-1].path.parent, name)
+        ends = [row.local_end - (offset or 0.0) for row in rows]
+        attempts[id(source)] = [Attempt(end - row.duration_s, end, row=row) for row, end in zip(rows, ends, strict=True)]
+        what = "of the same name, but of another time or length than its record," if project in taken else "without a record"
+        report.add("noted", source.folder, f"{len(rows)} row(s) of CodeCarbon {what} are attempts of experiment {name}")
+        made.append(source)
+    return made
+
+
+def _tell(summary: ExperimentSummary, report: Report) -> None:
+    """One line per experiment, and the stages without which it has no total, as the comparison will say as well."""
+    parts = []
+    for stage, record in summary.stages.items():
+        total, tokens = record["energy"]["total"], record["tokens_processed"]
+        kwh = "unknown energy" if total["joules"] is None else f"{record['total_energy_kwh']:.6f} kWh"
+        how = f"{total['class']}, {'+'.join(total['boundary']) or 'nothing'}"
+        done = f"{tokens:,} {record['tokens_unit']} tokens" if tokens else "tokens unknown"
+        parts.append(f"{stage} {kwh} ({how}), {done}")
+    report.add("imported", summary.experiment_name, f"{summary.pipeline}: {'; '.join(parts)}")
+    for text in missing_stages({"pipeline": summary.pipeline, "stages": summary.stages}):
+        report.add("missing", summary.experiment_name, f"{text} (--into gives it one from another folder)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""From settings to jobs: names, slices, files, code, and what Snakemake would run."""

@@ -1,0 +1,131 @@
+"""The jobs that Snakemake would run, as Snakemake itself says: a dry run, read through its logger plugin interface.
+
+    python -m workflow_scripts.plan.dry_run OUT.jsonl [snakemake arguments …]
+
+Writes one JSON line per planned job with a shell command: rule, reason, command, and the working directory that its paths
+are relative to. What is stale is Snakemake's decision alone. Its own arguments (targets, --configfile, --workflow-profile …)
+are passed on; `-n` is added.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass
+from logging import ERROR, WARNING, LogRecord
+from pathlib import Path
+from typing import Any
+
+METER = "workflow_scripts.energy.meter"
+
+
+class DryRunError(RuntimeError):
+    """Snakemake could not plan; its own message says why."""
+
+
+@dataclass(frozen=True)
+class PlannedJob:
+    """One metered job of the plan, by its command line: options of the meter, then of the stage."""
+
+    rule: str
+    reason: str
+    meter: dict[str, list[str]]
+    stage: dict[str, list[str]]
+
+    @property
+    def name(self) -> str:
+        """The metered stage's name."""
+        return self.meter["stage"][0]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The stage's slice of the configuration; empty when it has none."""
+        text = self.stage.get("settings", ["{}"])[0]
+        content: dict[str, Any] = json.loads(text)
+        return content
+
+    def inputs(self) -> dict[str, str]:
+        """Arguments of the stage that name a manifest, by argument."""
+        return {name: values[0] for name, values in self.stage.items() if values and values[0].endswith("manifest.json")}
+
+
+def planned(arguments: Sequence[str]) -> tuple[list[PlannedJob], Path]:
+    """Metered jobs of Snakemake's plan for these arguments, and the folder that their paths are relative to.
+
+    Raises DryRunError when Snakemake refuses to plan (it has said why on standard error).
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "jobs.jsonl")
+        result = subprocess.run([sys.executable, "-m", "workflow_scripts.plan.dry_run", str(out), *arguments], check=False)
+        if result.returncode != 0:
+            raise DryRunError("snakemake -n failed, see above")
+        lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    jobs = [parse(line["rule"], line["reason"], line["command"]) for line in lines if METER in line["command"]]
+    return jobs, Path(lines[0]["folder"]) if lines else Path.cwd()
+
+
+def parse(rule: str, reason: str, command: str) -> PlannedJob:
+    """A planned job from its shell command, `meter options -- stage options`."""
+    words = shlex.split(command)
+    split = words.index("--")
+    return PlannedJob(rule, reason, options(words[:split]), options(words[split + 1 :]))
+
+
+def options(words: Sequence[str]) -> dict[str, list[str]]:
+    """Values of `--name value …` and `--name=value`, by name; words before the first option are left out."""
+    found: dict[str, list[str]] = {}
+    name = None
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            found[name] = [value] if equals else []
+        elif name is not None:
+            found[name].append(word)
+    return found
+
+
+def write_plan(out: Path, arguments: Sequence[str]) -> int:
+    """Run `snakemake -n` in this process, with its jobs written to `out`; returns Snakemake's exit code."""
+    from snakemake.cli import args_to_api, parse_args
+    from snakemake.exceptions import print_exception
+    from snakemake_interface_logger_plugins.base import LogHandlerBase
+    from snakemake_interface_logger_plugins.common import LogEvent
+    from snakemake_interface_logger_plugins.registry import LoggerPluginRegistry
+
+    with out.open("w", encoding="utf-8") as handle:
+
+        class LogHandler(LogHandlerBase):
+            """Writes planned jobs to the file, warnings and errors to standard error."""
+
+            writes_to_stream = True
+            writes_to_file = False
+            has_filter = True
+            has_formatter = True
+            needs_rulegraph = False
+
+            def emit(self, record: LogRecord) -> None:
+                fields = vars(record)
+                if fields.get("event") == LogEvent.JOB_INFO and fields.get("shellcmd"):
+                    line = {"rule": fields["rule_name"], "reason": fields["reason"], "command": fields["shellcmd"]}
+                    handle.write(json.dumps(line | {"folder": str(Path.cwd())}) + "\n")
+                elif record.levelno >= ERROR or (record.levelno >= WARNING and record.getMessage()):
+                    print(record.getMessage(), file=sys.stderr)
+
+        plugin = types.ModuleType("snakemake_logger_plugin_plan")
+        plugin.LogHandler = LogHandler  # type: ignore[attr-defined]
+        LoggerPluginRegistry().register_plugin(plugin.__name__, plugin)
+        parser, parsed = parse_args([*arguments, "--dry-run", "--logger", "plan"])
+        try:
+            return 0 if args_to_api(parsed, parser) else 1
+        except Exception as error:  # as Snakemake's own main does
+            print_exception(error)
+            return 1
+
+
+if __name__ == "__main__":
+    sys.exit(write_plan(Path(sys.argv[1]), sys.argv[2:]))

@@ -1,0 +1,71 @@
+"""From the names of the settings to keys that are safe as paths, to sources of models, and to files on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from workflow_scripts.settings import Settings, SettingsError
+from workflow_scripts.settings.sources import FolderModel, HubModel, ModelSource, RandomModel
+
+TEMPLATES = Path(__file__).parents[1] / "distill" / "chat_templates"
+
+
+def named_model(name: str, settings: Settings) -> tuple[str, ModelSource]:
+    """Key (safe as a path and in a shell) and source of a model: of the registry, a folder, or a hub id.
+
+    Raises SettingsError when it is none of them.
+    """
+    if name in settings.models:
+        return name, settings.models[name]
+    if name.startswith((".", "/", "~")) or Path(name).is_dir():
+        return f"{_safe(Path(name).name)}-{digest(name)}", FolderModel(source="folder", path=name)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return _safe(name), HubModel(source="hub", repo_id=name, revision="main")
+    raise SettingsError(
+        f"model {name!r} is neither in `models` ({', '.join(sorted(settings.models))}), nor an existing folder, "
+        "nor a hub id (owner/name)"
+    )
+
+
+def files_of(source: ModelSource) -> list[str]:
+    """Files on disk that a model is made from: its folder, or the folder of its tokenizer without weights."""
+    if isinstance(source, FolderModel):
+        return files_at(source.path)
+    if isinstance(source, RandomModel):
+        return [path for path in files_at(source.tokenizer) if not path.endswith((".safetensors", ".bin"))]
+    return []
+
+
+def files_at(named: str) -> list[str]:
+    """Files at a path that the configuration names; a missing one is left to the stage, which says so."""
+    path = Path(named).expanduser()
+    found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else []
+    return [str(p) for p in found]
+
+
+def task_files(settings: Settings) -> list[str]:
+    """Evaluation task files of the user's own, and the data beside them."""
+    folder = settings.evaluation.lm_eval_include_path
+    return files_at(folder) if folder else []
+
+
+def template_files(settings: Settings) -> list[str]:
+    """The chat template's file, shipped or the user's."""
+    choice = settings.model.chat_template
+    if choice == "tokenizer":
+        return []
+    if choice.endswith(".jinja"):
+        return files_at(choice)
+    return [os.path.relpath(path) for path in files_at(str(TEMPLATES / f"{choice}.jinja"))]
+
+
+def digest(*texts: str) -> str:
+    """Short hash of texts."""
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:10]
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "--", name) or "model"

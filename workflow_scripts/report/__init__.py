@@ -1,0 +1,1 @@
+"""What a person opens: the answer page, figures, tables, model card, BoAmps."""

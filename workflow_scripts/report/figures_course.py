@@ -1,0 +1,168 @@
+"""Figures over the course of a stage: power over time, loss over joules."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+from workflow_scripts.accounting.costs import stage_key
+from workflow_scripts.accounting.evaluations import on_the_way
+from workflow_scripts.accounting.runs import group
+from workflow_scripts.accounting.traces import TraceError, energy_curve, loss_curve, power_curve
+from workflow_scripts.report.figures import COLOURS, DASHES, MARKERS, ROLE_STYLE, columns, empty, save
+
+COLUMNS = 4
+METRICS = {
+    "cross_entropy": "cross entropy on the training text\n[nats/token]",
+    "loss": "loss that the training minimises\n(kinds differ by pipeline)",
+    "eval_loss": "loss on held-out text\n[nats/token; dpo: its own]",
+}
+
+
+def power(summaries: list[dict[str, Any]], path: Path) -> list[str]:
+    """A panel per run of a stage, shared ones once: mean power [W] over time; attempts follow one another, split by a line.
+
+    Returns a warning that names the stages without a trace.
+    """
+    panels, missing = [], []
+    for title, role, record, near in _stages(summaries):
+        curves, reasons = _attempts(record, near)
+        missing += [f"{title.replace(chr(10), ' of ')} ({reason})" for reason in reasons]
+        if curves:
+            panels.append((title, role, curves))
+    if panels:
+        _grid(panels, path)
+    else:
+        empty(path, "no stage has a power trace" + (f": {missing[0]}" if missing else ""))
+    return [f"no power over time of {len(missing)} attempt(s): {_some(missing)}"] if missing else []
+
+
+def _some(texts: list[str]) -> str:
+    """The first few of them, and how many there are more."""
+    more = f"; and {len(texts) - 3} more" if len(texts) > 3 else ""
+    return "; ".join(texts[:3]) + more
+
+
+def _stages(summaries: list[dict[str, Any]]) -> list[tuple[str, str, dict[str, Any], Path]]:
+    """Title, role, record, summary path of every run of a stage that has energy, in the order of the roles."""
+    found: dict[Any, tuple[str, str, dict[str, Any], Path]] = {}
+    for summary in summaries:
+        for stage, record in summary["stages"].items():
+            if record.get("total_energy_joules") is None or "lineage" in record:
+                continue
+            shared = len(record.get("shared_by") or []) > 1
+            title = stage if shared else f"{stage}\n{summary['experiment_name']}"
+            found.setdefault(stage_key(stage, record), (title, record["role"], record, Path(summary.get("path", "."))))
+    order = list(ROLE_STYLE)
+    return sorted(found.values(), key=lambda entry: order.index(entry[1]) if entry[1] in order else len(order))
+
+
+def _attempts(record: dict[str, Any], near: Path) -> tuple[list[Any], list[str]]:
+    """Power curves of the attempts that have a figure, and why some have no curve; a merge of half a second has no figure."""
+    curves, reasons = [], []
+    for attempt in record.get("attempts") or []:
+        if attempt["total_j"] is None:
+            continue
+        try:
+            curves.append(power_curve(energy_curve(record, attempt, near)))
+        except TraceError as error:
+            reasons.append(str(error))
+    return curves, reasons
+
+
+def _grid(panels: list[Any], path: Path) -> None:
+    rows = math.ceil(len(panels) / COLUMNS)
+    figure, grid = plt.subplots(rows, COLUMNS, figsize=(11, 0.6 + 2.1 * rows), sharey=True, layout="constrained", squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    longest = max(edges[-1] for _, _, curves in panels for edges, _ in curves)
+    scale, unit = (1 / 3600, "h") if longest > 2 * 3600 else (1 / 60, "min") if longest > 300 else (1.0, "s")
+    for axes, (title, role, curves) in zip(grid.flat, panels, strict=False):
+        colour, hatch = ROLE_STYLE.get(role, ("#BBBBBB", ""))
+        begin = 0.0
+        for number, (edges, watts) in enumerate(curves):
+            axes.stairs(
+                watts, (begin + edges) * scale, fill=True, facecolor=colour, hatch=hatch, edgecolor="white", linewidth=0
+            )
+            axes.stairs(watts, (begin + edges) * scale, color="black", linewidth=1)
+            if number:
+                axes.axvline(begin * scale, color="black", linestyle=":", linewidth=1)
+            begin += edges[-1]
+        axes.set_title("\n".join(textwrap.shorten(line, 34, placeholder="…") for line in title.split("\n")), fontsize=9)
+        axes.set_xlim(0, begin * scale)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.3)
+        axes.locator_params(axis="x", nbins=5)
+    grid.flat[0].set_ylim(bottom=0)  # shared; set in the loop it would freeze the top at the panels so far
+    figure.supylabel("mean power [W]", fontsize=10)
+    figure.supxlabel(f"time since the stage began [{unit}]", fontsize=10)
+    save(figure, path, [])
+
+
+def loss(summaries: list[dict[str, Any]], path: Path) -> list[str]:
+    """A panel per metric: trainings' losses over the joules of the training, attempts that were repeated included.
+
+    Held-out losses are drawn over what the training itself had used, without the evaluations on the way.
+
+    Returns a warning that names the trainings whose ledger cannot be read.
+    """
+    curves: dict[str, dict[str, list[tuple[float, float]]]] = {metric: {} for metric in METRICS}
+    missing = []
+    for summary in summaries:
+        for record in (r for r in summary["stages"].values() if r.get("role") == "student" and "lineage" not in r):
+            if record.get("total_energy_joules") is None:
+                continue
+            try:
+                for metric, own in curves.items():
+                    if points := _points(record, metric, Path(summary.get("path", "."))):
+                        own[summary["experiment_name"]] = points
+            except TraceError as error:
+                missing.append(f"{summary['experiment_name']} ({error})")
+    shown = {metric: own for metric, own in curves.items() if own}
+    if shown:
+        _loss_panels(shown, {name: each.name for each in group(summaries) for name in each.members}, path)
+    else:
+        empty(path, "no training reported a loss with its joules" + (f": {missing[0]}" if missing else ""))
+    return [f"no loss over joules of {len(missing)} training(s): {_some(missing)}"] if missing else []
+
+
+def _points(record: dict[str, Any], metric: str, near: Path) -> list[tuple[float, float]]:
+    """Points (joules, value); those of evaluations on the way at the joules of the training without the evaluations.
+
+    Raises TraceError where these are not known: a point at other joules would not compare with those of other trainings.
+    """
+    known = on_the_way(record, near) if metric == "eval_loss" else None
+    if known is None:
+        return loss_curve(record, metric, near)
+    if known["joules"] is None:
+        raise TraceError(f"held-out loss: {known['reason']}")
+    return [(point["training_joules"], point["eval_loss"]) for point in known["points"]]
+
+
+def _loss_panels(shown: dict[str, dict[str, list[tuple[float, float]]]], group_of: dict[str, str], path: Path) -> None:
+    """Runs of one experiment look alike and are named once."""
+    figure, grid = plt.subplots(
+        1, len(shown), figsize=(1.5 + 4.6 * len(shown), 4.6), sharex=True, layout="constrained", squeeze=False
+    )
+    most = max(points[-1][0] for own in shown.values() for points in own.values())
+    scale, unit = (1e-6, "MJ") if most > 2e6 else (1e-3, "kJ") if most > 2e3 else (1.0, "J")
+    order = list(dict.fromkeys(group_of.values()))
+    handles: dict[str, Any] = {}
+    for axes, (metric, own) in zip(grid[0], shown.items(), strict=True):
+        for name, points in own.items():
+            i = order.index(group_of[name])
+            marker = MARKERS[i % len(MARKERS)] if len(points) < 30 else ""
+            (line,) = axes.plot([x * scale for x, _ in points], [y for _, y in points], marker=marker, markersize=5)
+            line.set(color=COLOURS[i % len(COLOURS)], linestyle=DASHES[i % len(DASHES)])
+            handles.setdefault(group_of[name], line)
+        axes.set_xlabel(f"energy of the training [{unit}]")
+        axes.set_ylabel(METRICS[metric])
+        axes.grid(alpha=0.3)
+    grid[0][0].set_xlim(left=0)
+    listed = [name for name in order if name in handles]
+    figure.legend([handles[n] for n in listed], listed, loc="outside upper center", ncol=columns(listed), frameon=False)
+    save(figure, path, [])
