@@ -89,10 +89,7 @@ def import_runs(folders: Sequence[Path], out: Path, given: Given, utc_offset_hou
             report.add("refused", experiment.name, reason)
             continue
         own = {stage: attempts[id(source)] for stage, source in experiment.stages.items()}
-        records = {
-            stage: build(experiment, stage, source, own[stage], source.rows, report)
-            for stage, source in experiment.stages.items()
-        }
+        records = {stage: build(experiment, stage, source, own[stage], report) for stage, source in experiment.stages.items()}
         shared = {stage: sharing[id(source)] for stage, source in experiment.stages.items()}
         summary = summaries.summarise(experiment, records, shared)
         summaries.write(folder, summary, own)
@@ -106,16 +103,13 @@ def _from_rows(run: RunFolder, attempts: dict[int, list[Attempt]], hours: float 
     left = run.rows
     for source in run.sources:
         source.rows = [row for row in run.rows if row.project == source.stage_id]
-        left = match_rows(attempts[id(source)], [source.stage_id, str(source.summary.get("experiment_name"))], left)
+        left = match_rows(attempts[id(source)], source, left)
     if not left:
         return []
     offset = hours * 3600 if hours is not None else utc_offset(run.sources)
     if offset is None:
-        report.add(
-            "noted",
-            run.path,
-            "CodeCarbon's times have no zone and no file tells it: taken as UTC (--utc-offset says otherwise)",
-        )
+        text = "CodeCarbon's times have no zone and no file tells it: taken as UTC (--utc-offset says otherwise)"
+        report.add("noted", run.path, text)
     by_project: dict[str, list[Row]] = {}
     for row in left:
         by_project.setdefault(row.project, []).append(row)

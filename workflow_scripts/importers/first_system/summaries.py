@@ -13,6 +13,7 @@ from workflow_scripts.artefact import ArtefactError, read_json, write_json
 from workflow_scripts.energy.model import StageRecord
 from workflow_scripts.importers.first_system.attempts import Attempt
 from workflow_scripts.importers.first_system.naming import TRAINING, Experiment, comparable
+from workflow_scripts.importers.first_system.values import nested
 
 NO_SETTINGS = ("experiment", "wandb", "output", "benchmark", "hardware", "energy")  # of the first system: change no result
 SUMMARY = "experiment_summary.json"
@@ -39,9 +40,7 @@ def summarise(
             "experiment_id": f"{experiment.name}-imported-{fingerprint(marks)}",
             "experiment_name": experiment.name,
             "pipeline": experiment.pipeline,
-            "description": str(
-                (experiment.config.get("experiment") or {}).get("description") or "imported from the first system"
-            ),
+            "description": str(nested(experiment.config, "experiment.description") or "imported from the first system"),
             **sums,
             "reuse": {stage: {"experiments": len(names), "names": names} for stage, names in sharing.items() if len(names) > 1},
             "lineage": None,
@@ -49,7 +48,7 @@ def summarise(
             "quality": {},
             "references": {},
             "comparable": comparable(experiment.config),
-            "config_fingerprint": fingerprint(experiment.config),
+            "config_fingerprint": fingerprint(dict(experiment.config)),
             "seedless_fingerprint": _seedless(experiment),
             "deployment": {},
             "stages": stages,
