@@ -18,6 +18,7 @@ rule experiment_summary:
         summary=SUMMARY,
         environment=f"{RUN_DIR}/environment.json",
         run_config=f"{RUN_DIR}/run_config.yaml",
+        validation=f"{OUTPUT_DIR}/prerun_validation/validation.json",
         record=f"{RUN_DIR}/stages/experiment_summary.json",
     log:
         f"{RUN_DIR}/logs/experiment_summary.log",
@@ -178,17 +179,6 @@ rule comparison:
             caption="../workflow_scripts/report/captions/runs.rst",
             category="Tables",
             labels={"what": "runs"},
-        ),
-        parquet=expand(
-            f"{ROOT}/comparison/{{table}}.parquet",
-            table=[
-                "comparison",
-                "stage_energy",
-                "amortised",
-                "runs",
-                "break_even",
-                "repayment",
-            ],
         ),
         markdown=f"{ROOT}/comparison/comparison.md",
         latex=f"{ROOT}/comparison/comparison.tex",

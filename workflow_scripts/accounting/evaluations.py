@@ -1,4 +1,4 @@
-"""Evaluations on the way of a training: what they cost, and the held-out loss against what the training itself had used.
+"""Intermediate evaluations of a training: what they cost, and the held-out loss against what the training itself had used.
 
 A training with `training.eval_steps` notes for each evaluation its step, loss and time. Its energy comes from the power trace
 of the attempt that ran it, over exactly that time. It is on the training's bill, and named apart here, so that trainings that
@@ -9,49 +9,51 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
+from workflow_scripts.accounting.model import EvaluationPoint, IntermediateEvaluations
 from workflow_scripts.accounting.traces import TraceError, energy_curve, joules_between
+from workflow_scripts.energy.model import IntermediateEvaluation, StageRecord
 
 
-def on_the_way(record: dict[str, Any], near: Path) -> dict[str, Any] | None:
+def intermediate_evaluations(record: StageRecord, near: Path) -> IntermediateEvaluations | None:
     """Cost and points of a training's evaluations, or None where it made none.
 
-    Keys: `count`, `seconds`, `joules` (of all evaluations; null with a `reason` where no trace covers one) and `points`, each
-    with `step`, `eval_loss` and `training_joules`: what all attempts had used when the evaluation began, earlier evaluations
-    left out. Evaluations that a killed attempt repeated later are counted once; the first time is in the training's joules.
+    The joules are null with a `reason` where no trace covers an evaluation; `training_joules` of a point are what all attempts
+    had used when the evaluation began, earlier evaluations left out. Evaluations that a killed attempt repeated later are
+    counted once; the first time is in the training's joules.
     """
-    evaluations = (record.get("metrics") or {}).get("evaluations")
+    evaluations = record.metrics.evaluations
     if not evaluations:
         return None
-    points: list[dict[str, Any]] = [{k: e[k] for k in ("step", "eval_loss")} | {"training_joules": None} for e in evaluations]
-    found: dict[str, Any] = {
-        "count": len(points),
-        "seconds": math.fsum(e["end_time"] - e["start_time"] for e in evaluations),
-        "joules": None,
-        "reason": None,
-        "points": points,
-    }
+    found = IntermediateEvaluations(
+        count=len(evaluations),
+        seconds=math.fsum(e.end_time - e.start_time for e in evaluations),
+        joules=None,
+        reason=None,
+        points=[EvaluationPoint(step=e.step, eval_loss=e.eval_loss, training_joules=None) for e in evaluations],
+    )
     spent = 0.0
     try:
-        for point, evaluation in zip(points, evaluations, strict=True):
+        for point, evaluation in zip(found.points, evaluations, strict=True):
             before, own = _joules(record, evaluation, near)
-            point["training_joules"] = before - spent
+            point.training_joules = before - spent
             spent += own
     except TraceError as error:
-        return found | {"reason": str(error)}
-    return found | {"joules": spent}
+        found.reason = str(error)
+        return found
+    found.joules = spent
+    return found
 
 
-def _joules(record: dict[str, Any], evaluation: dict[str, Any], near: Path) -> tuple[float, float]:
+def _joules(record: StageRecord, evaluation: IntermediateEvaluation, near: Path) -> tuple[float, float]:
     """Joules of all attempts until an evaluation began, and its own. Raises TraceError when no trace covers it."""
     earlier = 0.0
-    for attempt in record["attempts"]:
-        begin, end = (evaluation[key] - attempt["start_time"] for key in ("start_time", "end_time"))
-        if begin >= 0 and evaluation["end_time"] <= attempt["end_time"] + 1:
+    for attempt in record.attempts:
+        begin, end = evaluation.start_time - attempt.start_time, evaluation.end_time - attempt.start_time
+        if begin >= 0 and evaluation.end_time <= attempt.end_time + 1:
             curve = energy_curve(record, attempt, near)
             before, own = joules_between(curve, 0.0, begin), joules_between(curve, begin, end)
             if before is not None and own is not None:
                 return earlier + before, own
-        earlier += attempt.get("total_j") or 0.0
-    raise TraceError(f"no power trace covers the evaluation at step {evaluation['step']}")
+        earlier += attempt.total_j or 0.0
+    raise TraceError(f"no power trace covers the evaluation at step {evaluation.step}")

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from workflow_scripts.energy.model import AttemptRecord, StageRecord
+
 BINS = 120  # of a power curve at most
 SLOWEST_S = 2.0  # CodeCarbon measures once a second: finer bins would show its steps, not the power
 
@@ -38,15 +40,15 @@ def locate(named: str, near: Path) -> Path:
     raise TraceError(f"{named} is not there any more")
 
 
-def energy_curve(record: dict[str, Any], attempt: dict[str, Any], near: Path) -> pd.DataFrame:
+def energy_curve(record: StageRecord, attempt: AttemptRecord, near: Path) -> pd.DataFrame:
     """Columns `elapsed_s` and `joules`: cumulative energy [J] of one attempt over the record's boundary.
 
     The first point is 0 at the start, the next the first sample at which every component of the boundary has a figure, so the
     seconds before it, in which CodeCarbon starts, count at their mean power. Raises TraceError.
     """
-    if not attempt.get("trace"):
-        raise TraceError(f"attempt {attempt.get('id')} kept no trace")
-    path = locate(attempt["trace"], near)
+    if not attempt.trace:
+        raise TraceError(f"attempt {attempt.id} kept no trace")
+    path = locate(attempt.trace, near)
     try:
         table = pd.read_csv(path, on_bad_lines="skip")
         samples = table.apply(pd.to_numeric, errors="coerce")
@@ -64,14 +66,14 @@ def energy_curve(record: dict[str, Any], attempt: dict[str, Any], near: Path) ->
     return pd.DataFrame({"elapsed_s": np.concatenate([[0.0], seconds]), "joules": np.concatenate([[0.0], energy])})
 
 
-def _boundary(record: dict[str, Any], attempt: dict[str, Any]) -> list[str]:
+def _boundary(record: StageRecord, attempt: AttemptRecord) -> list[str]:
     """Components of the record's boundary that the attempt is charged; a short attempt may lack one."""
-    return [name for name in record["energy"]["total"]["boundary"] if attempt["joules"].get(name) is not None]
+    return [name for name in record.energy.total.boundary if attempt.joules.get(name) is not None]
 
 
-def _scale(attempt: dict[str, Any], component: str, last: float) -> float:
+def _scale(attempt: AttemptRecord, component: str, last: float) -> float:
     """What the attempt is charged of a component, by what its trace ends at; 1 where either is not known."""
-    charged = attempt["joules"].get(component)
+    charged = attempt.joules.get(component)
     return charged / last if charged is not None and last > 0 else 1.0
 
 
@@ -93,17 +95,17 @@ def joules_between(curve: pd.DataFrame, begin: float, end: float) -> float | Non
     return float(joules[1] - joules[0])
 
 
-def loss_curve(record: dict[str, Any], metric: str, near: Path) -> list[tuple[float, float]]:
+def loss_curve(record: StageRecord, metric: str, near: Path) -> list[tuple[float, float]]:
     """Points (joules spent so far, metric) of a training, from the ledgers of all its attempts in order.
 
     A point's joules are those of the first ledger line that has the new value: at most one flush period late. Energy of
     attempts that were repeated is in them, so a resumed training goes on further to the right. Raises TraceError.
     """
-    if "imported" in (record.get("provenance") or {}):
+    if record.provenance.imported is not None:
         raise TraceError("imported: no loss was kept with the energy")
     points = []
     before = 0.0
-    for attempt in record["attempts"]:
+    for attempt in record.attempts:
         boundary = _boundary(record, attempt)
         lines = list(_ledger(attempt, near))
         factor = _ledger_scale(lines, attempt, boundary)
@@ -116,16 +118,16 @@ def loss_curve(record: dict[str, Any], metric: str, near: Path) -> list[tuple[fl
                 continue
             known = measured
             points.append((before + joules * factor, float(value)))
-        before += attempt.get("total_j") or 0.0
+        before += attempt.total_j or 0.0
     return points
 
 
-def _ledger(attempt: dict[str, Any], near: Path) -> Iterator[dict[str, Any]]:
+def _ledger(attempt: AttemptRecord, near: Path) -> Iterator[dict[str, Any]]:
     """Lines of an attempt's ledger that have joules; a line cut by a kill is left out."""
-    if not attempt.get("trace"):
-        raise TraceError(f"attempt {attempt.get('id')} names no trace, so its ledger is not found")
-    folder = Path(attempt["trace"]).parents[1]
-    path = locate(str(folder / "attempts" / f"{attempt['id']}.jsonl"), near)
+    if not attempt.trace:
+        raise TraceError(f"attempt {attempt.id} names no trace, so its ledger is not found")
+    folder = Path(attempt.trace).parents[1]
+    path = locate(str(folder / "attempts" / f"{attempt.id}.jsonl"), near)
     with path.open(encoding="utf-8", errors="replace") as handle:
         for text in handle:
             try:
@@ -142,7 +144,7 @@ def _sum(line: dict[str, Any], boundary: list[str]) -> float | None:
     return math.fsum(known) if known and len(known) == len(found) else None
 
 
-def _ledger_scale(lines: list[dict[str, Any]], attempt: dict[str, Any], boundary: list[str]) -> float:
+def _ledger_scale(lines: list[dict[str, Any]], attempt: AttemptRecord, boundary: list[str]) -> float:
     """Several hosts: the ledger is the first host's, the record charges all."""
     last = next((total for line in reversed(lines) if (total := _sum(line, boundary))), None)
-    return attempt["total_j"] / last if last and attempt.get("total_j") is not None else 1.0
+    return attempt.total_j / last if last and attempt.total_j is not None else 1.0

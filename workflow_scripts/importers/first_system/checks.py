@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from workflow_scripts.energy.model import Component, EnergyClass
+from workflow_scripts.energy.uncertainty import KWH
 from workflow_scripts.importers.first_system.attempts import Attempt
 from workflow_scripts.importers.first_system.emissions import Row
 from workflow_scripts.importers.first_system.files import Source, StageFile
@@ -20,7 +21,6 @@ from workflow_scripts.importers.first_system.report import Report
 from workflow_scripts.importers.first_system.values import local_time, nested, zone_offset
 from workflow_scripts.settings.schema import Uncertainty
 
-KWH = 3.6e6
 Scope = Literal["device", "host", "job"]
 GPU_POWER, GPU_COUNTER = "NVML power over time", "NVML total energy counter, read by CodeCarbon"
 CPU_MODEL, RAM_MODEL, RAPL = "CodeCarbon", "CodeCarbon RAM model", "RAPL at start and end"

@@ -7,22 +7,23 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from workflow_scripts.accounting.totals import sum_of
+from workflow_scripts.accounting.model import SummaryStage, sum_of
 from workflow_scripts.energy.carbon import intensity
 from workflow_scripts.energy.model import (
-    CLASSES,
     AttemptRecord,
     Carbon,
     Component,
+    Device,
     EnergyFigures,
+    Metrics,
+    Provenance,
     Sampling,
-    StageRecord,
     Total,
     Work,
 )
-from workflow_scripts.energy.uncertainty import instrument, propagate
+from workflow_scripts.energy.uncertainty import KWH, worst
 from workflow_scripts.importers.first_system.attempts import Attempt
-from workflow_scripts.importers.first_system.checks import BOUNDARY, KWH, Judged, judge, own_codecarbon, unknown
+from workflow_scripts.importers.first_system.checks import BOUNDARY, Judged, judge, own_codecarbon, unknown
 from workflow_scripts.importers.first_system.files import Source
 from workflow_scripts.importers.first_system.naming import ROLES, Experiment
 from workflow_scripts.importers.first_system.report import Report
@@ -34,12 +35,15 @@ PACKAGES = {"pytorch_version": "torch", "transformers_version": "transformers"}
 COMPONENTS = ("gpu", "cpu", "dram")
 
 
-def build(experiment: Experiment, stage: str, source: Source, attempts: Sequence[Attempt], report: Report) -> StageRecord:
-    """The record of all attempts of a stage, oldest first."""
+def build(
+    experiment: Experiment, stage: str, attempts: Sequence[Attempt], shared_by: list[str], report: Report
+) -> SummaryStage:
+    """The record of all attempts of a stage, oldest first; `shared_by` names the experiments that use it."""
+    source = experiment.stages[stage]
     judged = [judge(attempt, stage, experiment.config, source, report) for attempt in attempts]
     last = judged[-1]
     energy = _energy(judged)
-    total, gpu = energy.total.joules, energy.gpu.joules
+    total = energy.total.joules
     tokens, no_tokens = _tokens(judged, source)
     unit = last.tokens.unit if tokens else None
     at_tokens = _joules_at_tokens(judged) if tokens else None
@@ -48,7 +52,7 @@ def build(experiment: Experiment, stage: str, source: Source, attempts: Sequence
     seconds = sum(a.seconds for a in attempts)
     end = max(a.end for a in attempts)
     until_tokens = (last.attempt.file_end or last.attempt.end) - last.attempt.start
-    return StageRecord(
+    return SummaryStage(
         stage_id=stage,
         stage_name=stage,
         start_time=attempts[0].start,
@@ -57,15 +61,12 @@ def build(experiment: Experiment, stage: str, source: Source, attempts: Sequence
         span_seconds=end - attempts[0].start,
         tokens_processed=tokens,
         tokens_unit=unit,
-        gpu_energy_joules=gpu,
-        gpu_avg_power_watts=gpu / seconds if gpu is not None else None,
+        gpu_energy_joules=energy.gpu.joules,
         gpu_peak_power_watts=max((watts for a in attempts if (watts := _peak(a))), default=None),
         cpu_energy_joules=energy.cpu.joules,
         codecarbon_energy_kwh=_of_codecarbon(attempts, source, "energy_consumed"),
         codecarbon_emissions_kg=_of_codecarbon(attempts, source, "emissions"),
         total_energy_joules=total,
-        total_energy_kwh=total / KWH if total is not None else None,
-        kwh_total=total / KWH if total is not None else None,
         joules_per_token=per_token,
         tokens_per_second=tokens / until_tokens if tokens else None,
         nvml_poll_interval_ms=_poll(source, attempts),
@@ -81,26 +82,23 @@ def build(experiment: Experiment, stage: str, source: Source, attempts: Sequence
         attempts=[_attempt(one, source, one is last) for one in judged],
         devices=_devices(source, attempts),
         work=_work(stage, last, tokens),
-        metrics={},
+        metrics=Metrics(),
         carbon=_carbon(total, experiment.config),
         idle=None,
         overhead={},
         provenance=_provenance(source, attempts, last.tokens.claimed),
         warnings=list(dict.fromkeys([*_warnings(judged, source, energy, tokens, no_tokens, at_tokens), *_remarks(judged)])),
+        shared_by=shared_by,
     )
 
 
 def _energy(judged: Sequence[Judged]) -> EnergyFigures:
     parts = {name: _component([j.figures[name] for j in judged]) for name in COMPONENTS}
     inside = [name for name in BOUNDARY if parts[name].joules is not None]
-    joules = sum_of([parts[name].joules for name in inside])
-    known = [(instrument(parts[n].method), parts[n].joules or 0.0, parts[n].uncertainty_pct or 0.0) for n in inside]
     total = Total(
-        joules=joules,
-        energy_class=max((parts[name].energy_class for name in inside), key=CLASSES.index, default="unavailable"),
+        joules=sum_of([parts[name].joules for name in inside]),
+        energy_class=worst(parts[name].energy_class for name in inside),
         boundary=inside,
-        uncertainty_j=propagate(known) if inside else None,
-        uncertainty_pct=100 * propagate(known) / joules if joules else None,
         reason=None if inside else parts["gpu"].reason,
     )
     node = unknown("the first system did not ask for it", "host")
@@ -115,7 +113,7 @@ def _component(figures: Sequence[Component]) -> Component:
     joules = sum(j for _, j in known)
     update = {
         "joules": joules,
-        "energy_class": max((f.energy_class for f, _ in known), key=CLASSES.index),
+        "energy_class": worst(f.energy_class for f, _ in known),
         "uncertainty_pct": sum(j * (f.uncertainty_pct or 0.0) for f, j in known) / joules,
         "crosscheck": sum_of([f.crosscheck for f, _ in known]),
     }
@@ -279,24 +277,20 @@ def _host(source: Source, attempt: Attempt) -> str:
     return str(named) if named and attempt.file is not None else f"unknown host of {source.folder.name}/{source.stage_id}"
 
 
-def _devices(source: Source, attempts: Sequence[Attempt]) -> list[dict[str, Any]]:
+def _devices(source: Source, attempts: Sequence[Attempt]) -> list[Device]:
     """GPUs. No UUID was kept: host and index stand for it, else errors of different cards would seem common."""
     uuid = f"not recorded: {_host(source, attempts[-1])}"
+    gpus = [gpu for gpu in source.environment.get("gpus") or [] if isinstance(gpu, dict)]
+    facts = [{"power_limit_w": gpu.get("power_limit_watts"), "driver": gpu.get("driver_version")} for gpu in gpus]
     found = [
-        {
-            "uuid": f"{uuid} index {gpu.get('index')}",
-            "name": gpu.get("name"),
-            "power_limit_w": gpu.get("power_limit_watts"),
-            "driver": gpu.get("driver_version"),
-        }
-        for gpu in source.environment.get("gpus") or []
-        if isinstance(gpu, dict)
+        Device(uuid=f"{uuid} index {gpu.get('index')}", name=gpu.get("name"), **more)
+        for gpu, more in zip(gpus, facts, strict=True)
     ]
     model = next((a.row.facts.get("gpu_model") for a in attempts if a.row is not None), None)
-    return found or ([{"uuid": uuid, "name": model.partition(" x ")[2] or model}] if model else [])
+    return found or ([Device(uuid=uuid, name=model.partition(" x ")[2] or model)] if model else [])
 
 
-def _provenance(source: Source, attempts: Sequence[Attempt], claimed: float | None) -> dict[str, Any]:
+def _provenance(source: Source, attempts: Sequence[Attempt], claimed: float | None) -> Provenance:
     """Versions, host and commit as the first system wrote them; `imported` names what the record was made from.
 
     The fingerprint is the same for copies of the same run folder, so that a stage that was imported twice is charged once.
@@ -307,17 +301,17 @@ def _provenance(source: Source, attempts: Sequence[Attempt], claimed: float | No
     facts = rows[-1].facts if rows else {}
     parts = [a.file.digest if a.file is not None else a.row.run_id if a.row is not None else f"{a.start:.3f}" for a in attempts]
     packages = {name: software[key] for key, name in PACKAGES.items() if key in software}
-    return {
-        "fingerprint": hashlib.sha256("\0".join((source.stage_id, *parts)).encode()).hexdigest()[:12],
-        "git_commit": nested(said, "git_info.commit_hash"),
-        "git_dirty": nested(said, "git_info.is_dirty"),
-        "host": _host(source, attempts[-1]),
-        "cpu": nested(said, "cpu.brand") or facts.get("cpu_model"),
-        "cpu_count": nested(said, "cpu.logical_cores"),
-        "platform": nested(said, "software.os_version") or facts.get("os"),
-        "python": software.get("python_version") or facts.get("python_version"),
-        "packages": packages | ({"codecarbon": version} if (version := facts.get("codecarbon_version")) else {}),
-        "imported": {
+    return Provenance(
+        fingerprint=hashlib.sha256("\0".join((source.stage_id, *parts)).encode()).hexdigest()[:12],
+        git_commit=nested(said, "git_info.commit_hash"),
+        git_dirty=nested(said, "git_info.is_dirty"),
+        host=_host(source, attempts[-1]),
+        cpu=nested(said, "cpu.brand") or facts.get("cpu_model"),
+        cpu_count=nested(said, "cpu.logical_cores"),
+        platform=nested(said, "software.os_version") or facts.get("os"),
+        python=software.get("python_version") or facts.get("python_version"),
+        packages=packages | ({"codecarbon": version} if (version := facts.get("codecarbon_version")) else {}),
+        imported={
             "system": "first",
             "run": source.run.resolve().name,
             "stage_id": source.stage_id,
@@ -326,4 +320,4 @@ def _provenance(source: Source, attempts: Sequence[Attempt], claimed: float | No
             "power_log": any(a.log is not None for a in attempts),
             "tokens_claimed": claimed,
         },
-    }
+    )
