@@ -23,6 +23,7 @@ def summarise(experiment: Experiment, stages: dict[str, SummaryStage], sharing: 
 
     Quality is empty: the first system kept none beside the energy.
     """
+    settings = {key: value for key, value in experiment.config.items() if key not in NO_SETTINGS}
     marks = {stage: record.provenance.fingerprint for stage, record in stages.items()}
     return ExperimentSummary(
         experiment_id=f"{experiment.name}-imported-{fingerprint(marks)}",
@@ -32,17 +33,9 @@ def summarise(experiment: Experiment, stages: dict[str, SummaryStage], sharing: 
         reuse={stage: Reuse(experiments=len(names), names=names) for stage, names in sharing.items() if len(names) > 1},
         comparable=comparable(experiment.config),
         config_fingerprint=fingerprint(experiment.config),
-        seedless_fingerprint=_seedless(experiment),
+        seedless_fingerprint=fingerprint({**settings, "stages": sorted(stages)}) if settings else None,
         stages=stages,
     )
-
-
-def _seedless(experiment: Experiment) -> str | None:
-    """Equal for runs that differ in their seed only; None where the configuration was not kept."""
-    if not experiment.config:
-        return None
-    settings = {key: value for key, value in experiment.config.items() if key not in NO_SETTINGS}
-    return fingerprint({**settings, "stages": sorted(experiment.stages)})
 
 
 def refusal(folder: Path) -> str | None:
