@@ -11,8 +11,8 @@ from typing import Any
 from workflow_scripts.artefact import read_json
 from workflow_scripts.estimate.pricing import Range
 from workflow_scripts.plan.dry_run import PlannedJob
+from workflow_scripts.settings.models import RandomModel
 from workflow_scripts.settings.shapes import published_shape
-from workflow_scripts.settings.sources import RandomModel
 
 # Where the corpus is not made yet: share of data.max_sequence_length that a row fills, and share of loss tokens in it.
 FILLED = Range(0.1, 0.5, 1.0)

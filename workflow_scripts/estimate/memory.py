@@ -35,8 +35,8 @@ from pathlib import Path
 
 from workflow_scripts.settings import Settings, SettingsError, load_experiments
 from workflow_scripts.settings.load import deep_merge, read_yaml
+from workflow_scripts.settings.models import FolderModel, HubModel, PackagedModel, PrunedModel, RandomModel
 from workflow_scripts.settings.shapes import Shape, published_shape
-from workflow_scripts.settings.sources import FolderModel, HubModel, PackagedModel, PrunedModel, RandomModel
 
 ROOT = Path(__file__).parents[2]
 OPTIMIZER_BYTES = {"adamw": 8.0, "adamw_8bit": 2.1, "adafactor": 0.1}  # per parameter, with scales; adafactor: rows and columns
