@@ -20,10 +20,10 @@ from workflow_scripts.distill import training
 from workflow_scripts.distill.arguments import arguments, dpo_config, sft_config
 from workflow_scripts.distill.corpus import read_table
 from workflow_scripts.distill.logit_cache import LogitCache
+from workflow_scripts.distill.losses import KdLoss
 from workflow_scripts.distill.models import load_model, load_tokenizer
 from workflow_scripts.distill.order import training_order
 from workflow_scripts.distill.packing import ROWWISE
-from workflow_scripts.plan.slices import KdLoss
 from workflow_scripts.settings.schema import Training
 
 KD = KdLoss(alpha=0.5, temperature=1.0, tail="ghost")

@@ -18,7 +18,7 @@ import pytest
 from tests.helpers.meter_bench import REPOSITORY, SCHEMA, WORKER, Bench, alive, python, rapl_tree, wait_for
 from workflow_scripts.energy.ledger import LedgerError, read_attempts
 from workflow_scripts.energy.meter import main
-from workflow_scripts.plan.slices import PrerunSlice
+from workflow_scripts.plan.slices import canonical
 from workflow_scripts.settings.schema import Hardware, Prerun
 
 
@@ -300,7 +300,8 @@ def test_samples_are_a_compact_trace_beside_the_record(tmp_path) -> None:
     ],
 )
 def test_a_failed_hardware_check_names_number_and_bound_and_writes_nothing(tmp_path, hardware, message) -> None:
-    settings = PrerunSlice(hardware=Hardware(**hardware), prerun=Prerun()).model_dump_json()
+    sections = {"hardware": Hardware(**hardware), "prerun": Prerun()}
+    settings = canonical({name: section.model_dump(mode="json") for name, section in sections.items()})
     out = tmp_path / "validation.json"
     command = [
         sys.executable,
@@ -329,7 +330,7 @@ def test_an_input_manifest_that_is_cut_is_named(tmp_path, capsys) -> None:
     cut.write_text('{"warnings": [')
     bench = Bench(tmp_path)
     options = bench.command(*python("pass"))[3:]
-    options[options.index("--") : options.index("--")] = ["--input", str(cut)]
+    options[options.index("--") : options.index("--")] = ["--file", str(cut)]
     assert main(options) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"work: meter: {cut} is not whole JSON") and line.endswith("delete it and run again")

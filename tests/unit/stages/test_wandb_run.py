@@ -17,10 +17,9 @@ from tests.conftest import REPOSITORY
 from tests.helpers.tiny_training import train
 from tests.helpers.wandb_file import OfflineRun, offline_runs
 from tests.helpers.wandb_server import Server
-from workflow_scripts.stages.runtime.wandb_run import WandbChoice
 from workflow_scripts.progress import Progress
 from workflow_scripts.settings.schema import Wandb
-from workflow_scripts.stages.runtime.wandb_run import Run, mode_of
+from workflow_scripts.stages.runtime.wandb_run import Run, WandbChoice, mode_of
 from workflow_scripts.stages.wandb_summary import figures
 from workflow_scripts.stages.wandb_summary import main as conclude
 
