@@ -13,7 +13,7 @@ import torch
 
 from workflow_scripts.artefact import inherited, open_artefact, read_json
 from workflow_scripts.distill import training
-from workflow_scripts.distill.arguments import arguments, check_optimizer, sft_config
+from workflow_scripts.distill.arguments import arguments, check_optimizer
 from workflow_scripts.distill.budget import EnergyBudget
 from workflow_scripts.distill.corpus import loss_tokens, read_table
 from workflow_scripts.distill.logit_cache import FORMATS, CacheError, LogitCache
@@ -60,12 +60,11 @@ def student_train(args: Arguments[StudentTrainSlice]) -> None:
     planned = sum(step.loss for step in steps)
     with Progress("loss", total=planned) as progress:
         callback = WorkCallback(progress, steps, run.training, training.ended_by(options, planned), EnergyBudget.of(options))
-        shared = arguments(options, settings.seed, len(steps), checkpoints, log_interval)
         evaluation = read_table(corpus_folder / "evaluation.parquet") if options.eval_steps else []
         held_out = training.whole_batches(range(len(rows), len(rows) + len(evaluation)), options.batch_size, training.FILLER)
         trainer = training.DistillationTrainer(
             model=model,
-            args=sft_config(shared),
+            args=arguments(options, settings.seed, len(steps), checkpoints, log_interval),
             train_dataset=training.row_numbers([*range(len(rows)), training.FILLER]),
             eval_dataset=training.row_numbers(held_out) if evaluation else None,
             processing_class=tokenizer,

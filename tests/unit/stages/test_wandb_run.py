@@ -64,7 +64,7 @@ def test_a_tiny_training_is_read_back(tmp_path: Path, toy_model, monkeypatch) ->
     import copy
 
     from workflow_scripts.distill import training
-    from workflow_scripts.distill.arguments import arguments, sft_config
+    from workflow_scripts.distill.arguments import arguments
     from workflow_scripts.distill.work import ExampleWork, WorkCallback, work_per_step
     from workflow_scripts.settings.schema import Training
 
@@ -77,7 +77,7 @@ def test_a_tiny_training_is_read_back(tmp_path: Path, toy_model, monkeypatch) ->
     steps = work_per_step(order, [ExampleWork(3, (5,))] * 8, 2, 1)
     trainer = training.DistillationTrainer(
         model=copy.deepcopy(toy_model),
-        args=sft_config(arguments(options, 1, 4, tmp_path / "checkpoints", 1)),
+        args=arguments(options, 1, 4, tmp_path / "checkpoints", 1),
         train_dataset=training.row_numbers(range(8)),
         eval_dataset=training.row_numbers(range(8, 10)),
         processing_class=toy_tokenizer(),
