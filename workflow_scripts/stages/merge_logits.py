@@ -9,8 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from workflow_scripts.artefact import inherited, read_json
-from workflow_scripts.distill.logit_cache import FORMATS
+from workflow_scripts.artefact import LOGIT_FORMATS, inherited, read_json
 from workflow_scripts.plan.slices import LogitCachingSlice
 from workflow_scripts.progress import Progress
 from workflow_scripts.stages.runtime.common import Arguments, build_dir, publish, run_stage
@@ -41,7 +40,7 @@ def merge_logits(args: Arguments[LogitCachingSlice]) -> None:
         "tokenizer_sha256": corpus["tokenizer_sha256"],
         "corpus_sha256": corpus["corpus_sha256"],
         "vocab_size": teacher["vocab_size"],
-        "format": FORMATS[settings.content.sampling],
+        "format": LOGIT_FORMATS[settings.content.sampling],
         "k": max(shard["width"] for shard in shards),
         "draws": settings.content.sampling_draws,
         "seed": settings.content.sampling_seed,

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from workflow_scripts.artefact import inherited, open_artefact, read_json
+from workflow_scripts.artefact import LOGIT_FORMATS, inherited, open_artefact, read_json
 from workflow_scripts.distill import training
 from workflow_scripts.distill.arguments import arguments, check_optimizer
 from workflow_scripts.distill.budget import EnergyBudget
 from workflow_scripts.distill.corpus import loss_tokens, read_table
-from workflow_scripts.distill.logit_cache import FORMATS, CacheError, LogitCache
+from workflow_scripts.distill.logit_cache import CacheError, LogitCache
 from workflow_scripts.distill.models import check_context, load_model, load_tokenizer, model_facts, open_model
 from workflow_scripts.distill.order import training_order
 from workflow_scripts.distill.packing import attention_for
@@ -115,7 +115,7 @@ def cache_facts(args: Arguments[StudentTrainSlice], corpus: dict[str, Any]) -> d
     expected["teacher_weights_sha256"] = read_json(args.inputs["teacher"])["weights_sha256"]
     if content is None:
         raise CacheError("the settings of this training do not say what its logit cache keeps")
-    expected["format"] = FORMATS[content.sampling]
+    expected["format"] = LOGIT_FORMATS[content.sampling]
     if content.sampling == "top_k":
         return expected | {"k": content.top_k_logits}
     return expected | {"draws": content.sampling_draws, "seed": content.sampling_seed}
