@@ -54,41 +54,9 @@ class ExperimentRow(Row):
     """
 
     experiment: str
-    pipeline: str
-    prerun_kwh: float | None
-    data_kwh: float | None
-    teacher_kwh: float | None
-    student_kwh: float | None
-    evaluation_kwh: float | None
-    teacher_uncertainty_kwh: float | None
-    student_uncertainty_kwh: float | None
-    total_kwh: float | None
-    total_uncertainty_kwh: float | None
     lineage_kwh: float | None
     total_with_lineage_kwh: float | None
     total_with_lineage_uncertainty_kwh: float | None
-    wasted_kwh: float | None
-    carbon_g: float | None
-    training_tokens: int | None
-    joules_per_token: float | None
-    joules_per_token_uncertainty: float | None
-    tokens_per_second: float | None
-    cross_entropy: float | None
-    untrained_cross_entropy: float | None
-    teacher_cross_entropy: float | None
-    kl_to_teacher: float | None
-    top1_agreement: float | None
-    preference_margin: float | None
-    preference_accuracy: float | None
-    energy_class: str
-    boundary: str
-    seed: Any
-    hardware: str
-    teacher_users: int | None
-    teacher_share_kwh: float | None
-    charged_kwh: float | None
-    generated_j_per_token: float | None
-    problems: str
     group: str
 
     @classmethod
@@ -138,65 +106,35 @@ class ExperimentRow(Row):
         return cls.model_validate(known | {name: entry.value for name, entry in quality.metrics.items()})
 
 
-class StageRow(Row):
+def stage_row(experiment: str, name: str, r: SummaryStage, shares: Users) -> dict[str, object]:
     """A stage of an experiment: energy with class, boundary and half-width, work and rates.
 
     `lineage` names the experiment whose starting policy a stage made; such a stage is in no total of this experiment. `users`
     counts the compared experiments that share the stage, `share_kwh` is its energy divided by them.
     """
-
-    experiment: str
-    stage: str
-    role: str
-    lineage: str | None
-    status: str
-    joules: float | None
-    kwh: float | None
-    uncertainty_j: float | None
-    energy_class: str
-    boundary: str
-    reason: str | None
-    gpu_j: float | None
-    cpu_j: float | None
-    dram_j: float | None
-    useful_j: float | None
-    wasted_j: float | None
-    carbon_g: float | None
-    duration_s: float
-    tokens: int | None
-    tokens_unit: str | None
-    joules_per_token: float | None
-    tokens_per_second: float | None
-    attempts: int
-    users: int
-    share_kwh: float | None
-    fingerprint: str | None
-
-    @classmethod
-    def of(cls, experiment: str, name: str, r: SummaryStage, shares: Users) -> StageRow:
-        """The row of a stage."""
-        spent, users = r.spent, len(shares[stage_key(name, r)])
-        same = ("role", "lineage", "status", "boundary", "useful_j", "wasted_j", "tokens_unit", "joules_per_token")
-        return cls.model_validate(
-            {
-                **{key: getattr(r, key) for key in (*same, "tokens_per_second")},
-                "experiment": experiment,
-                "stage": name,
-                "joules": spent.value if spent else None,
-                "kwh": spent.kwh if spent else None,
-                "uncertainty_j": spent.half_width if spent else None,
-                "energy_class": r.energy.total.energy_class,
-                "reason": r.energy.total.reason,
-                **{f"{part}_j": getattr(r.energy, part).joules for part in ("gpu", "cpu", "dram")},
-                "carbon_g": r.carbon.grams,
-                "duration_s": r.duration_seconds,
-                "tokens": r.tokens_processed,
-                "attempts": len(r.attempts),
-                "users": users,
-                "share_kwh": spent.kwh / users if spent else None,
-                "fingerprint": r.provenance.fingerprint,
-            }
-        )
+    spent, users = r.spent, len(shares[stage_key(name, r)])
+    rest = ("tokens_unit", "joules_per_token", "tokens_per_second")
+    return {
+        "experiment": experiment,
+        "stage": name,
+        **{key: getattr(r, key) for key in ("role", "lineage", "status")},
+        "joules": spent.value if spent else None,
+        "kwh": spent.kwh if spent else None,
+        "uncertainty_j": spent.half_width if spent else None,
+        "energy_class": r.energy.total.energy_class,
+        "boundary": r.boundary,
+        "reason": r.energy.total.reason,
+        **{f"{part}_j": getattr(r.energy, part).joules for part in ("gpu", "cpu", "dram")},
+        **{key: getattr(r, key) for key in ("useful_j", "wasted_j")},
+        "carbon_g": r.carbon.grams,
+        "duration_s": r.duration_seconds,
+        "tokens": r.tokens_processed,
+        **{key: getattr(r, key) for key in rest},
+        "attempts": len(r.attempts),
+        "users": users,
+        "share_kwh": spent.kwh / users if spent else None,
+        "fingerprint": r.provenance.fingerprint,
+    }
 
 
 class GroupRow(Row):

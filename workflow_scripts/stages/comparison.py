@@ -42,7 +42,7 @@ from workflow_scripts.accounting.rows import (
     GroupRow,
     Repayment,
     Row,
-    StageRow,
+    stage_row,
 )
 from workflow_scripts.accounting.sampling import DRAWS, only_one_instrument, sample
 from workflow_scripts.accounting.sharing import Users, runs_of_stages, teacher_users, users
@@ -78,19 +78,20 @@ def main(arguments: list[str] | None = None) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     comparison = compare(loaded, options.quality, options.baseline)
     shares = users(loaded.summaries)
-    stages = [StageRow.of(s.experiment_name, name, r, shares) for s in loaded.summaries for name, r in s.stages.items()]
     written: dict[str, tuple[type[Row], Sequence[Row]]] = {
         "comparison": (ExperimentRow, comparison.experiments),
-        "stage_energy": (StageRow, stages),
         "amortised": (Amortised, comparison.amortised),
         "runs": (GroupRow, comparison.groups),
         "break_even": (BreakEven, comparison.break_even),
         "repayment": (Repayment, comparison.repayment),
     }
-    for name, (kind, rows) in written.items():
-        table = pd.DataFrame([row.model_dump() for row in rows], columns=None if rows else kind.columns())
-        if name == "runs":
-            table["members"] = table["members"].map("; ".join)
+    tables = {
+        name: pd.DataFrame([row.model_dump() for row in rows], columns=None if rows else kind.columns())
+        for name, (kind, rows) in written.items()
+    }
+    tables["runs"]["members"] = tables["runs"]["members"].map("; ".join)
+    stages = [stage_row(s.experiment_name, name, r, shares) for s in loaded.summaries for name, r in s.stages.items()]
+    for name, table in {**tables, "stage_energy": pd.DataFrame(stages)}.items():
         table.to_csv(out.with_name(f"{name}.csv"), index=False)
     comparison.warnings += draw(loaded.summaries, comparison, out.parent)
     comparison.counts["warnings"] = len(comparison.warnings)
