@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validat
 from workflow_scripts.accounting.model import ExperimentSummary, SummaryStage
 from workflow_scripts.accounting.sharing import Users, charged, stage_key, teacher_users
 from workflow_scripts.energy.model import Document
-from workflow_scripts.energy.uncertainty import KWH, Figure
+from workflow_scripts.energy.uncertainty import KWH, Energy
 
 Status = Literal["pays", "never", "unknown", "refused"]
 HOLDS = {
@@ -54,33 +54,30 @@ class ExperimentRow(Row):
     """
 
     experiment: str
-    lineage_kwh: float | None
+    pipeline: str
+    group: str
     total_with_lineage_kwh: float | None
     total_with_lineage_uncertainty_kwh: float | None
-    group: str
+    lineage_kwh: float | None
 
     @classmethod
     def of(cls, summary: ExperimentSummary, group: str, shares: Users) -> ExperimentRow:
         """The row of an experiment."""
-        training, quality, references = summary.training, summary.quality, summary.references
-        whole, before, problems = summary.spent(), summary.before, [problem.text for problem in summary.problems]
-        if problems:
-            whole = None
-        with_policy, users = summary.with_policy, teacher_users(summary, shares)
-        share = charged(summary, shares) if not problems else None
-        roles, tokens = summary.roles, training.tokens_processed if training else None
-        per_token: Figure | None = training.spent.scaled(1 / tokens) if training and training.spent and tokens else None
-        teacher_kwh = roles["teacher"].kwh
+        training, quality, references, roles = summary.training, summary.quality, summary.references, summary.roles
+        whole = summary.spent() if not summary.problems else None
+        share = charged(summary, shares) if not summary.problems else None
+        users, teacher_kwh = teacher_users(summary, shares), roles["teacher"].kwh
+        tokens = training.tokens_processed if training else None
+        per_token = training.spent.scaled(1 / tokens) if training and training.spent and tokens else None
         known = {
             "experiment": summary.experiment_name,
             "pipeline": summary.pipeline,
+            "group": group,
+            **_kwh("total_with_lineage", summary.with_policy),
+            "lineage_kwh": summary.before.kwh if summary.before and summary.lineage else None,
             **{f"{role}_kwh": entry.kwh for role, entry in roles.items()},
             **{f"{role}_uncertainty_kwh": roles[role].uncertainty_kwh for role in ("teacher", "student")},
-            "total_kwh": whole.kwh if whole else None,
-            "total_uncertainty_kwh": whole.uncertainty_kwh if whole else None,
-            "lineage_kwh": before.kwh if before and summary.lineage else None,
-            "total_with_lineage_kwh": with_policy.kwh if with_policy else None,
-            "total_with_lineage_uncertainty_kwh": with_policy.uncertainty_kwh if with_policy else None,
+            **_kwh("total", whole),
             "wasted_kwh": summary.wasted_j / KWH if summary.wasted_j is not None else None,
             "carbon_g": summary.carbon_grams,
             "training_tokens": tokens,
@@ -100,10 +97,16 @@ class ExperimentRow(Row):
             "teacher_share_kwh": teacher_kwh / users if teacher_kwh is not None and users else None,
             "charged_kwh": share / KWH if share is not None else None,
             "generated_j_per_token": summary.deployment["model"].joules_per_token if "model" in summary.deployment else None,
-            "problems": "; ".join([*problems, *summary.partial]),
-            "group": group,
+            "problems": "; ".join([*(problem.text for problem in summary.problems), *summary.partial]),
         }
         return cls.model_validate(known | {name: entry.value for name, entry in quality.metrics.items()})
+
+
+def _kwh(name: str, spent: Energy | None) -> dict[str, float | None]:
+    return {
+        f"{name}_kwh": spent.kwh if spent else None,
+        f"{name}_uncertainty_kwh": spent.uncertainty_kwh if spent else None,
+    }
 
 
 def stage_row(experiment: str, name: str, r: SummaryStage, shares: Users) -> dict[str, object]:

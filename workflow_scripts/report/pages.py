@@ -46,7 +46,7 @@ def template(name: str) -> Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"latex": latex, "markdown": markdown}
+    environment.filters |= {"latex": latex, "markdown": markdown, "pipe": lambda table: table.markdown(markdown)}
     return environment.get_template(name)
 
 
@@ -54,7 +54,7 @@ def render(comparison: Comparison, name: str) -> str:
     """One of PAGES: what to beware of, the experiments, when teachers pay, when students are repaid."""
     campaign = campaign_text(comparison.campaign)
     return template(f"{name}.j2").render(
-        tables=answer_tables(comparison, markdown),
+        tables=answer_tables(comparison),
         warnings=comparison.warnings,
         note=NOTE,
         campaign=campaign,
