@@ -8,8 +8,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from workflow_scripts.accounting.model import ExperimentSummary
-from workflow_scripts.accounting.rows import ExperimentRow, GroupRow
-from workflow_scripts.accounting.sharing import stage_key
+from workflow_scripts.accounting.rows import ExperimentRow, GroupRow, stage_key
 from workflow_scripts.energy.uncertainty import Energy, mean
 
 AVERAGED = (

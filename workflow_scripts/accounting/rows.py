@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
 from workflow_scripts.accounting.model import ExperimentSummary, SummaryStage
-from workflow_scripts.accounting.sharing import Users, charged, stage_key, teacher_users
-from workflow_scripts.energy.model import Document
+from workflow_scripts.energy.model import Document, StageRecord
 from workflow_scripts.energy.uncertainty import KWH, Energy
 
+StageKey = tuple[str, float]
+Users = dict[StageKey, list[str]]  # run of a stage -> names of the experiments that use it
 Status = Literal["pays", "never", "unknown", "refused"]
 HOLDS = {
     "runs": "instruments and runs",
@@ -20,6 +21,34 @@ HOLDS = {
     "one instrument": "none: one run each, by one instrument, whose error cancels; repeat with other seeds",
     "unknown": "none: an instrument's uncertainty is not known",
 }
+
+
+def stage_key(stage: str, record: StageRecord) -> StageKey:
+    """What makes two records one run of a stage: shared artefacts have the same in every summary."""
+    return (record.provenance.fingerprint or stage, record.start_time)
+
+
+def users(summaries: Iterable[ExperimentSummary]) -> Users:
+    """Run of a stage -> the experiments whose summary has it, starting policies' trainings included."""
+    found: Users = {}
+    for summary in summaries:
+        for key in {stage_key(stage, r) for stage, r in summary.stages.items()}:
+            found.setdefault(key, []).append(summary.experiment_name)
+    return found
+
+
+def teacher_users(summary: ExperimentSummary, shares: Users) -> int | None:
+    """How many of the compared experiments use this one's teacher output; None without one."""
+    return max((len(shares[stage_key(n, r)]) for n, r in summary.own.items() if r.role == "teacher"), default=None)
+
+
+def charged(summary: ExperimentSummary, shares: Users) -> float | None:
+    """Energy [J] with every stage divided by the experiments that use it; summed over the experiments it is the campaign's.
+
+    None when a stage has no figure.
+    """
+    parts = [r.spent.value / len(shares[stage_key(n, r)]) for n, r in summary.stages.items() if r.spent is not None]
+    return math.fsum(parts) if len(parts) == len(summary.stages) else None
 
 
 class Row(BaseModel):

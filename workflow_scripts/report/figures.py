@@ -23,7 +23,7 @@ from matplotlib.ticker import FuncFormatter
 
 from workflow_scripts.accounting.model import ExperimentSummary
 from workflow_scripts.accounting.rows import BreakEven, Comparison
-from workflow_scripts.report.rounding import number, rounded
+from workflow_scripts.report.rounding import number, rounded, unit_of
 
 matplotlib.rcParams["svg.hashsalt"] = "comparison"  # else ids in the file are random
 matplotlib.rcParams["hatch.linewidth"] = 0.8
@@ -44,15 +44,6 @@ _QUALITY = {
     "kl_to_teacher": "KL to the teacher [nats/token], lower is better",
     "top1_agreement": "top-1 agreement with the teacher, higher is better",
 }
-_PREFIXES = ((1e6, "GWh"), (1e3, "MWh"), (1.0, "kWh"), (1e-3, "Wh"), (0.0, "mWh"))
-
-
-def unit_of(kwh: float) -> tuple[float, str]:
-    """Factor from kWh and the unit in which a quantity of this size is read well."""
-    for size, name in _PREFIXES:
-        if abs(kwh) >= size:
-            return (1 / size if size else 1e6), name
-    return 1.0, "kWh"
 
 
 def energy_by_stage(summaries: list[ExperimentSummary], path: Path, unlike: list[str]) -> None:

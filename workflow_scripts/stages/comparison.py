@@ -42,10 +42,13 @@ from workflow_scripts.accounting.rows import (
     GroupRow,
     Repayment,
     Row,
+    Users,
+    stage_key,
     stage_row,
+    teacher_users,
+    users,
 )
 from workflow_scripts.accounting.sampling import DRAWS, only_one_instrument, sample
-from workflow_scripts.accounting.sharing import Users, runs_of_stages, teacher_users, users
 from workflow_scripts.artefact import write_json
 from workflow_scripts.energy.uncertainty import Energy, Figure, total
 from workflow_scripts.report import figures, figures_course, pages
@@ -160,7 +163,7 @@ def compare(loaded: Loaded, quality: str, baseline: str | None) -> Comparison:
 
 def campaign(summaries: Sequence[ExperimentSummary], shares: Users) -> Campaign:
     """What all compared experiments cost together, every run of a stage once; stages without a figure are named."""
-    stages = runs_of_stages(summaries).values()
+    stages = {stage_key(name, r): (name, r) for s in summaries for name, r in s.stages.items()}.values()
     whole = total(record.spent for _, record in stages if record.spent is not None)
     return Campaign(
         kwh=whole.kwh,
