@@ -18,7 +18,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from workflow_scripts.accounting.load import missing_stages
 from workflow_scripts.accounting.model import ExperimentSummary
 from workflow_scripts.importers.first_system import summaries
 from workflow_scripts.importers.first_system.attempts import Attempt, attempts_of, match_rows, utc_offset
@@ -136,14 +135,14 @@ def _tell(summary: ExperimentSummary, report: Report) -> None:
     """One line per experiment, and the stages without which it has no total, as the comparison will say as well."""
     parts = []
     for stage, record in summary.stages.items():
-        total, tokens = record["energy"]["total"], record["tokens_processed"]
-        kwh = "unknown energy" if total["joules"] is None else f"{record['total_energy_kwh']:.6f} kWh"
-        how = f"{total['class']}, {'+'.join(total['boundary']) or 'nothing'}"
-        done = f"{tokens:,} {record['tokens_unit']} tokens" if tokens else "tokens unknown"
+        spent, tokens = record.spent, record.tokens_processed
+        kwh = "unknown energy" if spent is None else f"{spent.kwh:.6f} kWh"
+        how = f"{record.energy.total.energy_class}, {record.boundary or 'nothing'}"
+        done = f"{tokens:,} {record.tokens_unit} tokens" if tokens else "tokens unknown"
         parts.append(f"{stage} {kwh} ({how}), {done}")
     report.add("imported", summary.experiment_name, f"{summary.pipeline}: {'; '.join(parts)}")
-    for text in missing_stages({"pipeline": summary.pipeline, "stages": summary.stages}):
-        report.add("missing", summary.experiment_name, f"{text} (--into gives it one from another folder)")
+    for problem in summary.problems:
+        report.add("missing", summary.experiment_name, f"{problem.text} (--into gives it one from another folder)")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.summaries import stage
 from workflow_scripts.accounting.model import Bounds, Forecast, ForecastRow
 from workflow_scripts.accounting.outcome import ForecastError, compare_forecast, read_forecast
+from workflow_scripts.energy.model import StageRecord
 from workflow_scripts.estimate import forecast as module
 from workflow_scripts.estimate.artefacts import Artefacts, UnpricedError, count_parameters
 from workflow_scripts.estimate.device import Target, device
@@ -358,15 +360,16 @@ def a_row(record: str, kwh: tuple[float, float, float] | None, made_at: float = 
 
 def test_forecast_against_outcome() -> None:
     rows = {r.record: r for r in (a_row("a", (1, 2, 3)), a_row("b", (1, 2, 3)), a_row("late", (1, 2, 3), made_at=99))}
+    spent = {"A": 2.5, "B": 5.0, "L": 2.0, "N": 1.0}
     records = {
-        name: {"end_time": 20.0, "total_energy_kwh": kwh} for name, kwh in (("A", 2.5), ("B", 5.0), ("L", 2.0), ("N", 1.0))
+        name: StageRecord.model_validate(stage(kwh * 3.6e6, "data", name, start_time=10.0)) for name, kwh in spent.items()
     }
     found = compare_forecast(rows, {"A": "a", "B": "b", "L": "late", "N": "never"}, records)
     assert found is not None
     assert {stage: outcome.inside for stage, outcome in found.stages.items()} == {"A": True, "B": False}
     total = found.total
     assert (total.low, total.predicted, total.high, total.actual, total.inside) == (2.0, 4.0, 6.0, 7.5, False)
-    records["B"]["total_energy_kwh"] = None
+    records["B"].total_energy_joules = None
     unknown = compare_forecast(rows, {"A": "a", "B": "b"}, records)
     assert unknown is not None
     assert (unknown.stages["B"].inside, unknown.total.actual, unknown.total.inside) == (None, None, None)

@@ -15,6 +15,8 @@ import wandb
 
 from tests.conftest import REPOSITORY
 from tests.helpers.meter_bench import wait_for
+from tests.helpers.summaries import read, served, stage
+from tests.helpers.summaries import summary as summary_of
 from tests.helpers.tiny_training import train
 from tests.helpers.wandb_file import OfflineRun, offline_runs
 from tests.helpers.wandb_server import Server
@@ -142,20 +144,12 @@ def test_attempts_and_final_figures_are_one_run(tmp_path: Path, monkeypatch) -> 
             run.log(step, {"train/loss": 1.0 / step})
         run.finish()
         time.sleep(1.1)  # folders are named by the second
-    record = {"role": "student", "total_energy_joules": 360.0, "joules_per_token": 0.5, "tokens_per_second": 9.0}
     evaluation = {"step": 2, "eval_loss": 0.75, "start_time": 1.0, "end_time": 2.0, "joules": 100.0}
     metrics = {"loss": 0.5, "eval_loss": 0.75, "ended_by": "token_budget", "evaluations": [evaluation]}
-    record |= {"duration_seconds": 4.0, "provenance": {"fingerprint": "0123"}, "metrics": metrics}
-    teacher = record | {"role": "teacher", "total_energy_joules": None, "provenance": {"fingerprint": "77"}}
-    summary = {
-        "stages": {"old": record | {"lineage": "base"}, "logit_caching": teacher, "student_train": record},
-        "roles": {"student": {"kwh": 1e-4}, "teacher": {"kwh": None}},
-        "energy": {"uncertainty_j": 36.0, "uncertainty_pct": 10.0},
-        "total_energy_kwh": 1e-4,
-        "total_energy_joules": 360.0,
-        "deployment": {"model": {"joules_per_token": 0.25}},
-        "quality": {"cross_entropy": 2.5, "model": "kd", "tasks": {"metrics": {"t/acc": {"value": 0.75, "stderr": None}}}},
-    }
+    record = stage(360.0, "student", "0123", metrics=metrics)
+    stages = {"old": record | {"lineage": "base"}, "logit_caching": stage(None, "teacher", "77"), "student_train": record}
+    quality = {"cross_entropy": 2.5, "model": "kd", "tasks": {"metrics": {"t/acc": {"value": 0.75, "stderr": None}}}}
+    summary = summary_of("kd", "kd", stages, deployment={"model": served(0.25)}, quality=quality)
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     options = ["--summary", str(tmp_path / "summary.json"), "--wandb", choice(tmp_path).model_dump_json()]
     assert conclude([*options, "--config", '{"pipeline": "kd"}', "--out", str(tmp_path / "wandb.json")]) == 0
@@ -177,19 +171,14 @@ def test_attempts_and_final_figures_are_one_run(tmp_path: Path, monkeypatch) -> 
 def test_of_a_real_training_only_numbers_are_said_again(tmp_path: Path) -> None:
     metrics = train(tmp_path / "run", held_out=3, eval_steps=2).metrics
     assert metrics["ended_by"] == "token_budget" and len(metrics["evaluations"]) == 3
-    record = {"role": "student", "total_energy_joules": None, "metrics": metrics}
-    energy = {"uncertainty_j": None, "uncertainty_pct": None}
-    summary = {"stages": {"student_train": record}, "roles": {}, "energy": energy}
-    found = figures(summary | {"total_energy_kwh": None, "total_energy_joules": None})
+    found = figures(read(summary_of("x", "kd", {"student_train": stage(None, "student", "x", metrics=metrics)}, quality=None)))
     assert set(found) == {"train/loss", "train/cross_entropy", "eval/loss"}
     assert found["eval/loss"] == metrics["evaluations"][-1]["eval_loss"]
 
 
 def test_final_figures_that_were_not_logged_name_the_file_to_delete(tmp_path: Path, capsys) -> None:
-    record = {"role": "student", "total_energy_joules": None, "provenance": {"fingerprint": "0123"}, "metrics": {"done": True}}
-    energy = {"uncertainty_j": None, "uncertainty_pct": None}
-    summary = {"stages": {"student_train": record}, "roles": {}, "energy": energy}
-    summary |= {"total_energy_kwh": None, "total_energy_joules": None}
+    record = stage(None, "student", "0123", metrics={"done": True})
+    summary = summary_of("x", "kd", {"student_train": record}, quality=None)
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     (tmp_path / "file").write_text("")
     options = ["--summary", str(tmp_path / "summary.json"), "--wandb", choice(tmp_path / "file" / "below").model_dump_json()]

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from workflow_scripts.accounting.totals import CLASSES
-from workflow_scripts.energy.uncertainty import instrument, propagate
+from workflow_scripts.energy.uncertainty import CLASSES, instrument, propagate
 from workflow_scripts.importers.first_system import checks
 from workflow_scripts.importers.first_system.attempts import Attempt
 from workflow_scripts.importers.first_system.checks import Tokens

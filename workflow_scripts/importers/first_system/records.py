@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from workflow_scripts.accounting.totals import sum_of
+from workflow_scripts.accounting.model import sum_of
 from workflow_scripts.energy.carbon import intensity
 from workflow_scripts.energy.model import StageRecord, Work
 from workflow_scripts.importers.first_system import checks

@@ -8,11 +8,10 @@ from pathlib import Path
 
 from workflow_scripts.accounting.model import ExperimentSummary
 from workflow_scripts.accounting.summary import fingerprint
-from workflow_scripts.accounting.totals import added_up
 from workflow_scripts.artefact import ArtefactError, read_json, write_json
 from workflow_scripts.energy.model import StageRecord
 from workflow_scripts.importers.first_system.attempts import Attempt
-from workflow_scripts.importers.first_system.naming import TRAINING, Experiment, comparable
+from workflow_scripts.importers.first_system.naming import Experiment, comparable
 
 NO_SETTINGS = ("experiment", "wandb", "output", "benchmark", "hardware", "energy")  # of the first system: change no result
 SUMMARY = "experiment_summary.json"
@@ -25,15 +24,8 @@ def summarise(
 
     Quality is empty: the first system kept none beside the energy.
     """
-    stages = {stage: r.model_dump(mode="json", by_alias=True) | {"shared_by": sharing[stage]} for stage, r in records.items()}
-    training = stages.get(TRAINING.get(experiment.pipeline, "student_train"))
-    sums = added_up(stages, training)
-    tokens, total = sums["total_tokens_processed"], sums["total_energy_joules"]
-    if training is not None and tokens and total and training["total_energy_joules"] != training["joules_per_token"] * tokens:
-        after = training["total_energy_joules"] - (training["joules_per_token"] or 0.0) * tokens
-        if abs(after) > 1e-6 * total:  # the tokens are of an earlier instant than the total
-            sums |= {"overall_joules_per_token": None, "overall_tokens_per_second": None}
-    marks = {stage: record["provenance"]["fingerprint"] for stage, record in stages.items()}
+    stages = {stage: r.content() | {"shared_by": sharing[stage]} for stage, r in records.items()}
+    marks = {stage: record.provenance.fingerprint for stage, record in records.items()}
     return ExperimentSummary.model_validate(
         {
             "experiment_id": f"{experiment.name}-imported-{fingerprint(marks)}",
@@ -42,7 +34,6 @@ def summarise(
             "description": str(
                 (experiment.config.get("experiment") or {}).get("description") or "imported from the first system"
             ),
-            **sums,
             "reuse": {stage: {"experiments": len(names), "names": names} for stage, names in sharing.items() if len(names) > 1},
             "lineage": None,
             "forecast": None,
