@@ -87,13 +87,10 @@ def import_runs(folders: Sequence[Path], out: Path, given: Given, utc_offset_hou
         if reason := summaries.refusal(folder):
             report.add("refused", experiment.name, reason)
             continue
-        own = {stage: attempts[id(source)] for stage, source in experiment.stages.items()}
-        records = {
-            stage: build(experiment, stage, source, own[stage], source.rows, report)
-            for stage, source in experiment.stages.items()
-        }
         shared = {stage: sharing[id(source)] for stage, source in experiment.stages.items()}
-        summary = summaries.summarise(experiment, records, shared)
+        own = {stage: attempts[id(source)] for stage, source in experiment.stages.items()}
+        stages = {stage: build(experiment, stage, own[stage], shared[stage], report) for stage in own}
+        summary = summaries.summarise(experiment, stages, shared)
         summaries.write(folder, summary, own)
         written.append(folder / summaries.SUMMARY)
         _tell(summary, report)
@@ -105,16 +102,13 @@ def _from_rows(run: RunFolder, attempts: dict[int, list[Attempt]], hours: float 
     left = run.rows
     for source in run.sources:
         source.rows = [row for row in run.rows if row.project == source.stage_id]
-        left = match_rows(attempts[id(source)], [source.stage_id, str(source.summary.get("experiment_name"))], left)
+        left = match_rows(attempts[id(source)], source, left)
     if not left:
         return []
     offset = hours * 3600 if hours is not None else utc_offset(run.sources)
     if offset is None:
-        report.add(
-            "noted",
-            run.path,
-            "CodeCarbon's times have no zone and no file tells it: taken as UTC (--utc-offset says otherwise)",
-        )
+        text = "CodeCarbon's times have no zone and no file tells it: taken as UTC (--utc-offset says otherwise)"
+        report.add("noted", run.path, text)
     by_project: dict[str, list[Row]] = {}
     for row in left:
         by_project.setdefault(row.project, []).append(row)
