@@ -1,110 +1,123 @@
-"""What the forecast knows of models and corpora: from manifests, else from the settings of the jobs that will make them."""
+"""Sizes of models and corpora: from manifests, else from the settings of the jobs that will make them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from workflow_scripts.artefact import read_json
-from workflow_scripts.estimate.pricing import Range
+from pydantic import TypeAdapter
+
+from workflow_scripts.artefact import ArtefactError, read_json
+from workflow_scripts.estimate.pricing import Range, UnpricedError
+from workflow_scripts.estimate.work import Split, Task
+from workflow_scripts.pipelines import TRAININGS
 from workflow_scripts.plan.dry_run import PlannedJob
-from workflow_scripts.settings.shapes import published_shape
-from workflow_scripts.settings.sources import RandomModel
+from workflow_scripts.settings.shapes import Shape, published_shape
+from workflow_scripts.settings.sources import FolderModel, HubModel, ModelSource, PackagedModel, PrunedModel, RandomModel
 
 # Where the corpus is not made yet: share of data.max_sequence_length that a row fills, and share of loss tokens in it.
 FILLED = Range(0.1, 0.5, 1.0)
 LOSS_SHARE = Range(0.2, 0.5, 0.9)
+BESIDE_THE_CORPUS = ("logit_cache",)  # teacher output that goes with the corpus's own answers, by its folder
 PREPARE = "(`snakemake --until prepare_model` makes the models only)"
-
-
-class UnpricedError(ValueError):
-    """A stage that cannot be priced; the message is the reason."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """One split of a corpus: rows, and tokens of all of them."""
-
-    examples: float
-    input_tokens: Range
-    loss_tokens: Range
-
-    def prompt_tokens(self) -> Range:
-        """Mean length of a prompt [tokens]."""
-        mid = (self.input_tokens.mid - self.loss_tokens.mid) / self.examples
-        if self.input_tokens.low == self.input_tokens.high:
-            return Range.exactly(mid)
-        return Range((1 - LOSS_SHARE.high) * self.input_tokens.low / self.examples, mid, self.input_tokens.high / self.examples)
+MODEL_SOURCE: TypeAdapter[ModelSource] = TypeAdapter(ModelSource)
 
 
 class Artefacts:
-    """Facts of artefacts by the path of their manifest; the planned jobs say what is not made yet."""
+    """Sizes by the path of a manifest; the planned jobs say what is not made yet. Paths are relative to `folder`."""
 
-    def __init__(self, jobs: Iterable[PlannedJob]) -> None:
-        self._makers = {job.stage["out"][0]: job for job in jobs if "out" in job.stage}
+    def __init__(self, jobs: Iterable[PlannedJob], folder: Path) -> None:
+        self._folder = folder
+        self._makers: dict[Path, PlannedJob] = {}  # by the folder above that of the manifest
+        trainings: dict[str | None, PlannedJob] = {}
+        models: dict[str | None, str] = {}
+        for job in jobs:
+            if job.stage in TRAININGS:
+                trainings[job.experiment] = job
+            elif job.stage in ("prepare_model", "preprocess"):
+                self._makers[Path(job.record).parents[1]] = job
+            elif "model" in job.inputs and job.experiment:
+                models[job.experiment] = job.inputs["model"]
+        for experiment, job in trainings.items():  # `output.output_dir` and `output.run_dir` may differ: both are looked at
+            self._makers[Path(job.record).parents[1]] = job
+            if experiment in models:
+                self._makers[Path(models[experiment]).parents[1]] = job
 
     def is_planned(self, manifest: str) -> bool:
-        """Whether a planned job makes the artefact (again)."""
-        return manifest in self._makers
+        """Whether a planned job makes the model or corpus (again)."""
+        return Path(manifest).parents[1] in self._makers
+
+    def path(self, manifest: str) -> Path:
+        """Where a manifest is."""
+        return self._folder / manifest
 
     def facts(self, manifest: str) -> dict[str, Any] | None:
-        """Content of a manifest; None when it is not there."""
-        path = Path(manifest)
-        return read_json(path) if path.is_file() else None
+        """Content of a manifest; None when it is not there. Raises UnpricedError when it is damaged."""
+        try:
+            return read_json(self.path(manifest)) if self.path(manifest).is_file() else None
+        except (ArtefactError, OSError, UnicodeDecodeError) as error:
+            raise UnpricedError(str(error)) from None
 
-    def parameters(self, manifest: str) -> float:
+    def parameters(self, model: str) -> float:
         """Parameters of a model. Raises UnpricedError when neither a manifest nor a local config.json tells."""
-        job = self._makers.get(manifest)
+        job = self._makers.get(Path(model).parents[1])
         if job is not None:
-            start = job.stage.get("student") or job.stage.get("policy")
-            return self.parameters(start[0]) if start else self._planned_model(manifest, job)
-        facts = self.facts(manifest)
+            start = job.inputs.get("student") or job.inputs.get("policy") if job.stage in TRAININGS else None
+            return self.parameters(start) if start else self._prepared(model, job)
+        facts = self.facts(model)
         if facts is None or "parameters" not in facts:
             raise UnpricedError(
-                f"the parameters of its model are not known: {manifest} does not exist and no planned job makes it"
+                f"the parameters of its model are not known: {model} does not exist and no planned job makes it"
             )
         return float(facts["parameters"])
 
-    def split(self, manifest: str, name: str) -> Split:
+    def split(self, corpus: str, name: str) -> Split:
         """One split (train, evaluation) of a corpus. Raises UnpricedError when nothing tells of it."""
-        facts = self.facts(manifest)
+        facts, job = self.facts(corpus), self._makers.get(Path(corpus).parents[1])
         if facts is not None:
             counts = facts["splits"][name]
-            tokens = (Range.exactly(float(counts[key])) for key in ("input_tokens", "loss_tokens"))
-            return Split(counts["examples"], *tokens)
-        job = self._makers.get(manifest)
+            read, loss, rows = (float(counts[key]) for key in ("input_tokens", "loss_tokens", "examples"))
+            return Split(rows, Range.exactly(read), Range.exactly(loss), Range.exactly((read - loss) / rows))
         if job is None:
-            raise UnpricedError(f"the size of its corpus is not known: {manifest} does not exist and no planned job makes it")
-        rows = job.settings[f"{name}_examples"]
-        tokens_in = FILLED * float(rows * job.settings["max_sequence_length"])
-        return Split(rows, tokens_in, tokens_in * LOSS_SHARE)
+            raise UnpricedError(f"the size of its corpus is not known: {corpus} does not exist and no planned job makes it")
+        task = Task(job.stage, job.settings, job.inputs, self)
+        rows, length = (float(task.get(f"data.{key}")) for key in (f"{name}_examples", "max_sequence_length"))
+        prompt = Range(1 - LOSS_SHARE.high, 1 - LOSS_SHARE.mid, 1.0)
+        return Split(rows, FILLED * (rows * length), FILLED * LOSS_SHARE * (rows * length), FILLED * prompt * length)
 
-    def _planned_model(self, manifest: str, job: PlannedJob) -> float:
-        source = job.settings["source"]
-        if source["source"] == "pruned":
-            return self._pruned(job.stage["parent"][0], len(source["keep_layers"]))
-        folder = _local_folder(source)
+    def epoch(self, inputs: Mapping[str, str]) -> tuple[Range | None, Range | None]:
+        """Loss tokens of one pass over what a training reads, and its input tokens per loss token; None where not known."""
+        made = inputs.get("teacher_output") or inputs.get("preferences")
+        if made is None or Path(made).parent.name in BESIDE_THE_CORPUS:
+            train = self.split(inputs["corpus"], "train")
+            exact = train.input_tokens.low == train.input_tokens.high
+            return train.loss_tokens, Range.exactly(train.input_tokens.mid / train.loss_tokens.mid) if exact else None
+        facts = self.facts(made)
+        return (Range.exactly(float(facts["loss_tokens"])) if facts and "loss_tokens" in facts else None), None
+
+    def _prepared(self, manifest: str, job: PlannedJob) -> float:
+        ((name, described),) = job.settings["models"].items()
+        source = MODEL_SOURCE.validate_python(described)
+        if isinstance(source, PrunedModel):
+            return self._pruned(job.inputs["parent"], len(source.keep_layers))
+        folder = local_folder(source)
         if folder is not None:
             return float(count_parameters(folder))
-        if source["source"] == "random":
-            return float(RandomModel.model_validate(source).shape().parameters())
-        published = published_shape(source["repo_id"]) if source["source"] == "hub" else None
-        if published is not None:
-            return float(published.parameters())
+        if (shape := known_shape(source)) is not None:
+            return float(shape.parameters())
         facts = self.facts(manifest)  # a package names exact weights, so what was made of it before holds
-        if facts is None or source["source"] != "package":
-            raise UnpricedError(f"the parameters of {job.settings['name']} are not known before it is prepared {PREPARE}")
+        if facts is None or not isinstance(source, PackagedModel):
+            raise UnpricedError(f"the parameters of {name} are not known before it is prepared {PREPARE}")
         return float(facts["parameters"])
 
     def _pruned(self, parent: str, layers: int) -> float:
-        maker = self._makers.get(parent)
-        facts = self.facts(parent)
-        folder = _local_folder(maker.settings["source"]) if maker else None
+        maker, facts = self._makers.get(Path(parent).parents[1]), self.facts(parent)
+        sources = [MODEL_SOURCE.validate_python(s) for s in maker.settings["models"].values()] if maker else []
+        folder = next((found for source in sources if (found := local_folder(source))), None)
         if folder is None and facts is not None:
-            folder = Path(parent).parent / facts["path"]
+            folder = self.path(parent).parent / facts["path"]
         if folder is None or not (folder / "config.json").is_file():
             raise UnpricedError(
                 f"the parameters of a pruned model are not known before its parent {parent} is prepared {PREPARE}"
@@ -132,14 +145,22 @@ def count_parameters(folder: Path, layers: int | None = None) -> int:
         raise UnpricedError(f"{folder}/config.json: {' '.join(str(error).split())[:200]}") from error
 
 
-def _local_folder(source: dict[str, Any]) -> Path | None:
+def known_shape(source: ModelSource) -> Shape | None:
+    """Shape of a random model, or of a published one by its hub id or folder name; else None."""
+    if isinstance(source, RandomModel):
+        return source.shape()
+    name = source.repo_id if isinstance(source, HubModel) else source.path if isinstance(source, FolderModel) else None
+    return published_shape(name) if name else None
+
+
+def local_folder(source: ModelSource) -> Path | None:
     """Folder with the config.json of a model that is a folder or in the local Hugging Face cache."""
-    if source["source"] == "folder":
-        folder = Path(source["path"]).expanduser()
+    if isinstance(source, FolderModel):
+        folder = Path(source.path).expanduser()
         return folder if (folder / "config.json").is_file() else None
-    if source["source"] == "hub":
+    if isinstance(source, HubModel):
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(source["repo_id"], "config.json", revision=source["revision"])
+        found = try_to_load_from_cache(source.repo_id, "config.json", revision=source.revision)
         return Path(os.fspath(found)).parent if isinstance(found, str) else None
     return None

@@ -30,28 +30,20 @@ class DryRunError(RuntimeError):
 
 @dataclass(frozen=True)
 class PlannedJob:
-    """One metered job of the plan, by its command line: options of the meter, then of the stage."""
+    """One metered job of the plan: what it is, what it reads, and the record that it will write.
+
+    `settings` are the configuration keys that its rule reads, under their names; `inputs` are manifests by argument name.
+    """
 
     rule: str
+    stage: str
     reason: str
-    meter: dict[str, list[str]]
-    stage: dict[str, list[str]]
-
-    @property
-    def name(self) -> str:
-        """The metered stage's name."""
-        return self.meter["stage"][0]
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The stage's slice of the configuration; empty when it has none."""
-        text = self.stage.get("settings", ["{}"])[0]
-        content: dict[str, Any] = json.loads(text)
-        return content
-
-    def inputs(self) -> dict[str, str]:
-        """Arguments of the stage that name a manifest, by argument."""
-        return {name: values[0] for name, values in self.stage.items() if values and values[0].endswith("manifest.json")}
+    experiment: str | None
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    record: str
+    part: str | None = None  # 1-of-4, for a part
+    parts: int = 0  # of a merge
 
 
 def planned(arguments: Sequence[str]) -> tuple[list[PlannedJob], Path]:
@@ -73,7 +65,18 @@ def parse(rule: str, reason: str, command: str) -> PlannedJob:
     """A planned job from its shell command, `meter options -- stage options`."""
     words = shlex.split(command)
     split = words.index("--")
-    return PlannedJob(rule, reason, options(words[:split]), options(words[split + 1 :]))
+    meter, stage = options(words[:split]), options(words[split + 1 :])
+    return PlannedJob(
+        rule=rule,
+        stage=meter["stage"][0],
+        reason=reason,
+        experiment=meter.get("experiment", [None])[0],
+        settings=json.loads(stage.get("settings", ["{}"])[0]),
+        inputs={name: values[0] for name, values in stage.items() if values and values[0].endswith("manifest.json")},
+        record=meter["record"][0],
+        part=meter.get("part", [None])[0],
+        parts=int(meter.get("parts", ["0"])[0]),
+    )
 
 
 def options(words: Sequence[str]) -> dict[str, list[str]]:
