@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from workflow_scripts.artefact import ArtefactError, read_json
+from workflow_scripts.estimate.history import setting
 from workflow_scripts.estimate.pricing import Range, UnpricedError
-from workflow_scripts.estimate.work import Split, Task
 from workflow_scripts.pipelines import TRAININGS
 from workflow_scripts.plan.dry_run import PlannedJob
 from workflow_scripts.settings.shapes import Shape, published_shape
@@ -23,6 +24,16 @@ LOSS_SHARE = Range(0.2, 0.5, 0.9)
 BESIDE_THE_CORPUS = ("logit_cache",)  # teacher output that goes with the corpus's own answers, by its folder
 PREPARE = "(`snakemake --until prepare_model` makes the models only)"
 MODEL_SOURCE: TypeAdapter[ModelSource] = TypeAdapter(ModelSource)
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a corpus: rows, tokens of all of them, and the mean length of a prompt."""
+
+    examples: float
+    input_tokens: Range
+    loss_tokens: Range
+    prompt_tokens: Range
 
 
 class Artefacts:
@@ -82,8 +93,7 @@ class Artefacts:
             return Split(rows, Range.exactly(read), Range.exactly(loss), Range.exactly((read - loss) / rows))
         if job is None:
             raise UnpricedError(f"the size of its corpus is not known: {corpus} does not exist and no planned job makes it")
-        task = Task(job.stage, job.settings, job.inputs, self)
-        rows, length = (float(task.get(f"data.{key}")) for key in (f"{name}_examples", "max_sequence_length"))
+        rows, length = (float(setting(job.settings, f"data.{key}")) for key in (f"{name}_examples", "max_sequence_length"))
         prompt = Range(1 - LOSS_SHARE.high, 1 - LOSS_SHARE.mid, 1.0)
         return Split(rows, FILLED * (rows * length), FILLED * LOSS_SHARE * (rows * length), FILLED * prompt * length)
 
@@ -98,13 +108,16 @@ class Artefacts:
         return (Range.exactly(float(facts["loss_tokens"])) if facts and "loss_tokens" in facts else None), None
 
     def _prepared(self, manifest: str, job: PlannedJob) -> float:
+        """Parameters of a model that prepare_model will make (again)."""
         ((name, described),) = job.settings["models"].items()
         source = MODEL_SOURCE.validate_python(described)
         if isinstance(source, PrunedModel):
-            return self._pruned(job.inputs["parent"], len(source.keep_layers))
-        folder = local_folder(source)
+            folder, layers = self._folder_of(job.inputs["parent"]), len(source.keep_layers)
+            name += f", which is pruned from {job.inputs['parent']},"
+        else:
+            folder, layers = local_folder(source), None
         if folder is not None:
-            return float(count_parameters(folder))
+            return float(count_parameters(folder, layers))
         if (shape := known_shape(source)) is not None:
             return float(shape.parameters())
         facts = self.facts(manifest)  # a package names exact weights, so what was made of it before holds
@@ -112,17 +125,13 @@ class Artefacts:
             raise UnpricedError(f"the parameters of {name} are not known before it is prepared {PREPARE}")
         return float(facts["parameters"])
 
-    def _pruned(self, parent: str, layers: int) -> float:
-        maker, facts = self._makers.get(Path(parent).parents[1]), self.facts(parent)
-        sources = [MODEL_SOURCE.validate_python(s) for s in maker.settings["models"].values()] if maker else []
-        folder = next((found for source in sources if (found := local_folder(source))), None)
-        if folder is None and facts is not None:
-            folder = self.path(parent).parent / facts["path"]
-        if folder is None or not (folder / "config.json").is_file():
-            raise UnpricedError(
-                f"the parameters of a pruned model are not known before its parent {parent} is prepared {PREPARE}"
-            )
-        return float(count_parameters(folder, layers))
+    def _folder_of(self, manifest: str) -> Path | None:
+        """Folder with the config.json of a model, where there is one already."""
+        job, facts = self._makers.get(Path(manifest).parents[1]), self.facts(manifest)
+        sources = job.settings["models"].values() if job else ()
+        folders = [local_folder(MODEL_SOURCE.validate_python(source)) for source in sources]
+        folders += [self.path(manifest).parent / facts["path"]] if facts else []
+        return next((folder for folder in folders if folder and (folder / "config.json").is_file()), None)
 
 
 def count_parameters(folder: Path, layers: int | None = None) -> int:

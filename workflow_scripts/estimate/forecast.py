@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -25,8 +26,8 @@ from tabulate import SEPARATING_LINE, tabulate
 from workflow_scripts.accounting.model import Bounds, Forecast, ForecastRow, ForecastTotal
 from workflow_scripts.artefact import ArtefactError, read_json, write_json
 from workflow_scripts.estimate.artefacts import Artefacts
-from workflow_scripts.estimate.history import Hardware, Past, read_history, setting, target
-from workflow_scripts.estimate.pricing import ZERO, Cost, Range, Sample, UnpricedError, add, from_history, within_budget
+from workflow_scripts.estimate.history import Hardware, Past, read_history, setting
+from workflow_scripts.estimate.pricing import ZERO, Cost, Range, Sample, UnpricedError, from_history, within_budget
 from workflow_scripts.estimate.work import TASKS, Task, Work, amount, done, expected
 from workflow_scripts.plan.dry_run import DryRunError, PlannedJob, planned
 from workflow_scripts.plan.slices import settings_mark
@@ -58,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not jobs:
             print("Nothing to forecast: no metered job is stale.")
             return 0
+        folder = Path(os.path.relpath(folder))
         read_by_summary = folder / root_of(jobs) / "forecast.json"
         out = options.out or read_by_summary
         result = forecast(jobs, folder, passed_on, out, time.time())
@@ -112,18 +114,20 @@ class Estimator:
     def __init__(self, jobs: Sequence[PlannedJob], folder: Path) -> None:
         root = folder / root_of(jobs)
         self.history, self.notes = read_history(root)
-        self.hardware, self.origin = target(root, [str(folder / job.record) for job in jobs if job.stage == "prerun"])
+        prerun = next((past.record for past in self.history if past.record.stage_id == "prerun"), None)
+        self.hardware = Hardware.of(prerun) if prerun else Hardware.here()
+        self.origin = "that of the newest prerun" if prerun else "this host, as there is no prerun yet"
         self.artefacts = Artefacts(jobs, folder)
 
     def cost(self, group: Sequence[PlannedJob]) -> tuple[Cost, Work]:
         """Energy and time of jobs that are one stage together, and their work. Raises UnpricedError with the reason."""
         job = group[-1]
-        like = [past for past in self.history if past.stage == job.stage]
-        flops, work = self.work(group, like)
+        like = [past for past in self.history if past.record.stage_id == job.stage]
         samples = list(self.samples(job, like))
         if not samples:
             raise UnpricedError(f"{UNKNOWN} (no record of such a stage on {self.hardware})")
-        cost = from_history(samples, flops, len(group), self.devices(job.settings))
+        total, work = self.work(group, like)
+        cost = from_history(samples, total, len(group), self.devices(job.settings))
         budget = setting(job.settings, "training.energy_budget_kwh")
         return within_budget(cost, budget * 3.6e6) if budget else cost, work
 
@@ -138,23 +142,22 @@ class Estimator:
             total = total + amount(task, work) * (1 / int(job.part.partition("-of-")[2]) if job.part else 1.0)
         return total, work
 
-    def samples(self, job: PlannedJob, like: Iterable[Past]) -> Iterator[Sample]:
+    def samples(self, job: PlannedJob, like: Sequence[Past]) -> Iterator[Sample]:
         """Past stages on comparable hardware with their work, and what makes each tell less of the planned one."""
         for past in like:
             if not self.hardware.comparable(Hardware.of(past.record)):
                 continue
             try:
-                work = done(past, self.artefacts)
+                work, doubts = done(past, self.artefacts), tuple(self.doubts(job, past, like[0]))
             except UnpricedError:
                 continue
             if work > 0:
-                processes, devices = 1 + (past.record.parts or 0), self.devices(past.settings)
-                yield Sample(work, *past.cost(), processes, devices, tuple(self.doubts(job, past)))
+                yield Sample(work, *past.cost(), 1 + (past.record.parts or 0), self.devices(past.settings), doubts)
 
-    def doubts(self, job: PlannedJob, past: Past) -> Iterator[str]:
-        """Why a past stage may tell little of the planned one."""
-        boundary, newest = (p.record.energy.total.boundary for p in (past, self.history[0]))
-        if boundary != newest:
+    def doubts(self, job: PlannedJob, past: Past, newest: Past) -> Iterator[str]:
+        """Why a past stage may tell little of the planned one; the boundary is that of the `newest` record."""
+        boundary = past.record.energy.total.boundary
+        if boundary != newest.record.energy.total.boundary:
             yield f"another boundary ({', '.join(boundary)})"
         if Hardware.of(past.record).cpu != self.hardware.cpu:
             yield f"another CPU ({Hardware.of(past.record).cpu})"
@@ -221,18 +224,11 @@ def row_of(group: Sequence[PlannedJob], estimator: Estimator, now: float) -> For
     except UnpricedError as error:
         return row.model_copy(update={"reason": str(error)})
     kwh, carbon = cost.joules * (1 / 3.6e6), estimator.history[0].record.carbon
-    grams = carbon.intensity_g_per_kwh
-    return row.model_copy(
-        update={
-            "basis": cost.basis,
-            "unit": work.unit,
-            "tokens": _bounds(tokens) if (tokens := work.tokens()) else None,
-            "kwh": _bounds(kwh),
-            "hours": _bounds(cost.seconds * (1 / 3600)),
-            "grams": _bounds(kwh * (carbon.pue * grams)) if grams is not None else None,
-            "notes": [*cost.notes, *([f"grams: {carbon.reason}"] if grams is None else [])],
-        }
-    )
+    grams = kwh * (carbon.pue * carbon.intensity_g_per_kwh) if carbon.intensity_g_per_kwh is not None else None
+    figures = {"tokens": work.tokens(), "kwh": kwh, "hours": cost.seconds * (1 / 3600), "grams": grams}
+    bounds = {key: Bounds(low=v.low, predicted=v.mid, high=v.high) if v else None for key, v in figures.items()}
+    notes = [*cost.notes, *([f"grams: {carbon.reason}"] if grams is None else [])]
+    return row.model_copy(update={"basis": cost.basis, "unit": work.unit, "notes": notes, **bounds})
 
 
 def label(job: PlannedJob) -> str:
@@ -293,13 +289,9 @@ def _earlier(out: Path) -> list[ForecastRow]:
     return [*old.earlier, *old.rows]
 
 
-def _bounds(value: Range) -> Bounds:
-    return Bounds(low=value.low, predicted=value.mid, high=value.high)
-
-
 def _total(values: Iterable[Bounds | None]) -> Bounds | None:
-    known = [Range(v.low, v.predicted, v.high) for v in values if v is not None]
-    return _bounds(add(known)) if known else None
+    known = [value for value in values if value is not None]
+    return Bounds(**{key: sum(getattr(v, key) for v in known) for key in Bounds.model_fields}) if known else None
 
 
 if __name__ == "__main__":

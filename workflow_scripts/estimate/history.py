@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from pydantic import ValidationError
 
 from workflow_scripts.artefact import ArtefactError, read_json
 from workflow_scripts.energy.host import cpu_brand
@@ -71,11 +69,6 @@ class Past:
     inputs: dict[str, str]
     parameters: float | None = None
 
-    @property
-    def stage(self) -> str:
-        """Name of the stage."""
-        return self.record.stage_id
-
     def cost(self) -> tuple[float, float]:
         """Energy [J] and time [s] without what failed attempts have wasted."""
         joules, useful = self.record.total_energy_joules, self.record.useful_j
@@ -84,14 +77,13 @@ class Past:
         return joules * share, self.record.duration_seconds * share
 
 
-def read_record(path: Path) -> StageRecord:
-    """A stage record. Raises ArtefactError naming the file when it is damaged."""
+def read_record(path: Path) -> StageRecord | None:
+    """A stage record; None for a summary's copy of a shared one. Raises ArtefactError naming the file when it is damaged."""
     try:
-        return StageRecord.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValidationError) as error:
-        found = error.errors()[0] if isinstance(error, ValidationError) else None
-        why = f"{'.'.join(map(str, found['loc'])) or 'JSON'}: {found['msg']}" if found else str(error)
-        raise ArtefactError(f"{path} is no whole stage record ({why})") from None
+        content = read_json(path)
+        return None if "shared_by" in content else StageRecord.model_validate(content)
+    except (OSError, TypeError, ValueError) as error:
+        raise ArtefactError(f"{path} is no stage record: {' '.join(str(error).split())[:150]}") from None
 
 
 def read_history(root: Path) -> tuple[list[Past], list[str]]:
@@ -105,42 +97,19 @@ def read_history(root: Path) -> tuple[list[Past], list[str]]:
     patterns = ("state/*/*/record.json", "*/*/stages/*.json", "*/stages/*.json")
     for path in (path for pattern in patterns for path in sorted(root.glob(pattern))):
         try:
-            content = read_json(path)
-            mark = content["provenance"]["fingerprint"]
-            if mark in found or mark in older or "shared_by" in content:  # a summary's copy of a shared record
-                continue
-            record, parameters = read_record(path), _published(path)
-        except (ArtefactError, OSError, UnicodeDecodeError) as error:
+            record = read_record(path)
+            facts = path.with_name("published.json")
+            made = read_json(facts) if path.name == "record.json" and facts.is_file() else {}
+        except ArtefactError as error:
             notes.append(f"left out: {error}")
             continue
-        except (KeyError, TypeError):
-            notes.append(f"left out: {path} is no whole stage record (provenance.fingerprint is missing)")
+        if record is None:
             continue
-        settings, inputs = record.provenance.get("settings"), record.provenance.get("inputs")
+        mark, inputs = record.provenance.get("fingerprint", str(path)), record.provenance.get("inputs")
         if inputs is None:
             older.add(mark)
         elif record.total_energy_joules and record.duration_seconds:
-            found[mark] = Past(record, settings or {}, inputs, parameters)
+            found.setdefault(mark, Past(record, record.provenance.get("settings") or {}, inputs, made.get("parameters")))
     if older:
         notes.append(f"{len(older)} record(s) are of an older version, which does not name settings and inputs: not used")
     return sorted(found.values(), key=lambda past: -past.record.end_time), notes
-
-
-def _published(path: Path) -> float | None:
-    """Parameters of the model that a stage has made, beside its record in the state folder."""
-    facts = path.with_name("published.json")
-    return read_json(facts).get("parameters") if path.name == "record.json" and facts.is_file() else None
-
-
-def target(root: Path, planned: Sequence[str]) -> tuple[Hardware, str]:
-    """The hardware that planned stages will run on, and how it is known: the newest prerun's, else this host.
-
-    `planned` are the records of preruns in the plan, which say the kind of host.
-    """
-    known = [Path(path) for path in planned] or list(root.glob("prerun/*/stages/prerun.json"))
-    for path in sorted((p for p in known if p.is_file()), key=lambda p: -p.stat().st_mtime):
-        try:
-            return Hardware.of(read_record(path)), str(path)
-        except ArtefactError:
-            continue  # read_history names it
-    return Hardware.here(), "this host, as there is no prerun yet"

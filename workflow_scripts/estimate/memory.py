@@ -34,9 +34,9 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from workflow_scripts.estimate.artefacts import known_shape, local_folder
+from workflow_scripts.estimate.artefacts import Artefacts, Split, known_shape, local_folder
 from workflow_scripts.estimate.pricing import Range, UnpricedError
-from workflow_scripts.estimate.work import TRAINED, WORK, Pass, Split, Task, Work, amount
+from workflow_scripts.estimate.work import TRAINED, WORK, Task, Work, amount
 from workflow_scripts.pipelines import PIPELINES
 from workflow_scripts.settings import Settings, SettingsError, load_experiments
 from workflow_scripts.settings.load import deep_merge, read_yaml
@@ -74,11 +74,12 @@ class Need:
         return None if self.processes else max(2, math.ceil((self.gigabytes() - RUNTIME_GB) / spare))
 
 
-@dataclass(frozen=True)
-class Shapes:
+class Shapes(Artefacts):
     """Sizes before anything is made: models by the names that the settings give them, corpora of full rows."""
 
-    settings: Settings
+    def __init__(self, settings: Settings) -> None:
+        super().__init__([], Path())
+        self.settings = settings
 
     def parameters(self, model: str) -> float:
         """Parameters of a model."""
@@ -109,21 +110,22 @@ def stages(settings: Settings) -> list[Need]:
 
 def need(task: Task, settings: Settings) -> Need:
     """Memory and time of one stage from its work."""
-    work, passes = WORK[task.stage].expect(task), WORK[task.stage].passes(task)
+    work, passes = WORK[task.stage].expect(task), WORK[task.stage].passes
     seconds = amount(task, work).mid / SUSTAINED_FLOPS
     if passes[0].per_input >= TRAINED:
         training = settings.training
         processes = training.num_processes * training.num_nodes
         parts = _training_parts(shape_of(task.input(passes[0].role), settings), work.rows // processes, settings)
         return Need(task.stage, processes, parts, seconds / processes)
-    parts = _inference_parts(task, work, passes, settings)
+    parts = _inference_parts(task, work, settings)
     read = _inference_bytes(settings) * task.parameters(passes[0].role) + parts.get("key-value cache", 0.0) / 2
     steps = math.ceil(work.examples / work.at_once) * work.new if work.new else 0
     return Need(task.stage, None, parts, seconds + steps * read / BANDWIDTH)
 
 
-def _inference_parts(task: Task, work: Work, passes: Sequence[Pass], settings: Settings) -> dict[str, float]:
-    roles = dict.fromkeys([p.role for p in passes] + [role for role in ("reference",) if task.stage == "evaluation"])
+def _inference_parts(task: Task, work: Work, settings: Settings) -> dict[str, float]:
+    passes = WORK[task.stage].passes
+    roles = (*(p.role for p in passes), *WORK[task.stage].holds)
     shapes = {role: shape_of(task.inputs[role], settings) for role in roles if role in task.inputs}
     length = settings.data.max_sequence_length
     widest = max(shapes.values(), key=lambda shape: shape.hidden_size)
@@ -180,9 +182,10 @@ def shape_of(name: str, settings: Settings) -> Shape:
     shape, folder = known_shape(source), local_folder(source)
     if shape is not None:
         return shape
+    if folder is None and name in settings.models:
+        raise UnpricedError(f"the shape of models.{name} is not known before it is prepared")
     if folder is None:
-        known = "known: name a local folder that holds its config.json" if name not in settings.models else None
-        raise UnpricedError(f"the shape of {name} is not {known or 'known before it is prepared'}")
+        raise UnpricedError(f"the shape of {name} is not known: name a local folder that holds its config.json")
     values = read_yaml(folder / "config.json")  # JSON is YAML
     sizes = {key: values[key] for key in Shape.__dataclass_fields__ if key in values}
     return Shape(**{"num_key_value_heads": values["num_attention_heads"]} | sizes)

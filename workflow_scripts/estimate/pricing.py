@@ -8,7 +8,7 @@ parameters at once.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -148,8 +148,3 @@ def within_budget(cost: Cost, joules: float) -> Cost:
     cut = found.at_most(Range(joules, joules, joules * LATE))
     shorter = seconds * Range(cut.low / found.low, cut.mid / found.mid, cut.high / found.high)
     return Cost(cut, shorter, cost.basis, (*cost.notes, f"training.energy_budget_kwh = {joules / 3.6e6:g} may end it"))
-
-
-def add(ranges: Iterable[Range]) -> Range:
-    """Sum; errors are taken as common to all, so bounds add up."""
-    return sum(ranges, ZERO)

@@ -8,11 +8,13 @@ hidden size 576, and is left out.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
+from workflow_scripts.estimate.artefacts import Artefacts, Split
 from workflow_scripts.estimate.history import Past, setting
-from workflow_scripts.estimate.pricing import ZERO, Range, UnpricedError, add
+from workflow_scripts.estimate.pricing import ZERO, Range, UnpricedError
 
 FORWARD, TRAINED = 2.0, 6.0
 # Stated where no past record tells: input tokens per loss token, and the share of max_new_tokens that an answer uses.
@@ -23,36 +25,13 @@ TASKS = ("lm_eval_tasks", "lm_eval_limit", "lm_eval_num_fewshot")  # what the wo
 
 
 @dataclass(frozen=True)
-class Split:
-    """One split of a corpus: rows, tokens of all of them, and the mean length of a prompt."""
-
-    examples: float
-    input_tokens: Range
-    loss_tokens: Range
-    prompt_tokens: Range
-
-
-class Sizes(Protocol):
-    """Sizes of models and data by the manifest (or name) that an input gives. Each raises UnpricedError with the reason."""
-
-    def parameters(self, model: str) -> float:
-        """Parameters of a model."""
-
-    def split(self, corpus: str, name: str) -> Split:
-        """The split train or evaluation."""
-
-    def epoch(self, inputs: Mapping[str, str]) -> tuple[Range | None, Range | None]:
-        """Loss tokens of one pass over what a training reads, and its input tokens per loss token; None where not known."""
-
-
-@dataclass(frozen=True)
 class Task:
     """A stage to estimate: its settings, its inputs by argument name, their sizes, and past stages of the same name."""
 
     stage: str
     settings: Mapping[str, Any]
     inputs: Mapping[str, str]
-    sizes: Sizes
+    sizes: Artefacts
     past: Sequence[Past] = ()
     own: float | None = None  # parameters of the model that it has made, known afterwards
 
@@ -111,10 +90,14 @@ class Work:
 
 @dataclass(frozen=True)
 class StageWork:
-    """`expect` says what a stage will do, `passes` with which models; without passes its work is counted in examples."""
+    """`expect` says what a stage will do, `passes` with which models; without passes its work is counted in examples.
+
+    `holds` are models that only take memory, where the stage has them as an input.
+    """
 
     expect: Callable[[Task], Work]
-    passes: Callable[[Task], tuple[Pass, ...]]
+    passes: tuple[Pass, ...] = ()
+    holds: tuple[str, ...] = ()
 
 
 def expected(task: Task) -> Work:
@@ -123,21 +106,25 @@ def expected(task: Task) -> Work:
 
 
 def amount(task: Task, work: Work) -> Range:
-    """Work in FLOPs, else in examples. Raises UnpricedError when a model's size is not known."""
-    passes = WORK[task.stage].passes(task) if task.stage in WORK else ()
+    """Work in FLOPs, else in examples; a model in two roles works in the first. Raises UnpricedError without its size."""
+    passes = WORK[task.stage].passes if task.stage in WORK else ()
     if not passes:
         return Range.exactly(work.examples)
-    return add((work.input * p.per_input + work.generated * p.per_generated) * task.parameters(p.role) for p in passes)
+    again = FORWARD if setting(task.settings, "training.gradient_checkpointing") and passes[0].per_input >= TRAINED else 0.0
+    by_model = {task.input(p.role): p for p in reversed(passes)}
+    each = (
+        (work.input * (p.per_input + again) + work.generated * p.per_generated) * task.parameters(p.role)
+        for p in by_model.values()
+    )
+    return sum(each, ZERO)
 
 
-def done(past: Past, sizes: Sizes) -> float:
+def done(past: Past, sizes: Artefacts) -> float:
     """Work that a past stage has done, as `amount` counts it."""
-    task = Task(past.stage, past.settings, past.inputs, sizes, own=past.parameters)
-    counts = past.record.work
+    stage, counts = past.record.stage_id, past.record.work
+    task = Task(stage, past.settings, past.inputs, sizes, own=past.parameters)
     work = Work(input=Range.exactly(float(counts.input or 0)), generated=Range.exactly(float(counts.generated or 0)))
-    if past.stage in WORK and not WORK[past.stage].passes(task):
-        work = expected(task)
-    return amount(task, work).mid
+    return amount(task, work if stage in WORK and WORK[stage].passes else expected(task)).mid
 
 
 def _preprocess(task: Task) -> Work:
@@ -180,30 +167,16 @@ def _answers(task: Task, section: str, answers: float, read: Range) -> Work:
     return Work("generated", read, generated, examples=answers, rows=rows, new=new, at_once=rows)
 
 
-def _training(rows: int) -> Callable[[Task], Work]:
+def _training(task: Task, rows: int = 1) -> Work:
     """A training of `rows` sequences per example; the token budget or the epochs end it, whichever comes first."""
-
-    def expect(task: Task) -> Work:
-        per_epoch, ratio = task.sizes.epoch(task.inputs)
-        loss = Range.exactly(float(task.get("training.token_budget")))
-        if (epochs := setting(task.settings, "training.max_epochs")) and per_epoch:
-            loss = loss.at_most(per_epoch * float(epochs))
-        pipeline = setting(task.settings, "pipeline")
-        like = [p.record.work for p in task.past if setting(p.settings, "pipeline") == pipeline]
-        ratio = ratio or Range.seen([w.input / w.loss for w in like if w.input and w.loss], INPUT_PER_LOSS)
-        return Work("loss", loss * ratio, loss=loss, rows=rows * task.get("training.batch_size"))
-
-    return expect
-
-
-def _trained(role: str, reference: float = 0.0) -> Callable[[Task], tuple[Pass, ...]]:
-    """Passes of a training; `reference` are those of a frozen copy beside it."""
-
-    def passes(task: Task) -> tuple[Pass, ...]:
-        again = FORWARD if setting(task.settings, "training.gradient_checkpointing") else 0.0
-        return (Pass(role, TRAINED + again + reference),)
-
-    return passes
+    per_epoch, ratio = task.sizes.epoch(task.inputs)
+    loss = Range.exactly(float(task.get("training.token_budget")))
+    if (epochs := setting(task.settings, "training.max_epochs")) and per_epoch:
+        loss = loss.at_most(per_epoch * float(epochs))
+    pipeline = setting(task.settings, "pipeline")
+    like = [p.record.work for p in task.past if setting(p.settings, "pipeline") == pipeline]
+    ratio = ratio or Range.seen([w.input / w.loss for w in like if w.input and w.loss], INPUT_PER_LOSS)
+    return Work("loss", loss * ratio, loss=loss, rows=rows * task.get("training.batch_size"))
 
 
 def _evaluation(task: Task) -> Work:
@@ -230,27 +203,20 @@ def _evaluation(task: Task) -> Work:
     return Work("input", tokens, generated, examples=prompts, rows=rows, new=new, at_once=prompts)
 
 
-def _with_pairs(past: Past, sizes: Sizes) -> float | None:
+def _with_pairs(past: Past, sizes: Artefacts) -> float | None:
     """Tokens of a past evaluation with pairs, by those of its held-out rows; None where they are not known."""
-    if "preferences" not in past.inputs or not past.record.work.input:
-        return None
-    try:
-        return past.record.work.input / sizes.split(past.inputs["corpus"], "evaluation").input_tokens.mid
-    except UnpricedError:
-        return None
-
-
-def _evaluated(task: Task) -> tuple[Pass, ...]:
-    mine = Pass("model", FORWARD, FORWARD)
-    return (mine,) if task.input("model") == task.input("teacher") else (mine, Pass("teacher", FORWARD))
+    tokens = past.record.work.input if "preferences" in past.inputs else None
+    with suppress(UnpricedError):
+        return tokens / sizes.split(past.inputs["corpus"], "evaluation").input_tokens.mid if tokens else None
+    return None
 
 
 WORK = {
-    "preprocess": StageWork(_preprocess, lambda task: ()),
-    "logit_caching": StageWork(_logit_caching, lambda task: (Pass("teacher", FORWARD),)),
-    "synthetic_generation": StageWork(_synthetic_generation, lambda task: (Pass("teacher", FORWARD, FORWARD),)),
-    "preference_dataset": StageWork(_preference_dataset, lambda task: (Pass("teacher", FORWARD), Pass("teacher", FORWARD))),
-    "student_train": StageWork(_training(1), _trained("student")),
-    "dpo_training": StageWork(_training(2), _trained("policy", reference=FORWARD)),
-    "evaluation": StageWork(_evaluation, _evaluated),
+    "preprocess": StageWork(_preprocess),
+    "logit_caching": StageWork(_logit_caching, (Pass("teacher", FORWARD),)),
+    "synthetic_generation": StageWork(_synthetic_generation, (Pass("teacher", FORWARD, FORWARD),)),
+    "preference_dataset": StageWork(_preference_dataset, (Pass("teacher", 2 * FORWARD),)),  # writes, then scores
+    "student_train": StageWork(_training, (Pass("student", TRAINED),)),
+    "dpo_training": StageWork(lambda task: _training(task, rows=2), (Pass("policy", TRAINED + FORWARD),)),  # and its reference
+    "evaluation": StageWork(_evaluation, (Pass("model", FORWARD, FORWARD), Pass("teacher", FORWARD)), ("reference",)),
 }

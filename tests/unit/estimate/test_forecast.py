@@ -132,17 +132,21 @@ def state(
     seconds: float,
     cpu: str = CPU,
     devices: tuple[str, ...] = (),
-    energy: dict | None = None,
     **inputs: str,
 ) -> Path:
     """A finished stage in the state folder, its record made as the meter makes it; without settings one of an older version."""
     at = Path("results/state", stage, mark)
     named = {name: f"results/{path}/manifest.json" for name, path in inputs.items()}
     origin = {"fingerprint": mark, "cpu": cpu, "cpu_count": 4}
-    options = {"carbon_intensity_g_per_kwh": 100.0, "pue": 1.5} | (energy or {})
     start = {
         **{"stage": stage, "role": "student", "part": None, "parts": None, "experiment": "x", "pipeline": None},
-        **{"energy": Energy(**options).model_dump(), "scope": "host", "idle": None, "attempt": mark, "time": 100.0 - seconds},
+        **{
+            "energy": Energy(carbon_intensity_g_per_kwh=100.0, pue=1.5).model_dump(),
+            "scope": "host",
+            "idle": None,
+            "attempt": mark,
+            "time": 100.0 - seconds,
+        },
         **{"host": "h", "pid": 1, "slurm": {}, "devices": [{"uuid": str(n), "name": d} for n, d in enumerate(devices)]},
         "provenance": origin | ({"settings": settings, "inputs": named} if settings is not None else {}),
     }
@@ -305,14 +309,15 @@ def test_a_training_made_another_way_is_a_doubt_and_one_alike_is_preferred(folde
 
 
 def test_records_with_another_boundary_are_a_doubt(folder: Path) -> None:
-    state("preprocess", "p", {"data": {"train_examples": 1, "evaluation_examples": 1}}, {}, 10.0, 1.0)
-    policy = {"total_energy_policy": "codecarbon", "track_cpu": True}
-    path = state("student_train", "a", training(300), {"loss": 300, "input": 600}, 5000.0, 50.0, energy=policy, **STUDENT)
-    content = json.loads(path.read_text())
-    content["energy"]["total"]["boundary"], content["end_time"] = ["cpu", "dram"], 50.0
-    path.write_text(json.dumps(content))
-    row = price(planned("student_train", training(300), **STUDENT))
-    assert row.notes == ["only records of another boundary (cpu, dram): range x 2"]
+    job = planned("student_train", training(300), **STUDENT)
+    for mark, boundary, end in (("a", ["cpu", "dram"], 50.0), ("b", ["cpu"], 100.0)):
+        path = state("student_train", mark, training(300), {"loss": 300, "input": 600}, 5000.0, 50.0, **STUDENT)
+        content = json.loads(path.read_text())
+        content["energy"]["total"]["boundary"], content["end_time"] = boundary, end
+        path.write_text(json.dumps(content))
+        assert (price(job).basis, price(job).notes) == ("history n=1", [])
+    old, new = read_history(Path("results"))[0][::-1]
+    assert list(module.Estimator([job], folder).doubts(job, old, new)) == ["another boundary (cpu, dram)"]
 
 
 def test_tasks_of_the_harness_are_priced_by_an_evaluation_that_ran_them_only(folder: Path) -> None:
@@ -335,17 +340,19 @@ def test_what_cannot_be_priced_is_unknown_and_makes_the_total_a_lower_bound(fold
     found = module.forecast(jobs, folder, [], folder / "forecast.json", 0.0)
     assert [row.kwh for row in found.rows] == [None, None]
     assert (found.rows[0].reason or "").startswith("unknown: run one small job first")
-    assert "the parameters of its model are not known" in (found.rows[1].reason or "")
+    assert found.rows[1].reason == found.rows[0].reason
     assert found.total.kwh is None
     assert found.total.unpriced == ["preprocess a", "student_train x"]
     assert any("total" in line and "unknown" in line for line in module.render(found))
     assert [estimate.wh for estimate in module.estimates(jobs, folder)] == [None, None]
 
     state("preprocess", "p", rows, {}, 3600.0, 36.0)
+    state("student_train", "a", training(300), {"loss": 300, "input": 600}, 5000.0, 50.0, **STUDENT)
     found = module.forecast(jobs, folder, [], folder / "forecast.json", 0.0)
     (line,) = (line for line in module.render(found) if line.startswith("total"))
     assert f">= {3600 * 0.7 / 3.6e6:.3g}" in line and " to " not in line
     assert found.total.unpriced == ["student_train x"]
+    assert "the parameters of its model are not known" in (found.rows[1].reason or "")
 
 
 def test_records_of_an_older_version_are_counted_not_used(folder: Path) -> None:
@@ -386,7 +393,7 @@ def test_a_record_counts_once_and_needs_no_state_folder(folder: Path) -> None:
     copied.write_text(json.dumps(json.loads(record.read_text()) | {"stage_id": "copy", "shared_by": ["x", "y"]}))
     assert [len(part) for part in read_history(Path("results"))] == [1, 0]
     record.unlink()
-    assert [past.stage for past in read_history(Path("results"))[0]] == ["student_train"]
+    assert [past.record.stage_id for past in read_history(Path("results"))[0]] == ["student_train"]
 
 
 def test_a_damaged_manifest_leaves_out_what_read_it(folder: Path) -> None:
@@ -429,7 +436,7 @@ def test_parts_and_merge_are_one_stage_and_each_part_does_its_share(folder: Path
 
 
 def test_models_of_the_plan_are_known_by_the_job_that_makes_them(folder: Path) -> None:
-    """A random OLMo 2 that is not there yet, a copy of some of its layers' parent, and a student that a planned training makes."""
+    """A random OLMo 2 that is not there yet, a student that is trained from it, and a copy of a model that nobody knows."""
     random = {"source": "random", "architecture": "olmo2-10m", "tokenizer": "t"}
     made = planned("prepare_model", {"models": {"r": random}}, "results/models/r/stages/prepare_model.json", None)
     trained = planned("student_train", training(9), "runs/e/stages/student_train.json", "e", student="models/r/model")
@@ -446,7 +453,7 @@ def test_models_of_the_plan_are_known_by_the_job_that_makes_them(folder: Path) -
         None,
         parent="models/large/model",
     )
-    with pytest.raises(UnpricedError, match="a pruned model are not known before its parent"):
+    with pytest.raises(UnpricedError, match=r"p, which is pruned from \S+, are not known before"):
         Artefacts([copied], folder).parameters("results/models/p/model/manifest.json")
 
 
