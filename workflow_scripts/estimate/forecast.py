@@ -24,13 +24,14 @@ from pydantic import ValidationError
 from tabulate import SEPARATING_LINE, tabulate
 
 from workflow_scripts.accounting.model import Bounds, Forecast, ForecastRow, ForecastTotal
-from workflow_scripts.artefact import ArtefactError, read_json, write_json
+from workflow_scripts.artefact import ArtefactError, read_json, sha256, write_json
 from workflow_scripts.estimate.artefacts import Artefacts
 from workflow_scripts.estimate.history import Hardware, Past, read_history, setting
-from workflow_scripts.estimate.pricing import ZERO, Cost, Range, Sample, UnpricedError, from_history, within_budget
+from workflow_scripts.estimate.pricing import ZERO, Cost, Sample, UnpricedError, from_history, within_budget
 from workflow_scripts.estimate.work import TASKS, Task, Work, amount, done, expected
 from workflow_scripts.plan.dry_run import DryRunError, PlannedJob, planned
 from workflow_scripts.plan.slices import settings_mark
+from workflow_scripts.settings.load import deep_merge
 
 # What the joules of the same FLOPs depend on.
 PACE = (
@@ -76,14 +77,10 @@ def estimates(jobs: Sequence[PlannedJob], folder: Path) -> list[Estimate]:
     """Each planned job by itself; `folder` is what the paths of the plan are relative to."""
     estimator = Estimator(jobs, folder)
     found = []
-    for job in jobs:
-        try:
-            cost, _ = estimator.cost([job])
-        except UnpricedError as error:
-            found.append(Estimate(None, None, str(error)))
-            continue
-        wh, minutes = cost.joules * (1 / 3600), cost.seconds * (1 / 60)
-        found.append(Estimate((wh.low, wh.high), (minutes.low, minutes.high), "; ".join([cost.basis, *cost.notes])))
+    for row in (row_of([job], estimator, 0.0) for job in jobs):
+        wh = (row.kwh.low * 1000, row.kwh.high * 1000) if row.kwh else None
+        minutes = (row.hours.low * 60, row.hours.high * 60) if row.hours else None
+        found.append(Estimate(wh, minutes, row.reason or "; ".join([row.basis or "", *row.notes])))
     return found
 
 
@@ -120,27 +117,23 @@ class Estimator:
         self.artefacts = Artefacts(jobs, folder)
 
     def cost(self, group: Sequence[PlannedJob]) -> tuple[Cost, Work]:
-        """Energy and time of jobs that are one stage together, and their work. Raises UnpricedError with the reason."""
-        job = group[-1]
-        like = [past for past in self.history if past.record.stage_id == job.stage]
-        samples = list(self.samples(job, like))
+        """Energy and time of jobs that are one stage together, and its work: a part does its share, a merge next to nothing.
+
+        Raises UnpricedError with the reason.
+        """
+        stage, settings = group[-1].stage, group[-1].settings
+        like = [past for past in self.history if past.record.stage_id == stage]
+        samples = list(self.samples(group[-1], like))
         if not samples:
             raise UnpricedError(f"{UNKNOWN} (no record of such a stage on {self.hardware})")
-        total, work = self.work(group, like)
-        cost = from_history(samples, total, len(group), self.devices(job.settings))
-        budget = setting(job.settings, "training.energy_budget_kwh")
-        return within_budget(cost, budget * 3.6e6) if budget else cost, work
-
-    def work(self, group: Sequence[PlannedJob], like: Sequence[Past]) -> tuple[Range, Work]:
-        """Work of the jobs: a part does its share of the stage's, a merge next to nothing."""
         total, work = ZERO, Work()
-        for job in group:
-            if job.parts:
-                continue
-            task = Task(job.stage, job.settings, job.inputs, self.artefacts, like)
+        for job in (job for job in group if not job.parts):
+            task = Task(stage, job.settings, job.inputs, self.artefacts, like)
             work = expected(task)
             total = total + amount(task, work) * (1 / int(job.part.partition("-of-")[2]) if job.part else 1.0)
-        return total, work
+        cost = from_history(samples, total, len(group), self.devices(settings))
+        budget = setting(settings, "training.energy_budget_kwh")
+        return within_budget(cost, budget * 3.6e6) if budget else cost, work
 
     def samples(self, job: PlannedJob, like: Sequence[Past]) -> Iterator[Sample]:
         """Past stages on comparable hardware with their work, and what makes each tell less of the planned one."""
@@ -173,13 +166,12 @@ class Estimator:
             yield f"a model that was made again since ({changed})"
 
     def remade(self, past: Past) -> str | None:
-        """Manifest of a prepared model that a past stage read and that is newer than the stage, or is made again."""
-        for name in ("student", "policy", "model", "teacher"):
-            path = past.inputs.get(name)
-            facts = self.artefacts.facts(path) if path else None
-            if path is None or facts is None or facts.get("source") == "trained":
+        """Manifest of a prepared model that a past stage read and that is another one now, or is made again."""
+        for path in (past.inputs[name] for name in ("student", "policy", "model", "teacher") if name in past.inputs):
+            facts, was = self.artefacts.facts(path), past.record.provenance.get("files", {}).get(path)
+            if facts is None or facts.get("source") == "trained":
                 continue
-            if self.artefacts.is_planned(path) or self.artefacts.path(path).stat().st_mtime > past.record.end_time:
+            if self.artefacts.is_planned(path) or (was and was["sha256"] != sha256(self.artefacts.path(path))):
                 return path
         return None
 
@@ -199,19 +191,30 @@ def root_of(jobs: Sequence[PlannedJob]) -> Path:
 
 
 def stages(jobs: Iterable[PlannedJob]) -> list[list[PlannedJob]]:
-    """Jobs that one record will add up: a job alone, or the parts of a stage with their merge, which comes last."""
-    groups: dict[tuple[str, Path], list[PlannedJob]] = {}
-    for job in jobs:
-        groups.setdefault((job.stage, Path(job.record).parents[2 if job.part else 1]), []).append(job)
-    return [sorted(group, key=lambda job: job.part is None) for group in groups.values()]
+    """Jobs that one record will add up: a job alone, or the parts of a stage with the first merge that gathers them, last."""
+    groups: list[list[PlannedJob]] = []
+    for job in sorted(jobs, key=lambda job: job.part is not None):
+        gathers = (group for group in groups if job.part and _gathers(group[-1], job))
+        if (group := next(gathers, None)) is not None:
+            group.insert(0, job)
+        else:
+            groups.append([job])
+    return groups
+
+
+def _gathers(whole: PlannedJob, part: PlannedJob) -> bool:
+    """Whether a merge reads a part: the settings of the part are some of its own."""
+    same = (whole.stage, whole.inputs, bool(whole.parts)) == (part.stage, part.inputs, True)
+    return same and deep_merge(whole.settings, part.settings) == whole.settings
 
 
 def row_of(group: Sequence[PlannedJob], estimator: Estimator, now: float) -> ForecastRow:
     """The forecast of one stage; figures are null with a reason where it cannot be priced."""
     job = group[-1]
+    owner = job.experiment or Path(job.record).parent.parent.name  # the folder of a shared artefact
     row = ForecastRow(
         stage=job.stage,
-        label=label(job),
+        label=job.stage if owner in ("comparison", "local") else f"{job.stage} {owner}",
         record=job.record,
         jobs=dict(Counter(one.rule for one in group)),
         settings=settings_mark(json.dumps(job.settings, sort_keys=True, separators=(",", ":"))),
@@ -231,39 +234,27 @@ def row_of(group: Sequence[PlannedJob], estimator: Estimator, now: float) -> For
     return row.model_copy(update={"basis": cost.basis, "unit": work.unit, "notes": notes, **bounds})
 
 
-def label(job: PlannedJob) -> str:
-    """Name of a stage with what it belongs to: the experiment, or the folder of the shared artefact."""
-    owner = job.experiment or Path(job.record).parent.parent.name
-    return job.stage if owner in ("comparison", "local") else f"{job.stage} {owner}"
-
-
 def render(result: Forecast) -> list[str]:
     """Lines of the table. kWh and gCO2e: predicted, with the range; `-` stands for what does not apply."""
     rows: list[list[str] | str] = []
+    notes: dict[str, list[str]] = {}  # each text once, with the labels that it holds for
     for row in result.rows:
         tokens = "-" if row.tokens is None else f"{row.tokens.predicted:.0f} {row.unit}"
         figures = _cells(row.kwh, row.hours, row.grams)
         rows.append([row.label, str(sum(row.jobs.values())), tokens, row.basis or "-", *figures])
+        for text in (*row.notes, *([row.reason] if row.reason else [])):
+            notes.setdefault(text, []).append(row.label)
     total = result.total
     cells = _cells(total.kwh, total.hours, total.grams, at_least=bool(total.unpriced))
     rows += [SEPARATING_LINE, ["total", str(sum(sum(row.jobs.values()) for row in result.rows)), "", "", *cells]]
     head = ["stage", "jobs", "tokens", "basis", "kWh", "range", "hours", "gCO2e"]
-    lines = tabulate(rows, head, tablefmt="simple", disable_numparse=True).splitlines()
-    if total.unpriced:
-        lines.append(f"The total is a lower bound: {len(total.unpriced)} stage(s) are not in it:")
-    lines += [f"  {labels}: {reason}" for reason, labels in _grouped((row.reason, row.label) for row in result.rows)]
-    lines.append(f"Hardware: {result.hardware}. Hours: job hours, one after the other. Bounds of the total: bounds added up.")
-    notes = _grouped((text, row.label) for row in result.rows for text in row.notes)
-    return lines + [f"note: {labels}: {text}" for text, labels in notes] + [f"note: {text}" for text in result.notes]
-
-
-def _grouped(pairs: Iterable[tuple[str | None, str]]) -> list[tuple[str, str]]:
-    """Each text once, with the labels that it holds for."""
-    groups: dict[str, list[str]] = {}
-    for text, name in pairs:
-        if text:
-            groups.setdefault(text, []).append(name)
-    return [(text, ", ".join(names)) for text, names in groups.items()]
+    return [
+        *tabulate(rows, head, tablefmt="simple", disable_numparse=True).splitlines(),
+        *([f"The total is a lower bound: {len(total.unpriced)} stage(s) are not in it."] if total.unpriced else []),
+        f"Hardware: {result.hardware}. Hours: job hours, one after the other. Bounds of the total: bounds added up.",
+        *(f"note: {', '.join(labels)}: {text}" for text, labels in notes.items()),
+        *(f"note: {text}" for text in result.notes),
+    ]
 
 
 def _cells(kwh: Bounds | None, hours: Bounds | None, grams: Bounds | None, at_least: bool = False) -> list[str]:

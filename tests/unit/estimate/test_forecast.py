@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from tests.unit.energy.test_record import figure
 from workflow_scripts.accounting.model import Bounds, Forecast, ForecastRow
 from workflow_scripts.accounting.outcome import ForecastError, compare_forecast, read_forecast
+from workflow_scripts.artefact import sha256
 from workflow_scripts.energy.ledger import LedgerWriter, read_attempts
 from workflow_scripts.energy.record import build_record
 from workflow_scripts.estimate import forecast as module
@@ -100,7 +100,6 @@ def manifest(where: str, facts: dict) -> None:
     path = Path(where) / "manifest.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(facts | {"path": "."}))
-    os.utime(path, (0, 0))
 
 
 def planned(stage: str, settings: dict, record: str | None = None, experiment: str | None = "x", **inputs: str) -> PlannedJob:
@@ -137,6 +136,7 @@ def state(
     """A finished stage in the state folder, its record made as the meter makes it; without settings one of an older version."""
     at = Path("results/state", stage, mark)
     named = {name: f"results/{path}/manifest.json" for name, path in inputs.items()}
+    files = {path: {"sha256": sha256(Path(path))} for path in named.values() if Path(path).is_file()}
     origin = {"fingerprint": mark, "cpu": cpu, "cpu_count": 4}
     start = {
         **{"stage": stage, "role": "student", "part": None, "parts": None, "experiment": "x", "pipeline": None},
@@ -148,7 +148,7 @@ def state(
             "time": 100.0 - seconds,
         },
         **{"host": "h", "pid": 1, "slurm": {}, "devices": [{"uuid": str(n), "name": d} for n, d in enumerate(devices)]},
-        "provenance": origin | ({"settings": settings, "inputs": named} if settings is not None else {}),
+        "provenance": origin | ({"settings": settings, "inputs": named, "files": files} if settings is not None else {}),
     }
     counts = {"work": work, "unit": "loss", "durable": {}, "resumed": None, "metrics": {}}
     figures = {name: figure(joules if name == "cpu" else None) for name in ("gpu", "cpu", "dram")}
@@ -409,7 +409,9 @@ def test_a_model_that_was_made_again_since_is_a_doubt(folder: Path) -> None:
     settings = {"evaluation": {"generation_prompts": 2, "max_new_tokens": 5, "batch_size": 2}}
     state("evaluation", "a", settings, {"input": 100, "generated": 6}, 1000.0, 10.0, **EVALUATED)
     assert price(planned("evaluation", settings, **EVALUATED)).notes == []
-    os.utime("results/models/small/model/manifest.json", (200, 200))
+    manifest("results/models/small/model", {"parameters": 1000, "source": "package"})
+    assert price(planned("evaluation", settings, **EVALUATED)).notes == [], "written again with the same content"
+    manifest("results/models/small/model", {"parameters": 1001, "source": "package"})
     assert "a model that was made again since" in price(planned("evaluation", settings, **EVALUATED)).notes[0]
 
 
@@ -418,21 +420,47 @@ def test_parts_and_merge_are_one_stage_and_each_part_does_its_share(folder: Path
     settings = {"distillation": {"batch_size": 2}}
     path = state("logit_caching", "a", settings, {"input": 800, "loss": 400}, 1000.0, 10.0, **TEACHER)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"parts": 1}))
-    parts = [
-        planned(
-            "logit_caching", settings, f"results/teacher/t/parts/logit_caching/{n}.record.json", part=f"{n}-of-2", **TEACHER
-        )
-        for n in (1, 2)
-    ]
-    merge = planned("logit_caching", {}, "results/teacher/t/stages/logit_caching.json", None, parts=2)
-    groups = module.stages([merge, *parts, planned("evaluation", {})])
-    assert [len(group) for group in groups] == [3, 1]
-    assert groups[0][-1] is merge
+
+    def job(record: str, settings: dict, **split) -> PlannedJob:
+        return planned("logit_caching", settings, f"results/teacher/{record}.json", None, **split, **TEACHER)
+
+    parts = [job(f"raw/parts/{n}-of-2.record", settings, part=f"{n}-of-2") for n in (1, 2)]
+    merge, again = (
+        job(f"{name}/stages/logit_caching", {"distillation": {"batch_size": 2, "keep": name}}, parts=2) for name in "ab"
+    )
+    other = job("c/stages/logit_caching", {"distillation": {"batch_size": 4}}, parts=2)
+    groups = module.stages([other, parts[0], merge, again, parts[1], planned("evaluation", {})])
+    assert sorted(len(group) for group in groups) == [1, 1, 1, 3]
+    assert [*parts[::-1], merge] in groups
     estimator = module.Estimator([merge, *parts], folder)
-    whole, half, gathered = (estimator.cost(group)[0].joules.mid for group in (groups[0], parts[:1], [merge]))
+    whole, half, gathered = (estimator.cost(group)[0].joules.mid for group in ([*parts, merge], parts[:1], [merge]))
     assert gathered == 450.0
     assert half == pytest.approx(450.0 + 100.0 / 2)
     assert whole == pytest.approx(half + half + gathered)
+    assert [estimate.wh is not None for estimate in module.estimates([merge, *parts], folder)] == [True] * 3
+
+
+def test_the_command_writes_a_forecast_whatever_record_is_damaged(folder: Path, monkeypatch, capsys) -> None:
+    state("student_train", "a", training(300), {"loss": 300, "input": 600}, 5000.0, 50.0, **STUDENT)
+    bad = Path("results/y/stages/evaluation.json")
+    bad.parent.mkdir(parents=True)
+    bad.write_text('{"cut')
+    jobs = [planned("student_train", training(300), **STUDENT), planned("export", {})]
+    monkeypatch.setattr(module, "planned", lambda arguments: (jobs, folder))
+    assert module.main(["x"]) == 0
+    out = capsys.readouterr().out
+    assert f"note: left out: {bad} is not whole JSON" in out
+    assert "note: export x: unknown: run one small job first (no record of such a stage on Some CPU x 4)" in out
+    found = Forecast.model_validate_json(Path("results/forecast.json").read_text())
+    assert [row.kwh is None for row in found.rows] == [False, True]
+    assert module.main(["x", "--out", str(folder / "other.json")]) == 0
+    monkeypatch.setattr(module, "planned", lambda arguments: ([], folder))
+    assert module.main([]) == 0
+    assert "Nothing to forecast" in capsys.readouterr().out
+    monkeypatch.setattr(module, "planned", lambda arguments: (jobs, folder))
+    Path("results/forecast.json").write_text("{}")
+    assert module.main([]) == 1
+    assert "is not a forecast/1, so it is not replaced: delete it" in capsys.readouterr().err
 
 
 def test_models_of_the_plan_are_known_by_the_job_that_makes_them(folder: Path) -> None:
