@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,22 +39,14 @@ class Split:
 class Artefacts:
     """Sizes by the path of a manifest; the planned jobs say what is not made yet. Paths are relative to `folder`."""
 
-    def __init__(self, jobs: Iterable[PlannedJob], folder: Path) -> None:
+    def __init__(self, jobs: Sequence[PlannedJob], folder: Path) -> None:
         self._folder = folder
-        self._makers: dict[Path, PlannedJob] = {}  # by the folder above that of the manifest
-        trainings: dict[str | None, PlannedJob] = {}
-        models: dict[str | None, str] = {}
-        for job in jobs:
-            if job.stage in TRAININGS:
-                trainings[job.experiment] = job
-            elif job.stage in ("prepare_model", "preprocess"):
-                self._makers[Path(job.record).parents[1]] = job
-            elif "model" in job.inputs and job.experiment:
-                models[job.experiment] = job.inputs["model"]
-        for experiment, job in trainings.items():  # `output.output_dir` and `output.run_dir` may differ: both are looked at
-            self._makers[Path(job.record).parents[1]] = job
-            if experiment in models:
-                self._makers[Path(models[experiment]).parents[1]] = job
+        trainings = {job.experiment: job for job in jobs if job.stage in TRAININGS}
+        makes = ("prepare_model", "preprocess", *TRAININGS)
+        self._makers = {Path(job.record).parents[1]: job for job in jobs if job.stage in makes}  # by what the manifest is under
+        for job in jobs:  # a trained model may lie elsewhere than its record: its evaluation knows where
+            if "model" in job.inputs and job.experiment in trainings:
+                self._makers[Path(job.inputs["model"]).parents[1]] = trainings[job.experiment]
 
     def is_planned(self, manifest: str) -> bool:
         """Whether a planned job makes the model or corpus (again)."""
@@ -74,9 +66,10 @@ class Artefacts:
     def parameters(self, model: str) -> float:
         """Parameters of a model. Raises UnpricedError when neither a manifest nor a local config.json tells."""
         job = self._makers.get(Path(model).parents[1])
+        if job is not None and job.stage in TRAININGS:
+            return self.parameters(job.inputs.get("student") or job.inputs["policy"])
         if job is not None:
-            start = job.inputs.get("student") or job.inputs.get("policy") if job.stage in TRAININGS else None
-            return self.parameters(start) if start else self._prepared(model, job)
+            return self._prepared(model, job)
         facts = self.facts(model)
         if facts is None or "parameters" not in facts:
             raise UnpricedError(
@@ -90,7 +83,7 @@ class Artefacts:
         if facts is not None:
             counts = facts["splits"][name]
             read, loss, rows = (float(counts[key]) for key in ("input_tokens", "loss_tokens", "examples"))
-            return Split(rows, Range.exactly(read), Range.exactly(loss), Range.exactly((read - loss) / rows))
+            return Split(rows, Range.exactly(read), Range.exactly(loss), Range.exactly((read - loss) / max(rows, 1.0)))
         if job is None:
             raise UnpricedError(f"the size of its corpus is not known: {corpus} does not exist and no planned job makes it")
         rows, length = (float(setting(job.settings, f"data.{key}")) for key in (f"{name}_examples", "max_sequence_length"))
