@@ -70,7 +70,7 @@ def read_records(plan: dict[str, Any]) -> dict[str, dict[str, Any]]:
         record = read_json(Path(path))
         if record.get("schema") != RECORD_SCHEMA:
             raise SummaryError(f"{path}: schema {record.get('schema')!r}, this program reads {RECORD_SCHEMA}")
-        records[stage] = record | {"stage_id": stage, "stage_name": stage, "shared_by": plan["sharing"].get(stage, [])}
+        records[stage] = record | {"stage_id": stage, "stage_name": stage, "shared_by": plan.get("sharing", {}).get(stage, [])}
     adopted = plan.get("teacher_manifest") and read_json(Path(plan["teacher_manifest"])).get("adopted")
     if adopted:
         stage = "teacher_generation"
@@ -115,7 +115,7 @@ def summarise(
             "pipeline": plan["pipeline"],
             "description": config["experiment"]["description"],
             **added_up(records, training),
-            "reuse": {stage: {"experiments": len(users), "names": users} for stage, users in plan["sharing"].items()},
+            "reuse": {stage: {"experiments": len(users), "names": users} for stage, users in plan.get("sharing", {}).items()},
             "lineage": lineage(plan),
             "forecast": compare_forecast(forecast, {**plan["shared"], **plan["own"]}, records),
             "quality": evaluation,

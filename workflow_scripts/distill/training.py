@@ -19,11 +19,10 @@ from workflow_scripts.distill import checkpoints
 from workflow_scripts.distill.batching import pad_rows
 from workflow_scripts.distill.corpus import loss_tokens
 from workflow_scripts.distill.logit_cache import LogitCache
-from workflow_scripts.distill.losses import SparseTeacher, fused_distillation_loss
+from workflow_scripts.distill.losses import KdLoss, SparseTeacher, fused_distillation_loss
 from workflow_scripts.distill.packing import pack_rows
 from workflow_scripts.distill.parallel import highest, is_main, sum_over_processes, world_size
 from workflow_scripts.distill.work import SHOWN, WorkCallback
-from workflow_scripts.plan.slices import KdLoss
 from workflow_scripts.settings.schema import Training
 
 IGNORE = -100

@@ -15,8 +15,8 @@ from workflow_scripts.estimate.history import setting
 from workflow_scripts.estimate.pricing import Range, UnpricedError
 from workflow_scripts.pipelines import TRAININGS
 from workflow_scripts.plan.dry_run import PlannedJob
+from workflow_scripts.settings.models import FolderModel, HubModel, ModelSource, PackagedModel, PrunedModel, RandomModel
 from workflow_scripts.settings.shapes import Shape, published_shape
-from workflow_scripts.settings.sources import FolderModel, HubModel, ModelSource, PackagedModel, PrunedModel, RandomModel
 
 # Where the corpus is not made yet: share of data.max_sequence_length that a row fills, and share of loss tokens in it.
 FILLED = Range(0.1, 0.5, 1.0)

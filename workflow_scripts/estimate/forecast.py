@@ -244,15 +244,15 @@ def render(result: Forecast) -> list[str]:
         rows.append([row.label, str(sum(row.jobs.values())), tokens, row.basis or "-", *figures])
         for text in (*row.notes, *([row.reason] if row.reason else [])):
             notes.setdefault(text, []).append(row.label)
-    total = result.total
+    total, every = result.total, [row.label for row in result.rows]
     cells = _cells(total.kwh, total.hours, total.grams, at_least=bool(total.unpriced))
     rows += [SEPARATING_LINE, ["total", str(sum(sum(row.jobs.values()) for row in result.rows)), "", "", *cells]]
     head = ["stage", "jobs", "tokens", "basis", "kWh", "range", "hours", "gCO2e"]
     return [
         *tabulate(rows, head, tablefmt="simple", disable_numparse=True).splitlines(),
-        *([f"The total is a lower bound: {len(total.unpriced)} stage(s) are not in it."] if total.unpriced else []),
+        *([f"The total is a lower bound: {len(total.unpriced)} stage(s) are not in it."] if total.kwh and total.unpriced else []),
         f"Hardware: {result.hardware}. Hours: job hours, one after the other. Bounds of the total: bounds added up.",
-        *(f"note: {', '.join(labels)}: {text}" for text, labels in notes.items()),
+        *(f"note: {'all' if labels == every else ', '.join(labels)}: {text}" for text, labels in notes.items()),
         *(f"note: {text}" for text in result.notes),
     ]
 

@@ -40,8 +40,8 @@ from workflow_scripts.estimate.work import TRAINED, WORK, Task, Work, amount
 from workflow_scripts.pipelines import PIPELINES
 from workflow_scripts.settings import Settings, SettingsError, load_experiments
 from workflow_scripts.settings.load import deep_merge, read_yaml
+from workflow_scripts.settings.models import FolderModel
 from workflow_scripts.settings.shapes import Shape
-from workflow_scripts.settings.sources import FolderModel
 
 ROOT = Path(__file__).parents[2]
 OPTIMIZER_BYTES = {"adamw": 8.0, "adamw_8bit": 2.1, "adafactor": 0.1}  # per parameter, with scales; adafactor: rows and columns

@@ -65,17 +65,17 @@ def parse(rule: str, reason: str, command: str) -> PlannedJob:
     """A planned job from its shell command, `meter options -- stage options`."""
     words = shlex.split(command)
     split = words.index("--")
-    meter, stage = options(words[:split]), options(words[split + 1 :])
+    meter = options(words[:split])
     return PlannedJob(
         rule=rule,
         stage=meter["stage"][0],
         reason=reason,
         experiment=meter.get("experiment", [None])[0],
-        settings=json.loads(stage.get("settings", ["{}"])[0]),
-        inputs={name: values[0] for name, values in stage.items() if values and values[0].endswith("manifest.json")},
+        settings=json.loads(meter.get("settings", ["{}"])[0]),
+        inputs=dict(named.split("=", 1) for named in meter.get("input", [])),
         record=meter["record"][0],
         part=meter.get("part", [None])[0],
-        parts=int(meter.get("parts", ["0"])[0]),
+        parts=len(meter.get("parts", [])),
     )
 
 

@@ -130,7 +130,7 @@ def test_trl_s_own_head_of_dpo_sees_no_padding(plain) -> None:
 
 def test_teacher_and_student_padded_differently_share_a_tokenizer(tmp_path) -> None:
     from workflow_scripts.artefact import read_json, write_json
-    from workflow_scripts.settings.sources import Section
+    from workflow_scripts.settings.section import Section
     from workflow_scripts.stages.check_tokenizers import check_tokenizers
     from workflow_scripts.stages.runtime.common import Arguments
 

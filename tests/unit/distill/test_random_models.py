@@ -14,8 +14,8 @@ from workflow_scripts.distill.writers import padding_rows
 from workflow_scripts.plan.plan import Plan
 from workflow_scripts.plan.slices import PrepareModelSlice
 from workflow_scripts.settings import SettingsError
+from workflow_scripts.settings.models import RandomModel
 from workflow_scripts.settings.shapes import SHAPES, Shape, config_values, published_shape, resized
-from workflow_scripts.settings.sources import RandomModel
 from workflow_scripts.stages.prepare_model import prepare_model
 from workflow_scripts.stages.runtime.common import Arguments
 

@@ -12,7 +12,7 @@ from tests.unit.distill.test_olmo2_template import tokenizer  # noqa: F401
 from workflow_scripts.artefact import read_json, write_json
 from workflow_scripts.distill.corpus import CorpusError, read_table
 from workflow_scripts.plan.slices import PreprocessSlice
-from workflow_scripts.settings.sources import DatasetSource
+from workflow_scripts.settings.data import DatasetSource
 from workflow_scripts.stages.preprocess import preprocess
 from workflow_scripts.stages.runtime.common import Arguments
 

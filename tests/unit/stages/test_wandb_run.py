@@ -17,7 +17,7 @@ from tests.conftest import REPOSITORY
 from tests.helpers.tiny_training import train
 from tests.helpers.wandb_file import OfflineRun, offline_runs
 from tests.helpers.wandb_server import Server
-from workflow_scripts.plan.slices import WandbSlice
+from workflow_scripts.stages.runtime.wandb_run import WandbChoice
 from workflow_scripts.progress import Progress
 from workflow_scripts.settings.schema import Wandb
 from workflow_scripts.stages.runtime.wandb_run import Run, mode_of
@@ -26,16 +26,16 @@ from workflow_scripts.stages.wandb_summary import main as conclude
 
 OPEN = """
 import sys, time
-from workflow_scripts.plan.slices import WandbSlice
+from workflow_scripts.stages.runtime.wandb_run import WandbChoice
 from workflow_scripts.stages.runtime.wandb_run import Run
-run = Run(WandbSlice.model_validate_json(sys.argv[1]), "kd-abc", {})
+run = Run(WandbChoice.model_validate_json(sys.argv[1]), "kd-abc", {})
 """
 KEY = "5ec2e7c0ffee5ec2e7c0ffee5ec2e7c0ffee5ec2"
 
 
-def choice(folder: Path, **wandb) -> WandbSlice:
+def choice(folder: Path, **wandb) -> WandbChoice:
     settings = Wandb(**{"enabled": True, "mode": "offline"} | wandb)
-    return WandbSlice(wandb=settings, experiment="kd", pipeline="kd", folder=str(folder))
+    return WandbChoice(wandb=settings, experiment="kd", pipeline="kd", folder=str(folder))
 
 
 @pytest.fixture(autouse=True)
