@@ -250,7 +250,7 @@ def render(result: Forecast) -> list[str]:
     head = ["stage", "jobs", "tokens", "basis", "kWh", "range", "hours", "gCO2e"]
     return [
         *tabulate(rows, head, tablefmt="simple", disable_numparse=True).splitlines(),
-        *([f"The total is a lower bound: {len(total.unpriced)} stage(s) are not in it."] if total.kwh and total.unpriced else []),
+        *([f"The total is a lower bound, without {len(total.unpriced)} stage(s)."] if total.kwh and total.unpriced else []),
         f"Hardware: {result.hardware}. Hours: job hours, one after the other. Bounds of the total: bounds added up.",
         *(f"note: {'all' if labels == every else ', '.join(labels)}: {text}" for text, labels in notes.items()),
         *(f"note: {text}" for text in result.notes),
