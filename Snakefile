@@ -8,12 +8,19 @@ snakemake --report report.html     the report, after a run
 snakemake --workflow-profile profiles/slurm <targets>      on a cluster
 """
 
+from pathlib import Path
+
 from snakemake.utils import min_version
 
 min_version("9.27.1")
 
+# Of the folder that Snakemake runs in where there is one, else the workflow's own.
+BASE = Path("config", "base.yaml")
+if not BASE.is_file():
+    BASE = Path(workflow.basedir, BASE)
 
-configfile: "config/base.yaml"
+
+configfile: BASE
 
 
 include: "rules/common.smk"
@@ -21,6 +28,7 @@ include: "rules/inputs.smk"
 include: "rules/teacher.smk"
 include: "rules/student.smk"
 include: "rules/answer.smk"
+include: "rules/metered.smk"
 
 
 wildcard_constraints:
@@ -32,7 +40,7 @@ wildcard_constraints:
 
 
 onstart:
-    check_before_the_first_job(workflow)
+    check_before_the_first_job(workflow, PLAN, MODULES)
 
 
 onerror:
@@ -41,9 +49,6 @@ onerror:
 
 localrules:
     all,
-    logit_caching,
-    synthetic_generation,
-    preference_dataset,
 
 
 rule all:
@@ -53,19 +58,14 @@ rule all:
         [PLAN.finals(name) for name in PLAN.comparison.experiments],
 
 
-rule logit_caching:
-    input:
-        PLAN.teacher_targets("logit_caching"),
+for stage in TEACHER_STAGES:
 
-
-rule synthetic_generation:
-    input:
-        PLAN.teacher_targets("synthetic_generation"),
-
-
-rule preference_dataset:
-    input:
-        PLAN.teacher_targets("preference_dataset"),
+    rule:
+        name:
+            stage
+        input:
+            PLAN.teacher_targets(stage),
+        localrule: True
 
 
 for name in [*PLAN.experiments, *PLAN.set_aside]:

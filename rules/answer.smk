@@ -1,5 +1,5 @@
 # From records to the answer.
-#   experiment_summary  -> <run_dir>/experiment_summary.json, run_config.yaml, environment.json, stages/ of shared records;
+#   experiment_summary  -> <run_dir>/experiment_summary.json, run_config.yaml, environment.json;
 #                          reads <root>/forecast.json where `make forecast` has left one: no input, so it makes nothing stale
 #   export_model, export_policy -> <output_dir>/final_model/README.md (final_policy/): the model card; <run_dir>/boamps/
 #   wandb_summary       -> <run_dir>/wandb.json: final energies and qualities are in the experiment's W&B run; where it is enabled
@@ -9,193 +9,120 @@
 report: "../workflow_scripts/report/captions/report.rst"
 
 
-rule experiment_summary:
-    input:
-        upstream=lambda wildcards: PLAN.summary_inputs(wildcards.experiment),
-        code=code("accounting.summary"),
-        prerun=ancient(PRERUN),
-    output:
-        summary=SUMMARY,
-        environment=f"{RUN_DIR}/environment.json",
-        run_config=f"{RUN_DIR}/run_config.yaml",
-        validation=f"{OUTPUT_DIR}/prerun_validation/validation.json",
-        record=f"{RUN_DIR}/stages/experiment_summary.json",
-    log:
-        f"{RUN_DIR}/logs/experiment_summary.log",
-    conda:
-        "../envs/conda.yaml"
-    envmodules:
-        *MODULES,
-    resources:
-        meter=meters,
-    params:
-        meter=meter("experiment_summary", "accounting", f"{RUN_DIR}"),
-        plan=lambda wildcards: PLAN.summary_plan(wildcards.experiment, PRERUN),
-        config=untracked(lambda wildcards: PLAN.resolved(wildcards.experiment)),
-        forecast=untracked(
-            lambda wildcards: PLAN.forecast_options(wildcards.experiment)
-        ),
-    shell:
-        "{params.meter:q} --idle {input.prerun:q} --record {output.record:q} --log {log:q}"
-        " --input {input.upstream:q} {input.code:q} --"
-        " python -m workflow_scripts.accounting.summary --plan {params.plan:q}"
-        " --config {params.config:q} {params.forecast:q} --out {output.summary:q}"
+CAPTIONS = "../workflow_scripts/report/captions"
+SHOWN = {  # output: file, category in Snakemake's report, label
+    "answer": ("answer.html", "Answer", "the comparison on one page"),
+    "energy": ("energy_by_stage.svg", "Energy", "energy by stage"),
+    "quality": ("energy_quality.svg", "Quality", "energy and quality"),
+    "reuse": ("cost_by_reuse.svg", "Reuse", "cost over reuses"),
+    "break_even": ("break_even.csv", "Reuse", "break-even N*"),
+    "repayment": ("repayment.csv", "Reuse", "tokens until repaid T*"),
+    "power": ("power.svg", "Course", "power over time"),
+    "loss": ("loss_by_joules.svg", "Course", "loss over joules"),
+    "table": ("comparison.csv", "Tables", "experiments"),
+    "stages": ("stage_energy.csv", "Tables", "stages"),
+    "amortised": ("amortised.csv", "Tables", "cost over reuses"),
+    "runs": ("runs.csv", "Tables", "runs"),
+}
 
 
-for final, export in EXPORTS.items():
-
-    rule:
-        name:
-            export
-        input:
-            summary=SUMMARY,
-            config=f"{RUN_DIR}/run_config.yaml",
-            model=f"{OUTPUT_DIR}/{final}/manifest.json",
-            code=code("stages.export"),
-            prerun=ancient(PRERUN),
-        output:
-            card=f"{OUTPUT_DIR}/{final}/README.md",
-            boamps=directory(f"{RUN_DIR}/boamps"),
-            record=f"{RUN_DIR}/stages/export.json",
-        log:
-            f"{RUN_DIR}/logs/export.log",
-        wildcard_constraints:
-            experiment="|".join(PLAN.trained_to(final)) or "(?!)",
-        conda:
-            "../envs/conda.yaml"
-        envmodules:
-            *MODULES,
-        resources:
-            meter=meters,
-        params:
-            meter=meter("export", "accounting", f"{RUN_DIR}"),
-        shell:
-            "{params.meter:q} --idle {input.prerun:q} --record {output.record:q} --log {log:q}"
-            " --input {input.summary:q} {input.config:q} {input.model:q} {input.code:q} --"
-            " python -m workflow_scripts.stages.export --summary {input.summary:q} --config {input.config:q}"
-            " --model {input.model:q} --card {output.card:q} --boamps {output.boamps:q}"
+def shown(file, category, label):
+    """A file of the comparison that stands in the report, with the caption of its name."""
+    return report(
+        f"{ROOT}/comparison/{file}",
+        caption=f"{CAPTIONS}/{Path(file).stem}.rst",
+        category=category,
+        labels={"what": label},
+    )
 
 
-rule wandb_summary:
-    input:
-        summary=SUMMARY,
-        code=code("stages.wandb_summary"),
-    output:
-        note=f"{RUN_DIR}/wandb.json",
-        record=f"{RUN_DIR}/stages/wandb_summary.json",
-    log:
-        f"{RUN_DIR}/logs/wandb_summary.log",
-    conda:
-        "../envs/conda.yaml"
-    envmodules:
-        *MODULES,
-    resources:
-        meter=meters,
-    params:
-        meter=meter("wandb_summary", "accounting", f"{RUN_DIR}"),
-        wandb=untracked(lambda wildcards: PLAN.wandb(wildcards.experiment)),
-        config=untracked(lambda wildcards: PLAN.resolved(wildcards.experiment)),
-    shell:
-        "{params.meter:q} --record {output.record:q} --log {log:q}"
-        " --input {input.summary:q} {input.code:q} --"
-        " python -m workflow_scripts.stages.wandb_summary --summary {input.summary:q}"
-        " --wandb {params.wandb:q} --config {params.config:q} --out {output.note:q}"
-
-
-rule comparison:
-    input:
-        summaries=expand(SUMMARY, experiment=PLAN.comparison.experiments),
-        code=code("stages.comparison"),
-    output:
-        comparison=COMPARISON,
-        answer=report(
-            f"{ROOT}/comparison/answer.html",
-            caption="../workflow_scripts/report/captions/answer.rst",
-            category="Answer",
-            labels={"what": "the comparison on one page"},
-        ),
-        energy=report(
-            f"{ROOT}/comparison/energy_by_stage.svg",
-            caption="../workflow_scripts/report/captions/energy_by_stage.rst",
-            category="Energy",
-            labels={"what": "energy by stage"},
-        ),
-        quality=report(
-            f"{ROOT}/comparison/energy_quality.svg",
-            caption="../workflow_scripts/report/captions/energy_quality.rst",
-            category="Quality",
-            labels={"what": "energy and quality"},
-        ),
-        reuse=report(
-            f"{ROOT}/comparison/cost_by_reuse.svg",
-            caption="../workflow_scripts/report/captions/cost_by_reuse.rst",
-            category="Reuse",
-            labels={"what": "cost over reuses"},
-        ),
-        break_even=report(
-            f"{ROOT}/comparison/break_even.csv",
-            caption="../workflow_scripts/report/captions/break_even.rst",
-            category="Reuse",
-            labels={"what": "break-even N*"},
-        ),
-        repayment=report(
-            f"{ROOT}/comparison/repayment.csv",
-            caption="../workflow_scripts/report/captions/repayment.rst",
-            category="Reuse",
-            labels={"what": "tokens until repaid T*"},
-        ),
-        power=report(
-            f"{ROOT}/comparison/power.svg",
-            caption="../workflow_scripts/report/captions/power.rst",
-            category="Course",
-            labels={"what": "power over time"},
-        ),
-        loss=report(
-            f"{ROOT}/comparison/loss_by_joules.svg",
-            caption="../workflow_scripts/report/captions/loss_by_joules.rst",
-            category="Course",
-            labels={"what": "loss over joules"},
-        ),
-        table=report(
-            f"{ROOT}/comparison/comparison.csv",
-            caption="../workflow_scripts/report/captions/comparison.rst",
-            category="Tables",
-            labels={"what": "experiments"},
-        ),
-        stages=report(
-            f"{ROOT}/comparison/stage_energy.csv",
-            caption="../workflow_scripts/report/captions/stage_energy.rst",
-            category="Tables",
-            labels={"what": "stages"},
-        ),
-        amortised=report(
-            f"{ROOT}/comparison/amortised.csv",
-            caption="../workflow_scripts/report/captions/amortised.rst",
-            category="Tables",
-            labels={"what": "cost over reuses"},
-        ),
-        runs=report(
-            f"{ROOT}/comparison/runs.csv",
-            caption="../workflow_scripts/report/captions/runs.rst",
-            category="Tables",
-            labels={"what": "runs"},
-        ),
-        markdown=f"{ROOT}/comparison/comparison.md",
-        latex=f"{ROOT}/comparison/comparison.tex",
-        record=f"{ROOT}/comparison/stages/comparison.json",
-    log:
-        f"{ROOT}/comparison/logs/comparison.log",
-    conda:
-        "../envs/conda.yaml"
-    envmodules:
-        *MODULES,
-    resources:
-        meter=meters,
-    params:
-        meter=meter("comparison", "accounting", f"{ROOT}/comparison"),
-        options=PLAN.comparison_options(),
-    shell:
-        "{params.meter:q} --record {output.record:q} --log {log:q}"
-        " --input {input.summaries:q} {input.code:q} --"
-        " python -m workflow_scripts.stages.comparison --summary {input.summaries:q}"
-        " {params.options:q} --out {output.comparison:q}"
+RULES += [
+    Metered(
+        "experiment_summary",
+        stage="experiment_summary",
+        program="accounting.summary",
+        folder=RUN_DIR,
+        input={
+            "upstream": lambda wildcards: PLAN.summary_inputs(wildcards.experiment),
+            "prerun": ancient(PRERUN),
+        },
+        output={
+            "summary": SUMMARY,
+            "environment": f"{RUN_DIR}/environment.json",
+            "run_config": f"{RUN_DIR}/run_config.yaml",
+            "validation": f"{OUTPUT_DIR}/prerun_validation/validation.json",
+            "record": f"{RUN_DIR}/stages/experiment_summary.json",
+        },
+        jobs={name: PLAN.summary_job(name) for name in PLAN.experiments},
+        by="experiment",
+        extra=lambda wildcards, input, output: [
+            *("--plan", canonical(PLAN.summary_plan(wildcards.experiment, PRERUN))),
+            *("--config", PLAN.resolved(wildcards.experiment)),
+            *PLAN.forecast_options(wildcards.experiment),
+        ],
+    ),
+    Metered(
+        "wandb_summary",
+        stage="wandb_summary",
+        folder=RUN_DIR,
+        input={"summary": SUMMARY},
+        output={
+            "note": f"{RUN_DIR}/wandb.json",
+            "record": f"{RUN_DIR}/stages/wandb_summary.json",
+        },
+        extra=lambda wildcards, input, output: [
+            *("--summary", input.summary),
+            *("--wandb", PLAN.wandb(wildcards.experiment)),
+            *("--config", PLAN.resolved(wildcards.experiment)),
+        ],
+    ),
+    Metered(
+        "comparison",
+        stage="comparison",
+        folder=f"{ROOT}/comparison",
+        input={"summaries": expand(SUMMARY, experiment=PLAN.comparison.experiments)},
+        output={
+            "comparison": COMPARISON,
+            **{name: shown(*entry) for name, entry in SHOWN.items()},
+            "markdown": f"{ROOT}/comparison/comparison.md",
+            "latex": f"{ROOT}/comparison/comparison.tex",
+            "record": f"{ROOT}/comparison/stages/comparison.json",
+        },
+        jobs={"": PLAN.comparison_job()},
+        extra=lambda wildcards, input, output: [
+            *("--summary", *input.summaries),
+            *("--quality", PLAN.comparison.quality),
+            *(
+                ["--baseline", PLAN.comparison.baseline]
+                if PLAN.comparison.baseline
+                else []
+            ),
+        ],
+    ),
+]
+for training in TRAININGS:
+    folder = STAGES[training].folder
+    RULES += [
+        Metered(
+            exports()[folder],
+            stage="export",
+            folder=RUN_DIR,
+            input={
+                "summary": SUMMARY,
+                "config": f"{RUN_DIR}/run_config.yaml",
+                "model": f"{OUTPUT_DIR}/{folder}/manifest.json",
+                "prerun": ancient(PRERUN),
+            },
+            output={
+                "card": f"{OUTPUT_DIR}/{folder}/README.md",
+                "boamps": directory(f"{RUN_DIR}/boamps"),
+                "record": f"{RUN_DIR}/stages/export.json",
+            },
+            extra=lambda wildcards, input, output: [
+                *("--summary", input.summary, "--config", input.config),
+                *("--model", input.model, "--boamps", output.boamps),
+            ],
+            log=f"{RUN_DIR}/logs/export.log",
+            constraints={"experiment": "|".join(PLAN.trained_by(training)) or "(?!)"},
+        )
+    ]

@@ -3,64 +3,63 @@
 #   generate_answers, merge_answers   -> <root>/teacher/<artefact>/synthetic_dataset/    stage synthetic_generation
 #   rank_pairs, merge_pairs           -> <root>/teacher/<artefact>/preference_dataset/   stage preference_dataset
 # The first of each pair does one part (`scatter`) with the model, the second gathers the parts and needs no GPU. The record
-# of both together is stages/<stage>.json; codecarbon/ and logs/ lie beside it.
+# of both together is stages/<stage>.json; codecarbon/ and logs/ lie beside it. Parts lie in a folder of their own,
+# <root>/teacher/<stage>-<hash of what the teacher's work depends on>/parts/.
 
-for stage, (part_rule, merge_rule) in TEACHER_RULES.items():
+TEACHER_DIR = f"{ROOT}/teacher/{{artefact}}"
 
-    rule:
-        name:
-            part_rule
-        input:
-            upstream=teacher_upstream(stage),
-            code=code(f"stages.{stage}"),
-            prerun=ancient(PRERUN),
-        output:
-            manifest=temp(f"{TEACHER_DIR}/parts/{stage}/{{part}}.json"),
-            record=temp(f"{TEACHER_DIR}/parts/{stage}/{{part}}.record.json"),
-        log:
-            f"{TEACHER_DIR}/logs/{stage}.{{part}}.log",
-        conda:
-            "../envs/conda.yaml"
-        envmodules:
-            *MODULES,
-        threads: STAGE_THREADS
-        resources:
-            meter=meters,
-        params:
-            meter=meter(stage, "teacher", TEACHER_DIR),
-            command=teacher_command(stage),
-            module=f"workflow_scripts.stages.{stage}",
-        shell:
-            "{params.meter:q} --idle {input.prerun:q} --record {output.record:q} --log {log:q}"
-            " --part {wildcards.part:q} --input {input.upstream:q} {input.code:q} --"
-            " python -m {params.module:q} {params.command:q} --part {wildcards.part:q} --out {output.manifest:q}"
 
-    rule:
-        name:
-            merge_rule
-        input:
-            parts=teacher_parts(stage),
-            upstream=teacher_upstream(stage),
-            code=code(f"stages.{stage}"),
-            merge=code(f"stages.{merge_rule}"),
-            prerun=ancient(PRERUN),
-        output:
-            manifest=f"{TEACHER_DIR}/{TEACHER_FOLDER[stage]}/manifest.json",
-            record=f"{TEACHER_DIR}/stages/{stage}.json",
-        log:
-            f"{TEACHER_DIR}/logs/{stage}.log",
-        conda:
-            "../envs/conda.yaml"
-        envmodules:
-            *MODULES,
-        resources:
-            meter=meters,
-        params:
-            meter=meter(stage, "teacher", TEACHER_DIR),
-            command=teacher_command(stage),
-            module=f"workflow_scripts.stages.{merge_rule}",
-            split=untracked_count(stage),
-        shell:
-            "{params.meter:q} --idle {input.prerun:q} --record {output.record:q} --log {log:q}"
-            " --parts {params.split} --input {input.upstream:q} {input.code:q} --"
-            " python -m {params.module:q} {params.command:q} --parts {input.parts:q} --out {output.manifest:q}"
+def parts(stage):
+    """Input functions: manifests and records of the parts to merge."""
+    manifests = lambda wildcards: PLAN.parts(stage, wildcards.artefact)
+    records = lambda wildcards: [
+        path.removesuffix(".json") + ".record.json" for path in manifests(wildcards)
+    ]
+    return {"parts": manifests, "records": records}
+
+
+for stage, split in splits():
+    kept = str if split.keeps_parts else temp
+    planned = PLAN.teacher[stage.name]
+    RULES += [
+        Metered(
+            split.part_rule,
+            stage=stage.name,
+            folder=TEACHER_DIR,
+            input={"prerun": ancient(PRERUN)},
+            output={
+                "manifest": kept(f"{TEACHER_DIR}/parts/{{part}}.json"),
+                "record": kept(f"{TEACHER_DIR}/parts/{{part}}.record.json"),
+            },
+            jobs={artefact.raw: artefact.parts for artefact in planned.values()},
+            by="artefact",
+            extra=lambda wildcards, input, output: ["--part", wildcards.part],
+            of_parts=lambda wildcards, input: ["--part", wildcards.part],
+            log=f"{TEACHER_DIR}/logs/{stage.name}.{{part}}.log",
+            threads=STAGE_THREADS,
+            constraints={"artefact": f"{stage.name}-[0-9a-f]+"},
+        ),
+        Metered(
+            split.merge_rule,
+            stage=stage.name,
+            program=f"stages.{split.merge_rule}",
+            folder=TEACHER_DIR,
+            input={**parts(stage.name), "prerun": ancient(PRERUN)},
+            output={
+                "manifest": f"{TEACHER_DIR}/{stage.folder}/manifest.json",
+                "record": f"{TEACHER_DIR}/stages/{stage.name}.json",
+            },
+            jobs={name: artefact.merge for name, artefact in planned.items()},
+            by="artefact",
+            extra=lambda wildcards, input, output: ["--parts", *input.parts],
+            of_parts=lambda wildcards, input: (
+                ["--parts", *input.records] if input.records else []
+            ),
+            log=f"{TEACHER_DIR}/logs/{stage.name}.log",
+            code=(
+                ()
+                if split.keeps_parts
+                else (f"workflow_scripts.stages.{stage.name}",)
+            ),
+        ),
+    ]

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 COMMANDS = {
-    "plan": ("plan.show", "the stale jobs, one line each: why, and with history how many Wh and minutes"),
+    "plan": ("estimate.show", "the stale jobs, one line each: why, and with history how many Wh and minutes"),
     "forecast": ("estimate.forecast", "predicted energy, time and carbon of the stale jobs"),
     "bill": ("accounting.bill", "what all the work in a results folder has cost to date, useful or not"),
     "memory": ("estimate.memory", "accelerators, memory and hours that every stage of an experiment needs"),

@@ -38,7 +38,9 @@ def test_a_deleted_training_is_forecast_and_set_against_its_outcome(finished: Wo
     actual = json.loads((folder / "stages" / "student_train.json").read_text())
     state = finished.folder / "results" / "state" / "student_train" / actual["provenance"]["fingerprint"]
     aside = finished.folder / "aside"
+    own = folder / "stages" / "student_train.json"
     shutil.move(state, aside / "state")  # so that the forecast rests on the other experiments' trainings alone
+    shutil.move(own, aside / "record.json")
     shutil.move(folder / "final_model", aside / "final_model")
     result = forecast(finished, "demo_kd")
     assert result.returncode == 0, result.stderr
@@ -55,6 +57,7 @@ def test_a_deleted_training_is_forecast_and_set_against_its_outcome(finished: Wo
 
     shutil.move(aside / "final_model", folder / "final_model")
     shutil.move(aside / "state", state)
+    shutil.move(aside / "record.json", own)
     assert rules(finished, "demo_kd") == {}, "a forecast file makes nothing stale"
     for entry in found["rows"]:
         entry["made_at"] = 0.0  # as if it had been made before the run

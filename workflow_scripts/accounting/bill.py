@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, computed_field
+from pydantic import Field, model_validator
 from tabulate import SEPARATING_LINE, tabulate
 
 from workflow_scripts.accounting.model import sum_of
@@ -53,6 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
 class Sums(Closed):
     """Attempts added up [J, kWh, s]. A null has no figure; attempts without one are counted in `without_figure`, in no sum."""
 
+    stage: str | None = Field(None, exclude_if=is_none)
+    experiment: str | None = Field(None, exclude_if=is_none)
     versions: int
     attempts: int
     without_figure: int
@@ -61,12 +63,20 @@ class Sums(Closed):
     wasted_j: float | None
     superseded_j: float | None
     in_progress_j: float | None
+    joules: float | None = None  # the four columns added up
+    useful_kwh: float | None = None
+    wasted_kwh: float | None = None
+    superseded_kwh: float | None = None
+    in_progress_kwh: float | None = None
+    kwh: float | None = None
 
-    @computed_field
-    @property
-    def joules(self) -> float | None:
-        """The four columns added up."""
-        return _add(getattr(self, f"{name}_j") for name in COLUMNS)
+    @model_validator(mode="after")
+    def _add_up(self) -> Self:
+        self.joules = _add(getattr(self, f"{name}_j") for name in COLUMNS)
+        for key, joules in ((f"{name}_kwh", getattr(self, f"{name}_j")) for name in COLUMNS):
+            setattr(self, key, None if joules is None else joules / KWH)
+        self.kwh = None if self.joules is None else self.joules / KWH
+        return self
 
     @classmethod
     def of(cls, rows: Sequence[Sums], **more: Any) -> Self:
@@ -79,51 +89,12 @@ class Sums(Closed):
 class VersionRow(Sums):
     """One version of a stage."""
 
-    stage: str
-    experiment: str | None
     fingerprint: str
     standing: str
     began: float
 
 
-class KwhSums(Sums):
-    """Sums with kWh beside the joules, of a stage, an experiment or everything."""
-
-    stage: str | None = Field(None, exclude_if=is_none)
-    experiment: str | None = Field(None, exclude_if=is_none)
-
-    @computed_field
-    @property
-    def useful_kwh(self) -> float | None:
-        """Column `useful`."""
-        return _kwh(self.useful_j)
-
-    @computed_field
-    @property
-    def wasted_kwh(self) -> float | None:
-        """Column `wasted`."""
-        return _kwh(self.wasted_j)
-
-    @computed_field
-    @property
-    def superseded_kwh(self) -> float | None:
-        """Column `superseded`."""
-        return _kwh(self.superseded_j)
-
-    @computed_field
-    @property
-    def in_progress_kwh(self) -> float | None:
-        """Column `in progress`."""
-        return _kwh(self.in_progress_j)
-
-    @computed_field
-    @property
-    def kwh(self) -> float | None:
-        """All columns."""
-        return _kwh(self.joules)
-
-
-class Total(KwhSums):
+class Total(Sums):
     """Everything, and how it was obtained: worst class, boundaries, uncertainty; grams where every stage has them."""
 
     energy_class: str = Field(alias="class")
@@ -139,8 +110,8 @@ class Bill(Document):
     root: str
     until: float | None
     total: Total
-    stages: list[KwhSums]
-    experiments: list[KwhSums]
+    stages: list[Sums]
+    experiments: list[Sums]
     versions: list[VersionRow]
     damaged: list[dict[str, str]]
     notes: list[str]
@@ -164,13 +135,13 @@ def bill(root: Path) -> Bill:
         "uncertainty_kwh": whole.uncertainty_kwh,
         "carbon_grams": sum_of(grams),
     }
-    stages, experiments = _grouped(rows, lambda row: row.stage), _grouped(rows, lambda row: row.experiment or SHARED)
+    stages, experiments = _grouped(rows, lambda row: row.stage or SHARED), _grouped(rows, lambda row: row.experiment or SHARED)
     return Bill(
         root=str(root),
         until=max((attempt.end_time for record in records for attempt in record.attempts), default=None),
         total=Total.of(rows, **quality),
-        stages=[KwhSums.of(own, stage=name) for name, own in stages],
-        experiments=[KwhSums.of(own, experiment=name) for name, own in experiments],
+        stages=[Sums.of(own, stage=name) for name, own in stages],
+        experiments=[Sums.of(own, experiment=name) for name, own in experiments],
         versions=rows,
         damaged=found.damaged,
         notes=_notes(found, rows),
@@ -209,10 +180,6 @@ def _add(values: Iterable[float | None]) -> float | None:
     """Sum of what is known; None when nothing is."""
     known = [value for value in values if value is not None]
     return math.fsum(known) if known else None
-
-
-def _kwh(joules: float | None) -> float | None:
-    return None if joules is None else joules / KWH
 
 
 def _grouped(rows: Iterable[VersionRow], key: Callable[[VersionRow], str]) -> list[tuple[str, list[VersionRow]]]:
@@ -260,7 +227,7 @@ def render(made: Bill) -> list[str]:
     ]
 
 
-def _table(head: str, rows: Sequence[KwhSums], whole: Total) -> str:
+def _table(head: str, rows: Sequence[Sums], whole: Total) -> str:
     """A table with the total under a rule; `-` is nothing, `?` is not known."""
     titles = [head, "versions", "attempts", *(name.replace("_", " ") for name in COLUMNS), "total"]
     cells: list[list[str]] = []

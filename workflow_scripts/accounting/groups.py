@@ -8,8 +8,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from workflow_scripts.accounting.model import ExperimentSummary
-from workflow_scripts.accounting.rows import ExperimentRow, GroupRow
-from workflow_scripts.accounting.sharing import stage_key
+from workflow_scripts.accounting.rows import ExperimentRow, GroupRow, stage_key
 from workflow_scripts.energy.uncertainty import Energy, mean
 
 AVERAGED = (
@@ -102,7 +101,7 @@ def find(groups: Iterable[Group], experiment: str) -> Group | None:
 
 def averages(groups: Sequence[Group], table: Sequence[ExperimentRow]) -> list[GroupRow]:
     """Mean and sample standard deviation over the runs of each group, of those that are known; the spread needs two."""
-    metrics = dict.fromkeys(name for row in table for name in row.model_extra or {})
+    metrics = dict.fromkeys(name for row in table for name in row.model_extra or {} if "/" in name)
     rows = []
     for each in groups:
         own = [row for row in table if row.experiment in each.members]

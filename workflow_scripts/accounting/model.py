@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PrivateAttr, computed_field
+from pydantic import BeforeValidator, Field, PrivateAttr, computed_field, model_validator
 
 from workflow_scripts.artefact import RANDOM_WEIGHTS
 from workflow_scripts.energy.model import Closed, Document, EnergyClass, Open, StageRecord, boundary_of, is_none
@@ -296,10 +296,25 @@ class ExperimentSummary(Document):
     evaluations_on_the_way: IntermediateEvaluations | None = None
     deployment: dict[str, Deployment] = Field(default_factory=dict)
     stages: dict[str, SummaryStage] = Field(min_length=1)
+
+    # Sums over the stages that are in the total; the training's tokens; energies of the stages that have a figure.
+    start_time: float = 0.0
+    end_time: float = 0.0
+    total_duration_seconds: float = 0.0
+    total_tokens_processed: int | None = None
+    tokens_unit: str | None = None
+    tokens: dict[str, int | None] = Field(default_factory=dict)
+    throughput: dict[str, float | None] = Field(default_factory=dict)
+    total_energy_joules: float | None = None  # null when one stage has no figure
+    total_gpu_energy_joules: float | None = None
+    total_cpu_energy_joules: float | None = None
+    useful_j: float | None = None
+    wasted_j: float | None = None
+    carbon_grams: float | None = None  # null when those of one stage are not known
     _path: Path = PrivateAttr(Path())
 
     @classmethod
-    def read(cls, path: Path) -> ExperimentSummary:
+    def read(cls, path: Path) -> Self:
         """Read a summary; it remembers where. Raises ArtefactError."""
         summary = super().read(path)
         summary._path = path
@@ -380,48 +395,25 @@ class ExperimentSummary(Document):
         names = {stage.provenance.cpu or "unknown CPU" for stage in self.stages.values()}
         return ", ".join(sorted(names | {d.name or "unknown GPU" for r in self.stages.values() for d in r.devices}))
 
-    @computed_field
-    @property
-    def start_time(self) -> float:
-        """Start of the first stage [Unix s]."""
-        return min((stage.start_time for stage in self.own.values()), default=0.0)
-
-    @computed_field
-    @property
-    def end_time(self) -> float:
-        """End of the last stage [Unix s]."""
-        return max((stage.end_time for stage in self.own.values()), default=0.0)
-
-    @computed_field
-    @property
-    def total_duration_seconds(self) -> float:
-        """Seconds of all stages, however many ran at once."""
-        return sum(stage.duration_seconds for stage in self.own.values())
-
-    @computed_field
-    @property
-    def total_tokens_processed(self) -> int | None:
-        """Tokens of the training."""
-        return self.training.tokens_processed if self.training else None
-
-    @computed_field
-    @property
-    def tokens_unit(self) -> str | None:
-        """Type of the training's tokens."""
-        return self.training.tokens_unit if self.training else None
-
-    @computed_field
-    @property
-    def tokens(self) -> dict[str, int | None]:
-        """Tokens by type over the stages that counted them; types are never added together."""
-        known = {kind: [n for r in self.own.values() if (n := getattr(r.work, kind)) is not None] for kind in TOKEN_TYPES}
-        return {kind: sum(counts) if counts else None for kind, counts in known.items()}
-
-    @computed_field
-    @property
-    def throughput(self) -> dict[str, float | None]:
-        """Tokens per second by stage."""
-        return {name: stage.tokens_per_second for name, stage in self.own.items()}
+    @model_validator(mode="after")
+    def _add_up(self) -> Self:
+        own, known, training = self.own.values(), self._known, self.training
+        self.start_time = min((stage.start_time for stage in own), default=0.0)
+        self.end_time = max((stage.end_time for stage in own), default=0.0)
+        self.total_duration_seconds = sum(stage.duration_seconds for stage in own)
+        self.total_tokens_processed = training.tokens_processed if training else None
+        self.tokens_unit = training.tokens_unit if training else None
+        counted = {kind: [n for stage in own if (n := getattr(stage.work, kind)) is not None] for kind in TOKEN_TYPES}
+        self.tokens = {kind: sum(counts) if counts else None for kind, counts in counted.items()}
+        self.throughput = {name: stage.tokens_per_second for name, stage in self.own.items()}
+        spent = self.spent()
+        self.total_energy_joules = spent.value if spent else None
+        self.total_gpu_energy_joules = sum_of([stage.gpu_energy_joules for stage in known])
+        self.total_cpu_energy_joules = sum_of([stage.cpu_energy_joules for stage in known])
+        self.useful_j = sum_of([stage.useful_j for stage in known])
+        self.wasted_j = sum_of([stage.wasted_j for stage in known])
+        self.carbon_grams = sum_of([stage.carbon.grams for stage in own])
+        return self
 
     @property
     def _known(self) -> list[SummaryStage]:
@@ -429,29 +421,9 @@ class ExperimentSummary(Document):
 
     @computed_field
     @property
-    def total_gpu_energy_joules(self) -> float | None:
-        """Energy of the GPUs over the stages that have a figure [J]."""
-        return sum_of([stage.gpu_energy_joules for stage in self._known])
-
-    @computed_field
-    @property
-    def total_cpu_energy_joules(self) -> float | None:
-        """Energy of the CPUs over the stages that have a figure [J]."""
-        return sum_of([stage.cpu_energy_joules for stage in self._known])
-
-    @computed_field
-    @property
-    def total_energy_joules(self) -> float | None:
-        """Energy of all stages [J]; null when one has no figure."""
-        spent = self.spent()
-        return None if spent is None else spent.value
-
-    @computed_field
-    @property
     def total_energy_kwh(self) -> float | None:
         """Energy of all stages [kWh]; null when one has no figure."""
-        spent = self.spent()
-        return None if spent is None else spent.kwh
+        return None if self.total_energy_joules is None else self.total_energy_joules / KWH
 
     @computed_field
     @property
@@ -497,24 +469,6 @@ class ExperimentSummary(Document):
                 "uncertainty_pct": spent.uncertainty_pct if spent else None,
             }
         )
-
-    @computed_field
-    @property
-    def useful_j(self) -> float | None:
-        """Energy whose work survived, of the stages that have a figure [J]."""
-        return sum_of([stage.useful_j for stage in self._known])
-
-    @computed_field
-    @property
-    def wasted_j(self) -> float | None:
-        """Energy whose work was lost, of the stages that have a figure [J]."""
-        return sum_of([stage.wasted_j for stage in self._known])
-
-    @computed_field
-    @property
-    def carbon_grams(self) -> float | None:
-        """Emissions of all stages; null when those of one are not known."""
-        return sum_of([stage.carbon.grams for stage in self.own.values()])
 
     @computed_field
     @property

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
 from workflow_scripts.accounting.model import ExperimentSummary, SummaryStage
-from workflow_scripts.accounting.sharing import Users, charged, stage_key, teacher_users
-from workflow_scripts.energy.model import Document
-from workflow_scripts.energy.uncertainty import KWH, Figure
+from workflow_scripts.energy.model import Document, StageRecord
+from workflow_scripts.energy.uncertainty import KWH, Energy
 
+StageKey = tuple[str, float]
+Users = dict[StageKey, list[str]]  # run of a stage -> names of the experiments that use it
 Status = Literal["pays", "never", "unknown", "refused"]
 HOLDS = {
     "runs": "instruments and runs",
@@ -20,6 +21,34 @@ HOLDS = {
     "one instrument": "none: one run each, by one instrument, whose error cancels; repeat with other seeds",
     "unknown": "none: an instrument's uncertainty is not known",
 }
+
+
+def stage_key(stage: str, record: StageRecord) -> StageKey:
+    """What makes two records one run of a stage: shared artefacts have the same in every summary."""
+    return (record.provenance.fingerprint or stage, record.start_time)
+
+
+def users(summaries: Iterable[ExperimentSummary]) -> Users:
+    """Run of a stage -> the experiments whose summary has it, starting policies' trainings included."""
+    found: Users = {}
+    for summary in summaries:
+        for key in {stage_key(stage, r) for stage, r in summary.stages.items()}:
+            found.setdefault(key, []).append(summary.experiment_name)
+    return found
+
+
+def teacher_users(summary: ExperimentSummary, shares: Users) -> int | None:
+    """How many of the compared experiments use this one's teacher output; None without one."""
+    return max((len(shares[stage_key(n, r)]) for n, r in summary.own.items() if r.role == "teacher"), default=None)
+
+
+def charged(summary: ExperimentSummary, shares: Users) -> float | None:
+    """Energy [J] with every stage divided by the experiments that use it; summed over the experiments it is the campaign's.
+
+    None when a stage has no figure.
+    """
+    parts = [r.spent.value / len(shares[stage_key(n, r)]) for n, r in summary.stages.items() if r.spent is not None]
+    return math.fsum(parts) if len(parts) == len(summary.stages) else None
 
 
 class Row(BaseModel):
@@ -55,64 +84,29 @@ class ExperimentRow(Row):
 
     experiment: str
     pipeline: str
-    prerun_kwh: float | None
-    data_kwh: float | None
-    teacher_kwh: float | None
-    student_kwh: float | None
-    evaluation_kwh: float | None
-    teacher_uncertainty_kwh: float | None
-    student_uncertainty_kwh: float | None
-    total_kwh: float | None
-    total_uncertainty_kwh: float | None
-    lineage_kwh: float | None
+    group: str
     total_with_lineage_kwh: float | None
     total_with_lineage_uncertainty_kwh: float | None
-    wasted_kwh: float | None
-    carbon_g: float | None
-    training_tokens: int | None
-    joules_per_token: float | None
-    joules_per_token_uncertainty: float | None
-    tokens_per_second: float | None
-    cross_entropy: float | None
-    untrained_cross_entropy: float | None
-    teacher_cross_entropy: float | None
-    kl_to_teacher: float | None
-    top1_agreement: float | None
-    preference_margin: float | None
-    preference_accuracy: float | None
-    energy_class: str
-    boundary: str
-    seed: Any
-    hardware: str
-    teacher_users: int | None
-    teacher_share_kwh: float | None
-    charged_kwh: float | None
-    generated_j_per_token: float | None
-    problems: str
-    group: str
+    lineage_kwh: float | None
 
     @classmethod
     def of(cls, summary: ExperimentSummary, group: str, shares: Users) -> ExperimentRow:
         """The row of an experiment."""
-        training, quality, references = summary.training, summary.quality, summary.references
-        whole, before, problems = summary.spent(), summary.before, [problem.text for problem in summary.problems]
-        if problems:
-            whole = None
-        with_policy, users = summary.with_policy, teacher_users(summary, shares)
-        share = charged(summary, shares) if not problems else None
-        roles, tokens = summary.roles, training.tokens_processed if training else None
-        per_token: Figure | None = training.spent.scaled(1 / tokens) if training and training.spent and tokens else None
-        teacher_kwh = roles["teacher"].kwh
+        training, quality, references, roles = summary.training, summary.quality, summary.references, summary.roles
+        whole = summary.spent() if not summary.problems else None
+        share = charged(summary, shares) if not summary.problems else None
+        users, teacher_kwh = teacher_users(summary, shares), roles["teacher"].kwh
+        tokens = training.tokens_processed if training else None
+        per_token = training.spent.scaled(1 / tokens) if training and training.spent and tokens else None
         known = {
             "experiment": summary.experiment_name,
             "pipeline": summary.pipeline,
+            "group": group,
+            **_kwh("total_with_lineage", summary.with_policy),
+            "lineage_kwh": summary.before.kwh if summary.before and summary.lineage else None,
             **{f"{role}_kwh": entry.kwh for role, entry in roles.items()},
             **{f"{role}_uncertainty_kwh": roles[role].uncertainty_kwh for role in ("teacher", "student")},
-            "total_kwh": whole.kwh if whole else None,
-            "total_uncertainty_kwh": whole.uncertainty_kwh if whole else None,
-            "lineage_kwh": before.kwh if before and summary.lineage else None,
-            "total_with_lineage_kwh": with_policy.kwh if with_policy else None,
-            "total_with_lineage_uncertainty_kwh": with_policy.uncertainty_kwh if with_policy else None,
+            **_kwh("total", whole),
             "wasted_kwh": summary.wasted_j / KWH if summary.wasted_j is not None else None,
             "carbon_g": summary.carbon_grams,
             "training_tokens": tokens,
@@ -132,71 +126,47 @@ class ExperimentRow(Row):
             "teacher_share_kwh": teacher_kwh / users if teacher_kwh is not None and users else None,
             "charged_kwh": share / KWH if share is not None else None,
             "generated_j_per_token": summary.deployment["model"].joules_per_token if "model" in summary.deployment else None,
-            "problems": "; ".join([*problems, *summary.partial]),
-            "group": group,
+            "problems": "; ".join([*(problem.text for problem in summary.problems), *summary.partial]),
         }
         return cls.model_validate(known | {name: entry.value for name, entry in quality.metrics.items()})
 
 
-class StageRow(Row):
+def _kwh(name: str, spent: Energy | None) -> dict[str, float | None]:
+    return {
+        f"{name}_kwh": spent.kwh if spent else None,
+        f"{name}_uncertainty_kwh": spent.uncertainty_kwh if spent else None,
+    }
+
+
+def stage_row(experiment: str, name: str, r: SummaryStage, shares: Users) -> dict[str, object]:
     """A stage of an experiment: energy with class, boundary and half-width, work and rates.
 
     `lineage` names the experiment whose starting policy a stage made; such a stage is in no total of this experiment. `users`
     counts the compared experiments that share the stage, `share_kwh` is its energy divided by them.
     """
-
-    experiment: str
-    stage: str
-    role: str
-    lineage: str | None
-    status: str
-    joules: float | None
-    kwh: float | None
-    uncertainty_j: float | None
-    energy_class: str
-    boundary: str
-    reason: str | None
-    gpu_j: float | None
-    cpu_j: float | None
-    dram_j: float | None
-    useful_j: float | None
-    wasted_j: float | None
-    carbon_g: float | None
-    duration_s: float
-    tokens: int | None
-    tokens_unit: str | None
-    joules_per_token: float | None
-    tokens_per_second: float | None
-    attempts: int
-    users: int
-    share_kwh: float | None
-    fingerprint: str | None
-
-    @classmethod
-    def of(cls, experiment: str, name: str, r: SummaryStage, shares: Users) -> StageRow:
-        """The row of a stage."""
-        spent, users = r.spent, len(shares[stage_key(name, r)])
-        same = ("role", "lineage", "status", "boundary", "useful_j", "wasted_j", "tokens_unit", "joules_per_token")
-        return cls.model_validate(
-            {
-                **{key: getattr(r, key) for key in (*same, "tokens_per_second")},
-                "experiment": experiment,
-                "stage": name,
-                "joules": spent.value if spent else None,
-                "kwh": spent.kwh if spent else None,
-                "uncertainty_j": spent.half_width if spent else None,
-                "energy_class": r.energy.total.energy_class,
-                "reason": r.energy.total.reason,
-                **{f"{part}_j": getattr(r.energy, part).joules for part in ("gpu", "cpu", "dram")},
-                "carbon_g": r.carbon.grams,
-                "duration_s": r.duration_seconds,
-                "tokens": r.tokens_processed,
-                "attempts": len(r.attempts),
-                "users": users,
-                "share_kwh": spent.kwh / users if spent else None,
-                "fingerprint": r.provenance.fingerprint,
-            }
-        )
+    spent, users = r.spent, len(shares[stage_key(name, r)])
+    rest = ("tokens_unit", "joules_per_token", "tokens_per_second")
+    return {
+        "experiment": experiment,
+        "stage": name,
+        **{key: getattr(r, key) for key in ("role", "lineage", "status")},
+        "joules": spent.value if spent else None,
+        "kwh": spent.kwh if spent else None,
+        "uncertainty_j": spent.half_width if spent else None,
+        "energy_class": r.energy.total.energy_class,
+        "boundary": r.boundary,
+        "reason": r.energy.total.reason,
+        **{f"{part}_j": getattr(r.energy, part).joules for part in ("gpu", "cpu", "dram")},
+        **{key: getattr(r, key) for key in ("useful_j", "wasted_j")},
+        "carbon_g": r.carbon.grams,
+        "duration_s": r.duration_seconds,
+        "tokens": r.tokens_processed,
+        **{key: getattr(r, key) for key in rest},
+        "attempts": len(r.attempts),
+        "users": users,
+        "share_kwh": spent.kwh / users if spent else None,
+        "fingerprint": r.provenance.fingerprint,
+    }
 
 
 class GroupRow(Row):

@@ -22,8 +22,6 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, Field
 
-from workflow_scripts.accounting.deployment import deployed_cost
-from workflow_scripts.accounting.evaluations import intermediate_evaluations
 from workflow_scripts.accounting.model import (
     Deployment,
     Evaluation,
@@ -34,6 +32,7 @@ from workflow_scripts.accounting.model import (
     sum_of,
 )
 from workflow_scripts.accounting.outcome import compare_forecast, read_forecast
+from workflow_scripts.accounting.traces import deployed_cost, intermediate_evaluations
 from workflow_scripts.artefact import ArtefactError, read_json, write_json
 from workflow_scripts.energy.model import Component, StageRecord, Total
 

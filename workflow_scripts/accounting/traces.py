@@ -1,4 +1,6 @@
-"""Power and loss over the course of a stage, from the files that the meter keeps of each attempt in the state folder.
+"""Energy over the course of a stage, from the files that the meter keeps of each attempt in the state folder.
+
+Power over time, loss over joules, what intermediate evaluations of a training cost, and what a token costs when it is served.
 
 `traces/<attempt>.csv.gz` has cumulative joules per component at every sample (of the whole host, where the job is charged a
 share of it), `attempts/<attempt>.jsonl` has, a few times a minute or more, joules, work and metrics of one instant. Both are
@@ -16,7 +18,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workflow_scripts.energy.model import AttemptRecord, StageRecord
+from workflow_scripts.accounting.model import (
+    DeployedComponent,
+    Deployment,
+    Evaluation,
+    EvaluationPoint,
+    Generation,
+    IntermediateEvaluations,
+)
+from workflow_scripts.energy.model import AttemptRecord, Component, IntermediateEvaluation, StageRecord
+from workflow_scripts.energy.uncertainty import instrument
 
 BINS = 120  # of a power curve at most
 SLOWEST_S = 2.0  # CodeCarbon measures once a second: finer bins would show its steps, not the power
@@ -148,3 +159,99 @@ def _ledger_scale(lines: list[dict[str, Any]], attempt: AttemptRecord, boundary:
     """Several hosts: the ledger is the first host's, the record charges all."""
     last = next((total for line in reversed(lines) if (total := _sum(line, boundary))), None)
     return attempt.total_j / last if last and attempt.total_j is not None else 1.0
+
+
+def intermediate_evaluations(record: StageRecord, near: Path) -> IntermediateEvaluations | None:
+    """Cost and points of a training's evaluations (step, loss and time are the training's), or None where it made none.
+
+    The joules are null with a `reason` where no trace covers an evaluation; `training_joules` of a point are what all attempts
+    had used when the evaluation began, earlier evaluations left out. Evaluations that a killed attempt repeated later are
+    counted once; the first time is in the training's joules.
+    """
+    evaluations = record.metrics.evaluations
+    if not evaluations:
+        return None
+    found = IntermediateEvaluations(
+        count=len(evaluations),
+        seconds=math.fsum(e.end_time - e.start_time for e in evaluations),
+        joules=None,
+        reason=None,
+        points=[EvaluationPoint(step=e.step, eval_loss=e.eval_loss, training_joules=None) for e in evaluations],
+    )
+    spent = 0.0
+    try:
+        for point, evaluation in zip(found.points, evaluations, strict=True):
+            before, own = _joules(record, evaluation, near)
+            point.training_joules = before - spent
+            spent += own
+    except TraceError as error:
+        found.reason = str(error)
+        return found
+    found.joules = spent
+    return found
+
+
+def _joules(record: StageRecord, evaluation: IntermediateEvaluation, near: Path) -> tuple[float, float]:
+    """Joules of all attempts until an evaluation began, and its own. Raises TraceError when no trace covers it."""
+    earlier = 0.0
+    for attempt in record.attempts:
+        begin, end = evaluation.start_time - attempt.start_time, evaluation.end_time - attempt.start_time
+        if begin >= 0 and evaluation.end_time <= attempt.end_time + 1:
+            curve = energy_curve(record, attempt, near)
+            before, own = joules_between(curve, 0.0, begin), joules_between(curve, begin, end)
+            if before is not None and own is not None:
+                return earlier + before, own
+        earlier += attempt.total_j or 0.0
+    raise TraceError(f"no power trace covers the evaluation at step {evaluation.step}")
+
+
+def deployed_cost(evaluation: Evaluation, record: StageRecord | None, near: Path) -> Deployment:
+    """Joules per generated token [J], mean power [W] and how they were obtained; null with a `reason`.
+
+    The energy of the generation's seconds comes from the meter's trace; where that is gone, or does not say when they were,
+    from the mean power of the whole evaluation, which loading the model lowers or raises (`method` says which).
+    `components` splits the figure by component, in the proportion of the stage's record, with each one's instrument.
+    """
+    generation = evaluation.generation or Generation()
+    tokens, seconds = generation.generated_tokens, generation.seconds
+    if not tokens or not seconds:
+        return Deployment(reason=generation.reason or "the evaluation generated no text")
+    spent = record.spent if record is not None else None
+    if record is None or spent is None or not spent.value:
+        return Deployment(reason="the evaluation has no energy figure")
+    traced = _traced(generation.start_time, seconds, record, near)
+    joules = spent.value / record.duration_seconds * seconds if traced is None else traced
+    components = []
+    for name in record.energy.total.boundary:
+        part: Component = getattr(record.energy, name)
+        components.append(
+            DeployedComponent(
+                component=name,
+                joules_per_token=joules / tokens * (part.joules or 0.0) / spent.value,
+                instrument=instrument(part.method),
+                whose=record.place(name, record.attempts[-1]),
+                uncertainty_pct=part.uncertainty_pct,
+            )
+        )
+    return Deployment(
+        joules_per_token=joules / tokens,
+        tokens=tokens,
+        seconds=seconds,
+        watts=joules / seconds,
+        boundary=record.energy.total.boundary,
+        components=components,
+        method="mean power of the evaluation" if traced is None else "trace",
+    )
+
+
+def _traced(start_time: float | None, seconds: float, record: StageRecord, near: Path) -> float | None:
+    """Energy [J] of the seconds of generation by the trace of the last attempt; None where that cannot be told."""
+    if start_time is None or not record.attempts:
+        return None
+    attempt = record.attempts[-1]
+    begin = start_time - attempt.start_time
+    try:
+        curve = energy_curve(record, attempt, near)
+    except TraceError:
+        return None  # the caller falls back and says so in `method`
+    return joules_between(curve, begin, begin + seconds)

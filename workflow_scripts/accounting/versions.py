@@ -21,7 +21,6 @@ from workflow_scripts.energy.ledger import HOSTS, Attempt, LedgerError, in_order
 from workflow_scripts.energy.model import AttemptRecord, StageRecord
 from workflow_scripts.energy.record import build_record
 from workflow_scripts.energy.state import Lock
-from workflow_scripts.plan.dry_run import options
 
 Standing = Literal["current", "superseded", "unfinished", "in progress"]
 RECORD_SCHEMA = SummaryStage.model_fields["schema_"].default
@@ -50,14 +49,19 @@ class Version:
         return min(attempt.start_time for attempt in self.attempts)
 
     @property
-    def command(self) -> dict[str, list[str]]:
-        """Options of the stage's command line."""
-        return options(self.start.get("command", []))
+    def outputs(self) -> list[str]:
+        """What it makes: artefact and record."""
+        return [path for path in (self.start.get("output"), self.start.get("record")) if path]
+
+    @property
+    def files(self) -> set[str]:
+        """What it has read."""
+        return set(self.start["provenance"].get("files") or {})
 
     @property
     def place(self) -> tuple[str, str]:
         """What a newer version replaces: the stage at the place where it writes."""
-        return self.stage, self.command.get("out", [self.start.get("experiment") or ""])[0]
+        return self.stage, next(iter(self.outputs), self.start.get("experiment") or "")
 
 
 @dataclass
@@ -163,10 +167,8 @@ def _attempts(folder: Path, stage: str, found: Found) -> list[Attempt]:
 
 def _supersede_unused(versions: Sequence[Version]) -> None:
     """Mark shared artefacts as superseded whose every user has been replaced by a newer version."""
-    texts = {id(v): " ".join(v.start.get("command", [])) for v in versions}
-    outputs = {id(v): [p for p in (v.place[1], v.start.get("record")) if p] for v in versions}
     kept = [v for v in versions if v.standing == "current" and v.start.get("experiment") is None]
-    users = {id(v): [u for u in versions if u is not v and any(path in texts[id(u)] for path in outputs[id(v)])] for v in kept}
+    users = {id(v): [u for u in versions if u is not v and not u.files.isdisjoint(v.outputs)] for v in kept}
     gone = _replaced(versions)
     changed = True
     while changed:

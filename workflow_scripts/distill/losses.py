@@ -27,8 +27,24 @@ from typing import Any, Literal
 
 import torch
 
+from workflow_scripts.settings.distillation import Distillation
+
 Tail = Literal["ghost", "renormalise", "zero"]
 _TINY = 1e-9
+
+
+@dataclass(frozen=True)
+class KdLoss:
+    """Weights and temperature of the loss; random draws leave no tail, it is `zero` then."""
+
+    alpha: float
+    temperature: float
+    tail: Tail
+
+    @classmethod
+    def of(cls, options: Distillation) -> KdLoss:
+        """From the settings."""
+        return cls(options.alpha, options.temperature, options.tail if options.sampling == "top_k" else "zero")
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,17 @@
 
     python -m workflow_scripts.energy.meter --stage NAME --role ROLE --record FILE --log FILE --state DIR
         --options JSON [--experiment NAME --pipeline NAME] [--codecarbon DIR] [--idle FILE]
-        [--prerun-settings JSON] [--input FILE …] [--part N-of-M | --parts M] -- COMMAND …
+        [--prerun-settings JSON] [--settings JSON] [--code DIGEST] [--input NAME=MANIFEST …] [--file FILE …] [--output FILE]
+        [--part N-of-M | --parts RECORD …] -- COMMAND …
 
 The stage is a process of its own, so that nothing it does can stop the sampling. Its output goes to the log file. SIGTERM
 and SIGINT are passed on to it; the meter ends with its exit code (128 + n for signal n). What is known is on disk every
 `flush_seconds`, in the attempt ledger of the state folder; the record is written when the stage has succeeded and adds up
 all attempts. A meter that is killed takes its stage with it at once.
 
-A stage whose work is split has one meter per part (--part) and one for the merge (--parts), whose record adds up all of them.
+`--settings`, `--code`, `--input` and `--file` are what the result depends on; the state folder is named by them.
+A stage whose work is split has one meter per part (--part) and one for the merge (--parts: the records of the parts, whose
+state folder it shares); the merge's record adds up all of them.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from workflow_scripts.artefact import ArtefactError, inherited, refusal, write_json
+from workflow_scripts.artefact import ArtefactError, inherited, read_json, refusal, write_json
 from workflow_scripts.energy.child import Child, exit_code
 from workflow_scripts.energy.display import Bar, tail
 from workflow_scripts.energy.ledger import HOSTS, Attempt, LedgerError, LedgerWriter, read_attempts, read_parts
@@ -41,11 +44,11 @@ from workflow_scripts.energy.sampler import Sampler, Trace
 from workflow_scripts.energy.sources.slurm import JobEnd
 from workflow_scripts.energy.state import (
     BEAT_EVERY_S,
+    Identity,
     Lock,
     LockedError,
     NotSharedError,
     check_shared,
-    fingerprint,
     host_identity,
 )
 
@@ -57,7 +60,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the stage's exit code."""
     begun = time.monotonic()
     options, command = parse(sys.argv[1:] if arguments is None else arguments)
-    mark = fingerprint(options.stage, command, [Path(p) for p in options.input], options.experiment)
+    try:
+        identity = Identity.of(options.settings, options.code, options.input, options.file)
+        mark = mark_of_parts(options.parts) or identity.fingerprint(options.stage, options.experiment)
+    except (OSError, ArtefactError) as error:
+        print(f"{options.stage}: {error}", file=sys.stderr)
+        return 1
     stage_folder = Path(options.state) / options.stage / mark
     folder = stage_folder / "parts" / options.part if options.part else stage_folder
     lock = Lock(folder)
@@ -71,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         check_prerun(options.idle, options.prerun_settings)
         earlier = read_attempts(folder / "attempts", options.stage)
-        return _Run(options, command, folder, mark, lock, begun + waited, earlier).run()
+        return _Run(options, command, folder, provenance(mark, identity), lock, begun + waited, earlier).run()
     except (LedgerError, ArtefactError, OSError) as error:
         unnamed = isinstance(error, OSError) and error.filename is None
         where = f" (while writing {options.record}, or the ledger in {folder})" if unnamed else ""
@@ -86,10 +94,10 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(prog="workflow_scripts.energy.meter", allow_abbrev=False)
     for name in ("stage", "role", "record", "log", "state", "options"):
         parser.add_argument(f"--{name}", required=True)
-    for name in ("experiment", "pipeline", "codecarbon", "idle", "prerun-settings", "part"):
+    for name in ("experiment", "pipeline", "codecarbon", "idle", "prerun-settings", "settings", "code", "output", "part"):
         parser.add_argument(f"--{name}")
-    parser.add_argument("--parts", type=int)
-    parser.add_argument("--input", nargs="*", default=[])
+    for name in ("input", "file", "parts"):
+        parser.add_argument(f"--{name}", nargs="*", default=[])
     if "--" not in arguments:
         parser.error("the stage's command is missing: … -- COMMAND")
     split = arguments.index("--")
@@ -97,6 +105,16 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     if not command:
         parser.error("the stage's command is empty")
     return parser.parse_args(arguments[:split]), command
+
+
+def mark_of_parts(records: list[str]) -> str | None:
+    """Name of the state folder that the parts of a stage have worked in, by their records; None without parts."""
+    marks = {read_json(Path(path))["provenance"]["fingerprint"] for path in records}
+    if len(marks) > 1:
+        raise ArtefactError(
+            f"the parts {', '.join(records)} are of different settings, inputs or code: delete them and run again"
+        )
+    return marks.pop() if marks else None
 
 
 def check_prerun(result: str | None, settings: str | None) -> None:
@@ -116,12 +134,12 @@ class _Run:
         options: argparse.Namespace,
         command: list[str],
         folder: Path,
-        mark: str,
+        known: dict[str, Any],
         lock: Lock,
         started: float,
         earlier: list[Attempt],
     ) -> None:
-        self.options, self.command, self.folder, self.mark, self.lock = options, command, folder, mark, lock
+        self.options, self.command, self.folder, self.known, self.lock = options, command, folder, known, lock
         self.energy: dict[str, Any] = json.loads(options.options)
         self.stage_folder = folder.parents[1] if options.part else folder
         self.started = started
@@ -134,7 +152,7 @@ class _Run:
         self.pending: int | None = None
         self.work: dict[str, Any] | None = None
         self.saved_joules: dict[str, float | None] | None = None
-        self.warnings: list[str] = inherited(Path(name) for name in options.input).get("warnings", [])
+        self.warnings: list[str] = inherited(Path(name) for name in known["files"]).get("warnings", [])
 
     def run(self) -> int:
         """Returns the stage's exit code."""
@@ -261,7 +279,7 @@ class _Run:
             "stage": self.options.stage,
             "role": self.options.role,
             "part": self.options.part,
-            "parts": self.options.parts,
+            "parts": len(self.options.parts) or None,
             "experiment": self.options.experiment,
             "pipeline": self.options.pipeline,
             "energy": self.energy,
@@ -274,8 +292,9 @@ class _Run:
             "devices": self.sampler.devices(),
             "trace": str(self.trace_path),
             "record": self.options.record,
+            "output": self.options.output,
             "command": self.command,
-            "provenance": provenance(self.mark),
+            "provenance": self.known,
             "time": time.time(),  # last: the stage starts right after, and its wall clock is set against this
         }
 

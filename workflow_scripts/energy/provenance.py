@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import platform
 import socket
@@ -14,12 +15,13 @@ from typing import Any
 from workflow_scripts import __version__
 from workflow_scripts.energy.host import cpu_brand
 from workflow_scripts.energy.model import Provenance
+from workflow_scripts.energy.state import Identity
 
 _PACKAGES = ("torch", "transformers", "trl", "datasets", "codecarbon", "snakemake", "nvidia-ml-py")
 
 
-def provenance(fingerprint: str) -> dict[str, Any]:
-    """Versions of what computes, the host, and the commit of the workflow; null where it is not known."""
+def provenance(fingerprint: str, identity: Identity) -> dict[str, Any]:
+    """What a stage read, versions of what computes, the host, and the commit of the workflow; null where it is not known."""
     git = ["git", "-C", str(Path(__file__).parent)]
     commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     changed = subprocess.run([*git, "status", "--porcelain", "--", "."], capture_output=True, text=True, check=False)
@@ -29,6 +31,7 @@ def provenance(fingerprint: str) -> dict[str, Any]:
             versions[name] = metadata.version(name)
     return {
         "fingerprint": fingerprint,
+        **dataclasses.asdict(identity),
         "git_commit": commit.stdout.strip() or None,
         "git_dirty": bool(changed.stdout.strip()) if commit.returncode == 0 else None,
         "host": socket.gethostname(),

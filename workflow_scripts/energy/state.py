@@ -1,7 +1,7 @@
 """The state folder of a stage: named by a fingerprint, held by one meter at a time.
 
-The fingerprint covers the stage, its experiment, its `--settings` and the content of its `--input` files (manifests and
-sources), so a changed configuration, input or code never meets the state of another. The folder is no output of a rule:
+The fingerprint covers the stage, its experiment, its settings, its code and the content of its input files, so a changed
+configuration, input or code never meets the state of another. The folder is no output of a rule:
 Snakemake deletes outputs of failed jobs, and what is spent or half done must survive that.
 """
 
@@ -15,8 +15,11 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from workflow_scripts.artefact import sha256
 
 STALE_AFTER_S = 120.0
 BEAT_EVERY_S = 20.0
@@ -52,17 +55,37 @@ class LockedError(RuntimeError):
     """Another process works on this very stage."""
 
 
-def fingerprint(stage: str, command: Sequence[str], inputs: Sequence[Path], experiment: str | None = None) -> str:
-    """Hex digest of stage, experiment, the `--settings` in `command`, and the content of `inputs` (code among them).
+@dataclass(frozen=True)
+class Identity:
+    """What a stage's result depends on: its settings, the digest of its code, its input manifests, and all files by content."""
 
-    The command else is left out: a stage that is split or started by another launcher has the same state.
-    """
-    digest = hashlib.sha256(f"{stage}\0{experiment or ''}".encode())
-    if "--settings" in command:
-        digest.update(b"\0" + command[command.index("--settings") + 1].encode())
-    for path in sorted(inputs, key=lambda p: p.name):
-        digest.update(b"\0" + path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()[:16]
+    settings: dict[str, Any] | None = None
+    code: str | None = None
+    inputs: dict[str, str] = field(default_factory=dict)  # argument name -> manifest
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)  # path -> bytes, mtime_ns, sha256
+
+    @classmethod
+    def of(cls, settings: str | None, code: str | None, inputs: Sequence[str], files: Sequence[str]) -> Identity:
+        """From the meter's options: `inputs` are `NAME=PATH`, `files` paths. Raises OSError for a file that cannot be read."""
+        named = dict(text.split("=", 1) for text in inputs)
+        contents = {path: file_identity(Path(path)) for path in dict.fromkeys([*named.values(), *files])}
+        return cls(json.loads(settings) if settings else None, code, named, contents)
+
+    def fingerprint(self, stage: str, experiment: str | None) -> str:
+        """Hex digest of all of it but times and folders, for one experiment.
+
+        How a stage is split or started is left out: it has the same state then.
+        """
+        files = sorted((Path(path).name, entry["sha256"]) for path, entry in self.files.items())
+        return hashlib.sha256(
+            json.dumps([stage, experiment, self.settings, self.code, files], sort_keys=True).encode()
+        ).hexdigest()[:16]
+
+
+def file_identity(path: Path) -> dict[str, Any]:
+    """Size [bytes], time of change [ns] and SHA-256 of a file."""
+    state = path.stat()
+    return {"bytes": state.st_size, "mtime_ns": state.st_mtime_ns, "sha256": sha256(path)}
 
 
 class Lock:

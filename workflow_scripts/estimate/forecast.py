@@ -3,9 +3,9 @@
     python -m workflow_scripts.estimate.forecast [--out FILE] [snakemake arguments: targets, --configfile … ]
 
 What is stale, and with which settings and inputs, is taken from Snakemake's own dry run. A stage is priced from the records of
-past stages of its name, scaled by tokens and parameters; without any, from FLOPs and the device's power. A stage that cannot be
-priced is `unknown` with the reason. Prints a table and writes <output.root>/forecast.json (`forecast/1`); the experiment
-summary then sets it against the outcome. Starts nothing else.
+past stages of its name on comparable hardware, scaled by tokens and parameters; without any it is `unknown` with the reason,
+and totals are lower bounds. Prints a table and writes <output.root>/forecast.json (`forecast/1`); the experiment summary then
+sets it against the outcome. Starts nothing else.
 """
 
 from __future__ import annotations
@@ -17,27 +17,37 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
+from tabulate import SEPARATING_LINE, tabulate
 
 from workflow_scripts.accounting.model import Bounds, Forecast, ForecastRow, ForecastTotal
-from workflow_scripts.artefact import ArtefactError, read_json, write_json
-from workflow_scripts.energy.carbon import intensity
-from workflow_scripts.estimate.artefacts import Artefacts, UnpricedError
-from workflow_scripts.estimate.device import Target, device, target
-from workflow_scripts.estimate.history import Past, read_history
-from workflow_scripts.estimate.pricing import Estimate, Range, Sample, add, from_flops, from_history, within_budget
-from workflow_scripts.estimate.work import GENERATING, TASKS, Work, done, expected
+from workflow_scripts.artefact import ArtefactError, read_json, sha256, write_json
+from workflow_scripts.estimate.artefacts import Artefacts
+from workflow_scripts.estimate.history import Hardware, Past, read_history, setting
+from workflow_scripts.estimate.pricing import ZERO, Cost, Sample, UnpricedError, from_history, within_budget
+from workflow_scripts.estimate.work import TASKS, Task, Work, amount, done, expected
 from workflow_scripts.plan.dry_run import DryRunError, PlannedJob, planned
 from workflow_scripts.plan.slices import settings_mark
+from workflow_scripts.settings.load import deep_merge
 
-# What the joules of the same FLOPs depend on, by section of a stage's settings.
-PACE = {
-    "training": ("optimizer", "gradient_checkpointing", "compile", "packing", "eval_steps"),
-    "evaluation": TASKS,
-}
+# What the joules of the same FLOPs depend on.
+PACE = (
+    *("training.dtype", "training.optimizer", "training.gradient_checkpointing", "training.compile", "training.packing"),
+    *("training.eval_steps", "model.attn_implementation", *(f"evaluation.{key}" for key in TASKS)),
+)
+UNKNOWN = "unknown: run one small job first"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one planned job will cost, from history: energy [Wh] and time [min] as (low, high), None where nothing tells."""
+
+    wh: tuple[float, float] | None
+    minutes: tuple[float, float] | None
+    note: str
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,16 +55,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="workflow_scripts.estimate.forecast", allow_abbrev=False, add_help=False)
     parser.add_argument("--out", type=Path)
     options, passed_on = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
-    out = options.out.absolute() if options.out else None
     try:
         jobs, folder = planned(passed_on)
-        os.chdir(folder)  # the paths of the plan are relative to Snakemake's working directory
         if not jobs:
             print("Nothing to forecast: no metered job is stale.")
             return 0
-        read_by_summary = root_of(jobs) / "forecast.json"
-        out = out or read_by_summary
-        result = forecast(jobs, passed_on, out, time.time())
+        folder = Path(os.path.relpath(folder))
+        read_by_summary = folder / root_of(jobs) / "forecast.json"
+        out = options.out or read_by_summary
+        result = forecast(jobs, folder, passed_on, out, time.time())
         write_json(out, result.model_dump(mode="json", by_alias=True))
     except (DryRunError, ArtefactError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -64,22 +73,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def root_of(jobs: Sequence[PlannedJob]) -> Path:
-    """`output.root`, from the meter's command line."""
-    return Path(jobs[0].meter["state"][0]).parent
+def estimates(jobs: Sequence[PlannedJob], folder: Path) -> list[Estimate]:
+    """Each planned job by itself; `folder` is what the paths of the plan are relative to."""
+    estimator = Estimator(jobs, folder)
+    found = []
+    for row in (row_of([job], estimator, 0.0) for job in jobs):
+        wh = (row.kwh.low * 1000, row.kwh.high * 1000) if row.kwh else None
+        minutes = (row.hours.low * 60, row.hours.high * 60) if row.hours else None
+        found.append(Estimate(wh, minutes, row.reason or "; ".join([row.basis or "", *row.notes])))
+    return found
 
 
-def forecast(jobs: Sequence[PlannedJob], arguments: Sequence[str], out: Path, now: float) -> Forecast:
+def forecast(jobs: Sequence[PlannedJob], folder: Path, arguments: Sequence[str], out: Path, now: float) -> Forecast:
     """Price all stages of a plan; rows of an older forecast at `out` for other records are kept as `earlier`."""
-    history, notes = read_history(root_of(jobs))
-    where = target(*prerun_files(jobs))
-    artefacts = Artefacts(jobs)
-    rows = [price(group, artefacts, history, where, now) for group in stages(jobs)]
+    estimator = Estimator(jobs, folder)
+    rows = [row_of(group, estimator, now) for group in stages(jobs)]
     mine = {row.record for row in rows}
     return Forecast(
         made_at=now,
         arguments=list(arguments),
-        hardware=f"{describe(where.key)} ({where.origin})",
+        hardware=f"{estimator.hardware} ({estimator.origin})",
         rows=rows,
         total=ForecastTotal(
             kwh=_total(row.kwh for row in rows),
@@ -88,180 +101,168 @@ def forecast(jobs: Sequence[PlannedJob], arguments: Sequence[str], out: Path, no
             unpriced=[row.label for row in rows if row.kwh is None],
         ),
         earlier=[row for row in _earlier(out) if row.record not in mine],
-        notes=notes,
+        notes=estimator.notes,
     )
 
 
+class Estimator:
+    """Prices planned jobs from the past stages under their results folder."""
+
+    def __init__(self, jobs: Sequence[PlannedJob], folder: Path) -> None:
+        root = folder / root_of(jobs)
+        self.history, self.notes = read_history(root)
+        prerun = next((past.record for past in self.history if past.record.stage_id == "prerun"), None)
+        self.hardware = Hardware.of(prerun) if prerun else Hardware.here()
+        self.origin = "that of the newest prerun" if prerun else "this host, as there is no prerun yet"
+        self.artefacts = Artefacts(jobs, folder)
+
+    def cost(self, group: Sequence[PlannedJob]) -> tuple[Cost, Work]:
+        """Energy and time of jobs that are one stage together, and its work: a part does its share, a merge next to nothing.
+
+        Raises UnpricedError with the reason.
+        """
+        stage, settings = group[-1].stage, group[-1].settings
+        like = [past for past in self.history if past.record.stage_id == stage]
+        samples = list(self.samples(group[-1], like))
+        if not samples:
+            raise UnpricedError(f"{UNKNOWN} (no record of such a stage on {self.hardware})")
+        total, work = ZERO, Work()
+        for job in (job for job in group if not job.parts):
+            task = Task(stage, job.settings, job.inputs, self.artefacts, like)
+            work = expected(task)
+            total = total + amount(task, work) * (1 / int(job.part.partition("-of-")[2]) if job.part else 1.0)
+        cost = from_history(samples, total, len(group), self.devices(settings))
+        budget = setting(settings, "training.energy_budget_kwh")
+        return within_budget(cost, budget * 3.6e6) if budget else cost, work
+
+    def samples(self, job: PlannedJob, like: Sequence[Past]) -> Iterator[Sample]:
+        """Past stages on comparable hardware with their work, and what makes each tell less of the planned one."""
+        for past in like:
+            if not self.hardware.comparable(Hardware.of(past.record)):
+                continue
+            try:
+                work, doubts = done(past, self.artefacts), tuple(self.doubts(job, past, like[0]))
+            except UnpricedError:
+                continue
+            if work > 0:
+                yield Sample(work, *past.cost(), 1 + (past.record.parts or 0), self.devices(past.settings), doubts)
+
+    def doubts(self, job: PlannedJob, past: Past, newest: Past) -> Iterator[str]:
+        """Why a past stage may tell little of the planned one; the boundary is that of the `newest` record."""
+        boundary = past.record.energy.total.boundary
+        if boundary != newest.record.energy.total.boundary:
+            yield f"another boundary ({', '.join(boundary)})"
+        if Hardware.of(past.record).cpu != self.hardware.cpu:
+            yield f"another CPU ({Hardware.of(past.record).cpu})"
+        if past.record.status != "complete":
+            yield "unfinished stages"
+        for key in PACE:
+            before, now = setting(past.settings, key), setting(job.settings, key)
+            if before != now and None not in (before, now):
+                yield f"{key} {before}"
+        if job.stage in ("prepare_model", "prerun") and past.settings != job.settings:
+            yield "another model" if job.stage == "prepare_model" else "other prerun settings"
+        if past.parameters is None and (changed := self.remade(past)):
+            yield f"a model that was made again since ({changed})"
+
+    def remade(self, past: Past) -> str | None:
+        """Manifest of a prepared model that a past stage read and that is another one now, or is made again."""
+        for path in (past.inputs[name] for name in ("student", "policy", "model", "teacher") if name in past.inputs):
+            facts, was = self.artefacts.facts(path), (past.record.provenance.files or {}).get(path)
+            if facts is None or facts.get("source") == "trained":
+                continue
+            if self.artefacts.is_planned(path) or (was and was.sha256 != sha256(self.artefacts.path(path))):
+                return path
+        return None
+
+    def devices(self, settings: dict[str, object]) -> int:
+        """Devices that a stage keeps busy at once: GPUs of a training, else nodes."""
+        per_node = setting(settings, "training.num_processes") or 1 if self.hardware.gpus else 1
+        return int((setting(settings, "training.num_nodes") or 1) * per_node)
+
+
+def root_of(jobs: Sequence[PlannedJob]) -> Path:
+    """`output.root`: what is shared lies under it, as <root>/<kind>/<name>/<folder>/<file>."""
+    kinds = ("models", "corpus", "teacher", "reference", "prerun")
+    paths = [Path(path) for job in jobs for path in (*job.inputs.values(), job.record)]
+    shared = [path.parents[3] for path in paths if len(path.parents) > 3 and path.parents[2].name in kinds]
+    compared = [path.parents[2] for path in paths if len(path.parents) > 2 and path.parents[1].name == "comparison"]
+    return [*shared, *compared, *(path.parents[2] for path in paths)][0]
+
+
 def stages(jobs: Iterable[PlannedJob]) -> list[list[PlannedJob]]:
-    """Jobs that one record will add up: a job alone, or the parts of a stage with their merge, which comes last."""
-    groups: dict[tuple[str, ...], list[PlannedJob]] = {}
-    for job in jobs:
-        split = "part" in job.meter or "parts" in job.meter
-        key = (job.name, job.meter["codecarbon"][0]) if split else (job.meter["record"][0],)
-        groups.setdefault(key, []).append(job)
-    return [sorted(group, key=lambda job: "part" not in job.meter) for group in groups.values()]
+    """Jobs that one record will add up: a job alone, or the parts of a stage with the first merge that gathers them, last."""
+    groups: list[list[PlannedJob]] = []
+    for job in sorted(jobs, key=lambda job: job.part is not None):
+        gathers = (group for group in groups if job.part and _gathers(group[-1], job))
+        if (group := next(gathers, None)) is not None:
+            group.insert(0, job)
+        else:
+            groups.append([job])
+    return groups
 
 
-def prerun_files(jobs: Sequence[PlannedJob]) -> tuple[Path, Path]:
-    """Record and result of the prerun that the planned stages name."""
-    results = [Path(job.meter["idle"][0]) for job in jobs if "idle" in job.meter]
-    own = [Path(job.stage["out"][0]) for job in jobs if job.name == "prerun"]
-    result = (results + own + [root_of(jobs) / "prerun" / "none" / "validation.json"])[0]
-    return result.parent / "stages" / "prerun.json", result
+def _gathers(whole: PlannedJob, part: PlannedJob) -> bool:
+    """Whether a merge reads a part: the settings of the part are some of its own."""
+    same = (whole.stage, whole.inputs, bool(whole.parts)) == (part.stage, part.inputs, True)
+    return same and deep_merge(whole.settings, part.settings) == whole.settings
 
 
-def price(group: Sequence[PlannedJob], artefacts: Artefacts, history: Sequence[Past], where: Target, now: float) -> ForecastRow:
+def row_of(group: Sequence[PlannedJob], estimator: Estimator, now: float) -> ForecastRow:
     """The forecast of one stage; figures are null with a reason where it cannot be priced."""
     job = group[-1]
-    row: dict[str, Any] = {
-        "stage": job.name,
-        "label": label(job),
-        "record": job.meter["record"][0],
-        "jobs": dict(Counter(one.rule for one in group)),
-        "settings": settings_mark(job.stage.get("settings", [""])[0]),
-        "made_at": now,
-    }
-    nothing = dict.fromkeys(("basis", "unit", "tokens", "kwh", "hours", "grams", "reason"))
+    owner = job.experiment or Path(job.record).parent.parent.name  # the folder of a shared artefact
+    row = ForecastRow(
+        stage=job.stage,
+        label=job.stage if owner in ("comparison", "local") else f"{job.stage} {owner}",
+        record=job.record,
+        jobs=dict(Counter(one.rule for one in group)),
+        settings=settings_mark(json.dumps(job.settings, sort_keys=True, separators=(",", ":"))),
+        made_at=now,
+        **dict.fromkeys(("basis", "unit", "tokens", "kwh", "hours", "grams", "reason")),
+        notes=[],
+    )
     try:
-        work = expected(job, artefacts, history)
-        found = estimate(group, work, artefacts, history, where)
-        if budget := job.settings.get("training", {}).get("energy_budget_kwh"):
-            found = within_budget(found, budget * 3.6e6)
+        cost, work = estimator.cost(group)
     except UnpricedError as error:
-        return ForecastRow.model_validate(row | nothing | {"reason": str(error), "notes": []})
-    kwh = found.joules * (1 / 3.6e6)
-    energy = json.loads(job.meter["options"][0])
-    carbon = intensity(energy)
-    grams = carbon["intensity_g_per_kwh"]
-    priced = {
-        "basis": found.basis,
-        "unit": work.unit,
-        "tokens": _bounds(work.tokens) if work.tokens else None,
-        "kwh": _bounds(kwh),
-        "hours": _bounds(found.seconds * (1 / 3600)),
-        "grams": _bounds(kwh * (energy["pue"] * grams)) if grams is not None else None,
-        "notes": [*found.notes, *([f"grams: {carbon['reason']}"] if grams is None else [])],
-    }
-    return ForecastRow.model_validate(row | nothing | priced)
-
-
-def estimate(group: Sequence[PlannedJob], work: Work, artefacts: Artefacts, history: Sequence[Past], where: Target) -> Estimate:
-    """Energy and time of a stage: from history, else from FLOPs. Raises UnpricedError when there is neither."""
-    job, devices = group[-1], devices_of(group[-1].settings, where)
-    samples = []
-    for past in (p for p in history if p.stage == job.name):
-        try:
-            amount = done(past, artefacts)
-        except UnpricedError:
-            continue
-        if amount > 0:
-            joules, seconds = past.cost()
-            processes = 1 + (past.record["parts"] or 0)
-            doubts = tuple(differences(job, past, artefacts, where, work.driver == "flops"))
-            samples.append(Sample(amount, joules, seconds, processes, devices_of(past.settings, where), doubts))
-    if samples:
-        return from_history(samples, work.amount, len(group), devices)
-    if work.driver != "flops":
-        raise UnpricedError("there is no record of such a stage with a figure, and its work is not counted in FLOPs")
-    return from_flops(work.amount, len(group), devices, device(where, history, job.name in GENERATING))
-
-
-def differences(job: PlannedJob, past: Past, artefacts: Artefacts, where: Target, by_parameters: bool) -> list[str]:
-    """Why a past stage may tell little of the planned one; a model that has changed matters `by_parameters` only."""
-    found = []
-    if past.hardware != where.key:
-        found.append(f"other hardware ({describe(past.hardware)})")
-    policy = json.loads(job.meter["options"][0])["total_energy_policy"]
-    if past.options["total_energy_policy"] != policy:
-        found.append(f"energy.total_energy_policy {past.options['total_energy_policy']}")
-    if past.record["status"] != "complete":
-        found.append("unfinished stages")
-    if _dtype(past.settings) != _dtype(job.settings):
-        found.append(f"training.dtype {_dtype(past.settings)}")
-    found += [f"{key} {value}" for key, value in other_pace(past.settings, job.settings)]
-    if job.name in ("prepare_model", "prerun") and past.settings != job.settings:
-        found.append("another model" if job.name == "prepare_model" else "other prerun settings")
-    if by_parameters and past.published is None and (changed := remade(past, artefacts)):
-        found.append(f"a model that was made again since ({changed})")
-    return found
-
-
-def other_pace(past: dict[str, Any], planned: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Settings that change the cost of the same work, with the value of the past stage, where the two differ."""
-    for section, keys in PACE.items():
-        before, now = past.get(section) or {}, planned.get(section) or {}
-        for key in keys:
-            if key in before and key in now and before[key] != now[key]:
-                yield f"{section}.{key}", before[key]
-
-
-def remade(past: Past, artefacts: Artefacts) -> str | None:
-    """Manifest of a prepared model that a past stage read and that is newer than the stage, or is made again."""
-    for name in ("student", "policy", "model", "teacher"):
-        path = past.inputs.get(name)
-        facts = artefacts.facts(path) if path else None
-        if path is None or facts is None or facts.get("source") == "trained":
-            continue
-        if artefacts.is_planned(path) or Path(path).stat().st_mtime > past.record["end_time"]:
-            return path
-    return None
-
-
-def devices_of(settings: dict[str, Any], where: Target) -> int:
-    """Devices that a stage keeps busy at once: GPUs of a training, else nodes."""
-    training = settings.get("training", {})
-    per_node = training.get("num_processes", 1) if where.gpus else 1
-    return int(training.get("num_nodes", 1) * per_node)
-
-
-def label(job: PlannedJob) -> str:
-    """Name of a stage with what it belongs to: the experiment, or the folder of the shared artefact."""
-    if "experiment" in job.meter:
-        return f"{job.name} {job.meter['experiment'][0]}"
-    folder = Path(job.meter["record"][0]).parent
-    owner = folder.parent.name
-    return job.name if owner in ("comparison", "local") else f"{job.name} {owner}"
-
-
-def describe(key: tuple[Any, ...]) -> str:
-    """Hardware in words."""
-    cpu, count, gpus = key
-    return ", ".join([f"{cpu or 'unknown CPU'} x {count}", *(f"{gpus.count(name)} x {name}" for name in sorted(set(gpus)))])
+        return row.model_copy(update={"reason": str(error)})
+    kwh, carbon = cost.joules * (1 / 3.6e6), estimator.history[0].record.carbon
+    grams = kwh * (carbon.pue * carbon.intensity_g_per_kwh) if carbon.intensity_g_per_kwh is not None else None
+    figures = {"tokens": work.tokens(), "kwh": kwh, "hours": cost.seconds * (1 / 3600), "grams": grams}
+    bounds = {key: Bounds(low=v.low, predicted=v.mid, high=v.high) if v else None for key, v in figures.items()}
+    notes = [*cost.notes, *([f"grams: {carbon.reason}"] if grams is None else [])]
+    return row.model_copy(update={"basis": cost.basis, "unit": work.unit, "notes": notes, **bounds})
 
 
 def render(result: Forecast) -> list[str]:
     """Lines of the table. kWh and gCO2e: predicted, with the range; `-` stands for what does not apply."""
-    rows = [["stage", "jobs", "tokens", "basis", "kWh", "range", "hours", "gCO2e"]]
+    rows: list[list[str] | str] = []
+    notes: dict[str, list[str]] = {}  # each text once, with the labels that it holds for
     for row in result.rows:
         tokens = "-" if row.tokens is None else f"{row.tokens.predicted:.0f} {row.unit}"
-        figures = _cells(row.kwh, row.hours, row.grams) if row.kwh else ["unknown", "-", "-", "-"]
+        figures = _cells(row.kwh, row.hours, row.grams)
         rows.append([row.label, str(sum(row.jobs.values())), tokens, row.basis or "-", *figures])
-    total = result.total
-    rows.append(["total", str(sum(sum(row.jobs.values()) for row in result.rows)), "", ""])
-    rows[-1] += _cells(total.kwh, total.hours, total.grams) if total.kwh else ["unknown", "-", "-", "-"]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    rule = "  ".join("-" * w for w in widths)
-    lines = [lines[0], rule, *lines[1:-1], rule, lines[-1]]
-    if total.unpriced:
-        lines.append(f"The total is without {len(total.unpriced)} stage(s) that cannot be priced:")
-    unpriced = _grouped((row.reason, row.label) for row in result.rows if row.reason)
-    lines += [f"  {labels}: {reason}" for reason, labels in unpriced]
-    lines.append(f"Hardware: {result.hardware}. Hours: job hours, one after the other. Bounds of the total: bounds added up.")
-    notes = _grouped((text, row.label) for row in result.rows for text in row.notes)
-    return lines + [f"note: {labels}: {text}" for text, labels in notes] + [f"note: {text}" for text in result.notes]
+        for text in (*row.notes, *([row.reason] if row.reason else [])):
+            notes.setdefault(text, []).append(row.label)
+    total, every = result.total, [row.label for row in result.rows]
+    cells = _cells(total.kwh, total.hours, total.grams, at_least=bool(total.unpriced))
+    rows += [SEPARATING_LINE, ["total", str(sum(sum(row.jobs.values()) for row in result.rows)), "", "", *cells]]
+    head = ["stage", "jobs", "tokens", "basis", "kWh", "range", "hours", "gCO2e"]
+    return [
+        *tabulate(rows, head, tablefmt="simple", disable_numparse=True).splitlines(),
+        *([f"The total is a lower bound, without {len(total.unpriced)} stage(s)."] if total.kwh and total.unpriced else []),
+        f"Hardware: {result.hardware}. Hours: job hours, one after the other. Bounds of the total: bounds added up.",
+        *(f"note: {'all' if labels == every else ', '.join(labels)}: {text}" for text, labels in notes.items()),
+        *(f"note: {text}" for text in result.notes),
+    ]
 
 
-def _grouped(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Each text once, with the labels that it holds for."""
-    groups: dict[str, list[str]] = {}
-    for text, name in pairs:
-        groups.setdefault(text, []).append(name)
-    return [(text, ", ".join(names)) for text, names in groups.items()]
-
-
-def _cells(kwh: Bounds | None, hours: Bounds | None, grams: Bounds | None) -> list[str]:
-    assert kwh and hours
+def _cells(kwh: Bounds | None, hours: Bounds | None, grams: Bounds | None, at_least: bool = False) -> list[str]:
+    if kwh is None or hours is None:
+        return ["unknown", "-", "-", "-"]
+    if at_least:
+        carbon = f">= {grams.low:.3g}" if grams else "-"
+        return [f">= {kwh.low:.3g}", "-", f">= {hours.low:.2g}", carbon]
     carbon = f"{grams.predicted:.3g}" if grams else "-"
     return [f"{kwh.predicted:.3g}", f"{kwh.low:.2g} to {kwh.high:.2g}", f"{hours.predicted:.2g}", carbon]
 
@@ -279,18 +280,9 @@ def _earlier(out: Path) -> list[ForecastRow]:
     return [*old.earlier, *old.rows]
 
 
-def _dtype(settings: dict[str, Any]) -> str | None:
-    found: str | None = settings.get("dtype") or settings.get("training", {}).get("dtype")
-    return found
-
-
-def _bounds(value: Range) -> Bounds:
-    return Bounds(low=value.low, predicted=value.mid, high=value.high)
-
-
 def _total(values: Iterable[Bounds | None]) -> Bounds | None:
-    known = [Range(v.low, v.predicted, v.high) for v in values if v is not None]
-    return _bounds(add(known)) if known else None
+    known = [value for value in values if value is not None]
+    return Bounds(**{key: sum(getattr(v, key) for v in known) for key in Bounds.model_fields}) if known else None
 
 
 if __name__ == "__main__":

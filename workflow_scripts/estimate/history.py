@@ -1,91 +1,117 @@
-"""Past stages: the records in the state folders, with the settings and inputs that their ledgers name."""
+"""Past stages: the records under a results folder that say with which settings and inputs they were made."""
 
 from __future__ import annotations
 
-import json
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from workflow_scripts.artefact import ArtefactError, read_json
-from workflow_scripts.plan.dry_run import options
+from workflow_scripts.energy.host import cpu_brand
+from workflow_scripts.energy.model import StageRecord
+from workflow_scripts.energy.sources.nvml import open_nvml
+
+
+def setting(settings: Mapping[str, Any], key: str) -> Any:
+    """Value of a dotted configuration key, such as training.token_budget; None where it is not there."""
+    value: Any = settings
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a stage ran on: CPU, number of CPUs of the host, GPUs of the job."""
+
+    cpu: str | None
+    cpus: int | None
+    gpus: tuple[str, ...]
+
+    @classmethod
+    def of(cls, record: StageRecord) -> Hardware:
+        """Hardware of a record."""
+        origin = record.provenance
+        return cls(origin.cpu, origin.cpu_count, tuple(sorted(str(device.name) for device in record.devices)))
+
+    @classmethod
+    def here(cls) -> Hardware:
+        """The host of this process with the GPUs that its driver shows to this process."""
+        try:
+            source, _ = open_nvml(0.0, 1.0)
+        except OSError:  # no driver, no GPU, or none that can be metered
+            return cls(cpu_brand(), os.cpu_count(), ())
+        try:
+            return cls(cpu_brand(), os.cpu_count(), tuple(sorted(str(gpu["name"]) for gpu in source.describe(set()))))
+        finally:
+            source.close()
+
+    def comparable(self, other: Hardware) -> bool:
+        """Whether joules of one tell those of the other: the same kind of GPU, or without GPUs the same CPUs."""
+        if self.gpus or other.gpus:
+            return set(self.gpus) == set(other.gpus)
+        return (self.cpu, self.cpus) == (other.cpu, other.cpus)
+
+    def __str__(self) -> str:
+        return ", ".join(
+            [f"{self.cpu or 'unknown CPU'} x {self.cpus}", *(f"{self.gpus.count(n)} x {n}" for n in sorted(set(self.gpus)))]
+        )
 
 
 @dataclass(frozen=True)
 class Past:
-    """One past stage. `published` are the facts of the artefact that it made, where it keeps them."""
+    """One past stage. `parameters` are those of the model that it has made, where the state folder keeps them."""
 
-    stage: str
+    record: StageRecord
     settings: dict[str, Any]
     inputs: dict[str, str]
-    record: dict[str, Any]
-    options: dict[str, Any]
-    published: dict[str, Any] | None
-
-    @property
-    def work(self) -> dict[str, int | None]:
-        """Typed counts of the work done."""
-        counts: dict[str, int | None] = self.record["work"]
-        return counts
-
-    @property
-    def hardware(self) -> tuple[Any, ...]:
-        """CPU, number of CPUs, GPUs."""
-        return hardware(self.record)
+    parameters: float | None = None
 
     def cost(self) -> tuple[float, float]:
         """Energy [J] and time [s] without what failed attempts have wasted."""
-        joules, useful = self.record["total_energy_joules"], self.record["useful_j"]
-        share = useful / joules if useful and self.record["status"] == "complete" else 1.0
-        return joules * share, self.record["duration_seconds"] * share
+        joules, useful = self.record.total_energy_joules, self.record.useful_j
+        assert joules  # read_history leaves out the others
+        share = useful / joules if useful and self.record.status == "complete" else 1.0
+        return joules * share, self.record.duration_seconds * share
 
 
-def hardware(record: dict[str, Any]) -> tuple[Any, ...]:
-    """CPU, number of CPUs and GPUs of a record."""
-    origin = record["provenance"]
-    return (origin["cpu"], origin["cpu_count"], tuple(sorted(str(d.get("name")) for d in record["devices"])))
+def read_record(path: Path) -> StageRecord | None:
+    """A stage record; None for a summary's copy of a shared one. Raises ArtefactError naming the file when it is damaged."""
+    try:
+        content = read_json(path)
+        copied = "shared_by" in content or "copied_from" in content
+        return None if copied else StageRecord.model_validate(content)
+    except (OSError, TypeError, ValueError) as error:
+        raise ArtefactError(f"{path} is no stage record: {' '.join(str(error).split())[:150]}") from None
 
 
 def read_history(root: Path) -> tuple[list[Past], list[str]]:
-    """All stages with an energy figure under `root`/state, newest first, and what was left out and why."""
-    found, notes = [], []
-    known = set()
-    for path in sorted(root.glob("state/*/*/record.json")):
-        known.add(path.parent.name)
+    """All stages with an energy figure under `root`, newest first, and what was left out and why.
+
+    The state folders hold every run, the results folders those that may have lost their state folder; a record is its
+    fingerprint, so copies count once. Records of an older version do not say what they worked on.
+    """
+    found: dict[str, Past] = {}
+    notes, older = [], set()
+    patterns = ("state/*/*/record.json", "*/*/stages/*.json", "*/stages/*.json")
+    for path in (path for pattern in patterns for path in sorted(root.glob(pattern))):
         try:
-            past = _read(path)
-        except (ArtefactError, KeyError, OSError, StopIteration, json.JSONDecodeError) as error:
-            notes.append(f"{path} is left out: {error!r}")
+            record = read_record(path)
+            facts = path.with_name("published.json")
+            made = read_json(facts) if path.name == "record.json" and facts.is_file() else {}
+        except ArtefactError as error:
+            notes.append(f"left out: {error}")
             continue
-        if past is not None:
-            found.append(past)
-    lost = set()
-    for path in (*root.glob("*/stages/*.json"), *root.glob("*/*/stages/*.json")):
-        mark = read_json(path).get("provenance", {}).get("fingerprint")
-        if mark is not None and mark not in known:
-            lost.add(mark)
-    if lost:
-        notes.append(
-            f"{len(lost)} record(s) under {root} are left out: their state folders, which name their settings, are gone"
-        )
-    return sorted(found, key=lambda past: -past.record["end_time"]), notes
-
-
-def _read(path: Path) -> Past | None:
-    """A past stage; None when it has no energy figure or cannot say what it worked on."""
-    record = read_json(path)
-    if not record["total_energy_joules"] or not record["duration_seconds"]:
-        return None
-    ledger = max(path.parent.glob("attempts/*.jsonl"), key=lambda p: p.name)
-    with ledger.open(encoding="utf-8") as handle:
-        start = json.loads(next(handle))
-    command = options(start["command"])
-    published = path.parent / "published.json"
-    return Past(
-        stage=path.parents[1].name,
-        settings=json.loads(command.get("settings", ["{}"])[0]),
-        inputs={name: values[0] for name, values in command.items() if values and values[0].endswith("manifest.json")},
-        record=record,
-        options=start["energy"],
-        published=read_json(published) if published.is_file() else None,
-    )
+        if record is None:
+            continue
+        origin = record.provenance
+        mark = origin.fingerprint or str(path)
+        if origin.inputs is None:
+            older.add(mark)
+        elif record.total_energy_joules and record.duration_seconds:
+            found.setdefault(mark, Past(record, origin.settings or {}, origin.inputs, made.get("parameters")))
+    if older:
+        notes.append(f"{len(older)} record(s) are of an older version, which does not name settings and inputs: not used")
+    return sorted(found.values(), key=lambda past: -past.record.end_time), notes

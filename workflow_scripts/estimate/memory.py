@@ -19,9 +19,8 @@ are bounds for full batches of the longest rows. In inference a batch that does 
 does not fit is spread over the GPUs of the job.
 
 Hours are of one GPU (of all processes in training) that sustains SUSTAINED_FLOPS, an A100 or L40S at about a third of its
-peak, and reads BANDWIDTH: forward passes 2 P FLOPs a token, training 6 P and 2 P more with checkpointing, over full rows and
-INPUT_PER_LOSS input tokens per loss token; generation reads weights and half of the final cache once per token. `make forecast`
-prices a run on your own hardware from past records.
+peak, and reads BANDWIDTH. The work is the forecast's (see `work` beside this) over full rows; generation reads weights and half
+of the final cache once per token. `make forecast` prices a run on your own hardware from past records.
 """
 
 from __future__ import annotations
@@ -29,27 +28,28 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tabulate import tabulate
+
+from workflow_scripts.estimate.artefacts import Artefacts, Split, known_shape, local_folder
+from workflow_scripts.estimate.pricing import Range, UnpricedError
+from workflow_scripts.estimate.work import TRAINED, WORK, Task, Work, amount
+from workflow_scripts.pipelines import PIPELINES
 from workflow_scripts.settings import Settings, SettingsError, load_experiments
 from workflow_scripts.settings.load import deep_merge, read_yaml
-from workflow_scripts.settings.shapes import Shape, published_shape
-from workflow_scripts.settings.sources import FolderModel, HubModel, PackagedModel, PrunedModel, RandomModel
+from workflow_scripts.settings.models import FolderModel
+from workflow_scripts.settings.shapes import Shape
 
 ROOT = Path(__file__).parents[2]
 OPTIMIZER_BYTES = {"adamw": 8.0, "adamw_8bit": 2.1, "adafactor": 0.1}  # per parameter, with scales; adafactor: rows and columns
-FUSED_CHUNK, SCORING_CHUNK = 512, 256
+CHUNK = 512  # rows of logits at once in the fused loss; scoring holds half of them twice
 RUNTIME_GB, SLACK = 1.5, 0.1
 GB = 1e9
 LASTING = ("weights", "gradients", "optimizer")
 SUSTAINED_FLOPS, BANDWIDTH = 1e14, 8e11  # of one GPU: FLOP/s, B/s
-INPUT_PER_LOSS = 2.5
-
-
-class UnknownShapeError(ValueError):
-    """A model whose shape cannot be known before it is prepared."""
 
 
 @dataclass
@@ -74,45 +74,74 @@ class Need:
         return None if self.processes else max(2, math.ceil((self.gigabytes() - RUNTIME_GB) / spare))
 
 
+class Shapes(Artefacts):
+    """Sizes before anything is made: models by the names that the settings give them, corpora of full rows."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__([], Path())
+        self.settings = settings
+
+    def parameters(self, model: str) -> float:
+        """Parameters of a model."""
+        return float(shape_of(model, self.settings).parameters())
+
+    def split(self, corpus: str, name: str) -> Split:
+        """A split of rows that all have data.max_sequence_length tokens, and prompts as long."""
+        data = self.settings.data
+        rows = float({"train": data.train_examples, "evaluation": data.evaluation_examples}[name])
+        tokens = Range.exactly(rows * data.max_sequence_length)
+        return Split(rows, tokens, tokens, Range.exactly(float(data.max_sequence_length)))
+
+    def epoch(self, inputs: Mapping[str, str]) -> tuple[None, None]:
+        """Not known: the token budget decides."""
+        return None, None
+
+
 def stages(settings: Settings) -> list[Need]:
-    """What each stage of an experiment needs, in the order of the pipeline. Raises UnknownShapeError naming the model."""
-    teacher, student = (shape_of(getattr(settings.model, role), settings) for role in ("teacher", "student"))
-    return [*_teacher_stage(settings, teacher), _training(settings, student), _evaluation(settings, student, teacher)]
+    """What each stage of an experiment needs, in the order of the pipeline. Raises UnpricedError naming a model."""
+    pipeline, names = PIPELINES[settings.pipeline], settings.model
+    inputs = dict.fromkeys(("student", "policy", "model"), names.student) | {"teacher": names.teacher, "corpus": "corpus"}
+    if pipeline.judged_on_pairs:
+        inputs |= {"reference": names.student, "preferences": "pairs"}
+    of_all = settings.model_dump()
+    planned = [stage for stage in (pipeline.teacher, pipeline.training, "evaluation") if stage]
+    return [need(Task(stage, of_all, inputs, Shapes(settings)), settings) for stage in planned]
 
 
-def _teacher_stage(settings: Settings, teacher: Shape) -> Iterable[Need]:
+def need(task: Task, settings: Settings) -> Need:
+    """Memory and time of one stage from its work."""
+    work, passes = WORK[task.stage].expect(task), WORK[task.stage].passes
+    seconds = amount(task, work).mid / SUSTAINED_FLOPS
+    if passes[0].per_input >= TRAINED:
+        training = settings.training
+        processes = training.num_processes * training.num_nodes
+        parts = _training_parts(shape_of(task.input(passes[0].role), settings), work.rows // processes, settings)
+        return Need(task.stage, processes, parts, seconds / processes)
+    parts = _inference_parts(task, work, settings)
+    read = _inference_bytes(settings) * task.parameters(passes[0].role) + parts.get("key-value cache", 0.0) / 2
+    steps = math.ceil(work.examples / work.at_once) * work.new if work.new else 0
+    return Need(task.stage, None, parts, seconds + steps * read / BANDWIDTH)
+
+
+def _inference_parts(task: Task, work: Work, settings: Settings) -> dict[str, float]:
+    passes = WORK[task.stage].passes
+    roles = (*(p.role for p in passes), *WORK[task.stage].holds)
+    shapes = {role: shape_of(task.inputs[role], settings) for role in roles if role in task.inputs}
     length = settings.data.max_sequence_length
-    weights = {"weights": _inference_bytes(settings) * teacher.parameters()}
-    if settings.pipeline == "kd":
-        rows = settings.distillation.batch_size
-        passed = {"activations": _passing(teacher, rows * length), "logits": _chunk(teacher, FUSED_CHUNK)}
-        flops = 2.0 * teacher.parameters() * settings.data.train_examples * length
-        yield Need("logit_caching", None, weights | passed, flops / SUSTAINED_FLOPS)
-    elif settings.pipeline in ("sft", "dpo"):
-        generation = settings.synthetic_data.generation if settings.pipeline == "sft" else settings.dpo.generation
-        stage = "synthetic_generation" if settings.pipeline == "sft" else "preference_dataset"
-        rows, longest = generation.batch_size, length + generation.max_new_tokens
-        passed = {
-            "key-value cache": key_value_bytes(teacher, rows * longest),
-            "activations": _passing(teacher, rows * length),
-            "logits": 4.0 * 4 * rows * teacher.vocab_size,
-        }
-        dpo = settings.dpo
-        answers = settings.synthetic_data.max_gen_examples
-        if settings.pipeline == "dpo":
-            answers = dpo.samples_per_prompt * (dpo.train_prompts + dpo.evaluation_prompts)
-        read = weights["weights"] + key_value_bytes(teacher, rows * longest) / 2
-        seconds = math.ceil(answers / rows) * generation.max_new_tokens * read / BANDWIDTH
-        passes = 2 if settings.pipeline == "dpo" else 1  # prompts, and the judge's pass over prompt and answer
-        seconds += passes * 2.0 * teacher.parameters() * answers * length / SUSTAINED_FLOPS
-        yield Need(stage, None, weights | passed, seconds)
+    widest = max(shapes.values(), key=lambda shape: shape.hidden_size)
+    scores = any(not p.per_generated for p in passes)
+    cache = key_value_bytes(shapes[passes[0].role], work.at_once * (length + work.new)) if work.new else 0.0
+    return {
+        "weights": float(_inference_bytes(settings) * sum(shape.parameters() for shape in shapes.values())),
+        **({"key-value cache": cache} if cache else {}),
+        "activations": float(work.rows * length * (6 * widest.intermediate_size + 12 * widest.hidden_size)),
+        "logits": max(_chunk(widest) if scores else 0.0, 4.0 * 4 * work.at_once * widest.vocab_size),
+    }
 
 
-def _training(settings: Settings, student: Shape) -> Need:
+def _training_parts(student: Shape, rows: int, settings: Settings) -> dict[str, float]:
     training = settings.training
-    processes = training.num_processes * training.num_nodes
-    shards = processes if training.fsdp else 1
-    rows = training.batch_size // processes * (2 if settings.pipeline == "dpo" else 1)
+    shards = training.num_processes * training.num_nodes if training.fsdp else 1
     tokens, parameters = rows * settings.data.max_sequence_length, student.parameters()
     layers = 1 if training.gradient_checkpointing else student.num_hidden_layers
     copied = parameters if shards == 1 else 2 * student.layer_parameters() + 2 * student.vocab_size * student.hidden_size
@@ -124,31 +153,10 @@ def _training(settings: Settings, student: Shape) -> Need:
         "bfloat16 copies": 2.0 * copied if half else 0.0,
         "residual stream": 4.0 * tokens * student.hidden_size * student.num_hidden_layers,
         "activations": layers * _one_layer(student, tokens) * (1 if half else 2),
-        "loss": _chunk(student, FUSED_CHUNK) + 4.0 * student.vocab_size * student.hidden_size,
+        "loss": _chunk(student) + 4.0 * student.vocab_size * student.hidden_size,
     }
     loading = {"weights": 4.0 * parameters, "own shard": 4 * parameters / shards}
-    if shards > 1 and sum(loading.values()) > sum(parts.values()):
-        parts = loading
-    passes = (6 + 2 * training.gradient_checkpointing + 2 * (settings.pipeline == "dpo")) * parameters
-    seconds = passes * training.token_budget * INPUT_PER_LOSS / SUSTAINED_FLOPS / processes
-    return Need("dpo_training" if settings.pipeline == "dpo" else "student_train", processes, parts, seconds)
-
-
-def _evaluation(settings: Settings, student: Shape, teacher: Shape) -> Need:
-    options, size = settings.evaluation, _inference_bytes(settings)
-    models = [student, teacher, *([student] if settings.pipeline == "dpo" else [])]
-    rows = options.batch_size * settings.data.max_sequence_length
-    answers = options.generation_prompts * (settings.data.max_sequence_length + options.max_new_tokens)
-    parts = {
-        "weights": size * sum(shape.parameters() for shape in models),
-        "key-value cache": key_value_bytes(student, answers),
-        "activations": _passing(max(models, key=lambda shape: shape.hidden_size), rows),
-        "logits": 2.0 * _chunk(teacher, SCORING_CHUNK),
-    }
-    held_out = settings.data.evaluation_examples * settings.data.max_sequence_length
-    flops = 2.0 * held_out * (student.parameters() + teacher.parameters())
-    steps = options.max_new_tokens * size * student.parameters() / BANDWIDTH
-    return Need("evaluation", None, parts, flops / SUSTAINED_FLOPS + steps)
+    return loading if shards > 1 and sum(loading.values()) > sum(parts.values()) else parts
 
 
 def key_value_bytes(shape: Shape, tokens: int) -> float:
@@ -160,12 +168,8 @@ def _one_layer(shape: Shape, tokens: int) -> float:
     return float(tokens * (8 * shape.intermediate_size + 48 * shape.hidden_size))
 
 
-def _passing(shape: Shape, tokens: int) -> float:
-    return float(tokens * (6 * shape.intermediate_size + 12 * shape.hidden_size))
-
-
-def _chunk(shape: Shape, rows: int) -> float:
-    return float(rows * shape.vocab_size * (2 + 4 + 4))
+def _chunk(shape: Shape) -> float:
+    return float(CHUNK * shape.vocab_size * (2 + 4 + 4))
 
 
 def _inference_bytes(settings: Settings) -> int:
@@ -173,40 +177,31 @@ def _inference_bytes(settings: Settings) -> int:
 
 
 def shape_of(name: str, settings: Settings) -> Shape:
-    """Shape of a model by its name in the settings, hub id or folder. Raises UnknownShapeError when nothing tells."""
-    source = settings.models.get(name)
-    if isinstance(source, RandomModel):
-        return source.shape()
-    if isinstance(source, PrunedModel | PackagedModel):
-        raise UnknownShapeError(f"the shape of models.{name} is not known before it is prepared")
-    named = {FolderModel: "path", HubModel: "repo_id"}.get(type(source))  # type: ignore[arg-type]
-    where = getattr(source, named) if named else name
-    known = published_shape(where)
-    config = Path(where).expanduser() / "config.json"
-    if known is None and config.is_file():
-        values = read_yaml(config)  # JSON is YAML
-        sizes = {key: values[key] for key in Shape.__dataclass_fields__ if key in values}
-        return Shape(**{"num_key_value_heads": values["num_attention_heads"]} | sizes)
-    if known is None:
-        raise UnknownShapeError(f"the shape of {where} is not known: name a local folder that holds its config.json")
-    return known
+    """Shape of a model by its name in the settings, hub id or folder. Raises UnpricedError when nothing tells."""
+    source = settings.models.get(name) or FolderModel(source="folder", path=name)
+    shape, folder = known_shape(source), local_folder(source)
+    if shape is not None:
+        return shape
+    if folder is None and name in settings.models:
+        raise UnpricedError(f"the shape of models.{name} is not known before it is prepared")
+    if folder is None:
+        raise UnpricedError(f"the shape of {name} is not known: name a local folder that holds its config.json")
+    values = read_yaml(folder / "config.json")  # JSON is YAML
+    sizes = {key: values[key] for key in Shape.__dataclass_fields__ if key in values}
+    return Shape(**{"num_key_value_heads": values["num_attention_heads"]} | sizes)
 
 
-def table(name: str, needs: Sequence[Need], gpus: Sequence[float]) -> list[str]:
-    """Lines of one experiment."""
-    head = ["stage", "GB", *(f"GPUs of {size:g} GB" for size in gpus), "hours", "of which"]
-    rows = [head]
-    for need in needs:
-        largest = sorted(need.parts.items(), key=lambda part: -part[1])
+def table(name: str, needs: Sequence[Need], gpus: Sequence[float]) -> str:
+    """The lines of one experiment."""
+    rows = []
+    for each in needs:
+        largest = sorted(each.parts.items(), key=lambda part: -part[1])
         shown = ", ".join(f"{what} {size / GB:.1f}" for what, size in largest if size >= 0.05 * GB)
-        counts = [str(need.gpus(size) or "-") for size in gpus]
-        each = f" x {need.processes}" if need.processes and need.processes > 1 else ""
-        rows.append([need.stage, f"{need.gigabytes():.1f}{each}", *counts, f"{need.seconds / 3600:.1f}", shown])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    return [
-        name,
-        *("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows),
-    ]
+        of = f" x {each.processes}" if each.processes and each.processes > 1 else ""
+        counts = [str(each.gpus(size) or "-") for size in gpus]
+        rows.append([each.stage, f"{each.gigabytes():.1f}{of}", *counts, f"{each.seconds / 3600:.1f}", shown])
+    head = ["stage", "GB", *(f"GPUs of {size:g} GB" for size in gpus), "hours", "of which"]
+    return f"{name}\n{tabulate(rows, head, tablefmt='plain', disable_numparse=True)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -224,8 +219,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in options.experiments:
             if name not in known:
                 raise SettingsError(known.set_aside.get(name, f"{name!r} is no experiment (known: {', '.join(known)})"))
-            print("\n".join(table(name, stages(known[name]), options.gpu_gb)))
-    except (SettingsError, UnknownShapeError) as error:
+            print(table(name, stages(known[name]), options.gpu_gb))
+    except (SettingsError, UnpricedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

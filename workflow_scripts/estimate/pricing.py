@@ -1,4 +1,4 @@
-"""Arithmetic of the forecast: energy and time of one stage, from past records or from FLOPs. Pure functions.
+"""Arithmetic of the forecast: energy and time of one stage from past records of its kind. Pure functions.
 
 A stage costs a fixed part per process (imports, loading the model) and a part in proportion to its work. The work is counted
 in FLOPs, else in examples, else in jobs (see `work` beside this), so that past joules scale with tokens and
@@ -8,16 +8,20 @@ parameters at once.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 RUN_SPREAD = 0.15  # repeated trainings of half a minute differed by 10 % on a shared machine (README)
 FEW_SPREAD = 0.30  # one or two records do not show their spread
-DOUBT = 2.0  # records of other hardware, another model, unfinished …, or work over ten times as much: range wider by this
+DOUBT = 2.0  # records of another model, unfinished …, or work over ten times as much: range wider by this
 FAR = 10.0
 LATE = 1.1  # a training overshoots its energy budget by up to a flush period and a step
 SPREAD_OF_WORK = 1.5  # records whose work differs by less do not tell a fixed cost from a proportional one
+
+
+class UnpricedError(ValueError):
+    """A stage or model that cannot be estimated; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,11 @@ class Range:
         """A figure that is known."""
         return cls(value, value, value)
 
+    @classmethod
+    def seen(cls, values: Sequence[float], stated: Range) -> Range:
+        """Least, median and most of what was seen; the `stated` range where nothing was."""
+        return cls(min(values), statistics.median(values), max(values)) if values else stated
+
     def __mul__(self, other: Range | float) -> Range:
         """Product of figures that are not negative."""
         other = other if isinstance(other, Range) else Range.exactly(other)
@@ -42,19 +51,23 @@ class Range:
         """Sum with the errors taken as common to both: bounds add up."""
         return Range(self.low + other.low, self.mid + other.mid, self.high + other.high)
 
+    def at_most(self, other: Range) -> Range:
+        """The lesser of two figures, bound by bound."""
+        return Range(min(self.low, other.low), min(self.mid, other.mid), min(self.high, other.high))
+
     def wider(self, factor: float) -> Range:
         """Bounds apart by `factor` more on either side."""
         return Range(self.low / factor, self.mid, self.high * factor)
 
 
-FIXED_SECONDS = Range(
-    2.0, 8.0, 30.0
-)  # imports and loading of one process: stages with next to no work took 7 to 25 s on 2 cores
+ZERO = Range.exactly(0.0)
+# Imports and loading of one process: stages with next to no work took 7 to 25 s on 2 cores.
+FIXED_SECONDS = Range(2.0, 8.0, 30.0)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A past stage: its work (unit of the driver), energy [J], time [s], processes started, devices used at once."""
+    """A past stage: its work (FLOPs, examples or jobs), energy [J], time [s], processes started, devices used at once."""
 
     amount: float
     joules: float
@@ -65,16 +78,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Device:
-    """What one device does for its power. FLOP/s and W; `origin` says where the figures are from."""
-
-    flops: Range
-    watts: Range
-    origin: str
-
-
-@dataclass(frozen=True)
-class Estimate:
+class Cost:
     """Energy [J] and time [s] of a stage, what they rest on, and what to know about them."""
 
     joules: Range
@@ -83,7 +87,7 @@ class Estimate:
     notes: tuple[str, ...] = ()
 
 
-def from_history(samples: Sequence[Sample], amount: Range, processes: int, devices: int) -> Estimate:
+def from_history(samples: Sequence[Sample], amount: Range, processes: int, devices: int) -> Cost:
     """Energy and time of `amount` work from past stages of the same kind; needs one sample at least.
 
     Middle: the median of what each sample predicts. Bounds: the least and the most that a sample predicts with the least and
@@ -111,7 +115,7 @@ def from_history(samples: Sequence[Sample], amount: Range, processes: int, devic
         notes.append(f"{amount.mid / max(s.amount for s in used):.0f} times the work of any record: range x {DOUBT:g}")
         joules = joules.wider(DOUBT)
     pace = statistics.median(s.seconds * s.devices / s.joules for s in used) / devices
-    return Estimate(joules, joules * pace, f"history n={len(used)}", tuple(notes))
+    return Cost(joules, joules * pace, f"history n={len(used)}", tuple(notes))
 
 
 def fixed_joules(samples: Sequence[Sample]) -> Range:
@@ -133,36 +137,14 @@ def fixed_joules(samples: Sequence[Sample]) -> Range:
             )
             return Range(*(min(most, max(0.0, joules)) for joules in bounds))
     power = statistics.median(s.joules / s.seconds for s in samples)
-    return Range(*(min(most, seconds * power) for seconds in (FIXED_SECONDS.low, FIXED_SECONDS.mid, FIXED_SECONDS.high)))
+    return (FIXED_SECONDS * power).at_most(Range.exactly(most))
 
 
-def from_flops(flops: Range, processes: int, devices: int, device: Device) -> Estimate:
-    """Energy and time from FLOPs and what the devices do for their power, where there is no history."""
-    one = device.flops * float(devices)
-    work = Range(flops.low / one.high, flops.mid / one.mid, flops.high / one.low)
-    seconds = work + FIXED_SECONDS * float(processes)
-    return Estimate(seconds * device.watts * float(devices), seconds, "FLOPs", (device.origin,))
-
-
-def within_budget(estimate: Estimate, joules: float) -> Estimate:
-    """The estimate of a training that an energy budget [J] may end; it ends one flush and one step late at most (LATE)."""
-    found = estimate.joules
+def within_budget(cost: Cost, joules: float) -> Cost:
+    """The cost of a training that an energy budget [J] may end; it ends one flush and one step late at most (LATE)."""
+    found, seconds = cost.joules, cost.seconds
     if found.high <= joules:
-        return estimate
-    cut = Range(min(found.low, joules), min(found.mid, joules), min(found.high, joules * LATE))
-    seconds = estimate.seconds
-    shorter = Range(*(s * c / j for s, c, j in zip(_bounds(seconds), _bounds(cut), _bounds(found), strict=True)))
-    note = f"training.energy_budget_kwh = {joules / 3.6e6:g} may end it"
-    return Estimate(cut, shorter, estimate.basis, (*estimate.notes, note))
-
-
-def _bounds(figure: Range) -> tuple[float, float, float]:
-    return figure.low, figure.mid, figure.high
-
-
-def add(ranges: Iterable[Range]) -> Range:
-    """Sum; errors are taken as common to all, so bounds add up."""
-    total = Range.exactly(0.0)
-    for one in ranges:
-        total = total + one
-    return total
+        return cost
+    cut = found.at_most(Range(joules, joules, joules * LATE))
+    shorter = seconds * Range(cut.low / found.low, cut.mid / found.mid, cut.high / found.high)
+    return Cost(cut, shorter, cost.basis, (*cost.notes, f"training.energy_budget_kwh = {joules / 3.6e6:g} may end it"))

@@ -1,201 +1,222 @@
-"""How much work a stage is: expected from its settings, done by its record. Both in the same driver.
+"""How much work a stage is: one entry of WORK per stage, read by the forecast and by the memory estimate alike.
 
-Dense decoders: a forward pass takes 2 FLOPs per parameter and token, a training step 6 (Kaplan et al. 2020, 2.1). Attention
-over the context adds context / (6 x hidden size) of that, 7 % for 256 tokens at hidden size 576, and is left out.
+Dense decoders: a forward pass takes 2 FLOPs per parameter and token, a training step 6 (Kaplan et al. 2020, 2.1), and 2 more
+where activations are computed again. Attention over the context adds context / (6 x hidden size) of that, 7 % for 256 tokens at
+hidden size 576, and is left out.
 """
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
 
-from workflow_scripts.estimate.artefacts import Artefacts, UnpricedError
-from workflow_scripts.estimate.history import Past
-from workflow_scripts.estimate.pricing import Range
-from workflow_scripts.plan.dry_run import PlannedJob
+from workflow_scripts.estimate.artefacts import Artefacts, Split
+from workflow_scripts.estimate.history import Past, setting
+from workflow_scripts.estimate.pricing import ZERO, Range, UnpricedError
 
 FORWARD, TRAINED = 2.0, 6.0
 # Stated where no past record tells: input tokens per loss token, and the share of max_new_tokens that an answer uses.
 INPUT_PER_LOSS = Range(1.2, 2.5, 8.0)
 ANSWERED = Range(0.2, 0.6, 1.0)
-ADAPTED = ("student_train", "dpo_training")
-GENERATING = ("synthetic_generation", "preference_dataset")
+PAIRS = Range(1.0, 2.0, 10.0)  # tokens of an evaluation with held-out pairs, by those of the held-out rows alone
 TASKS = ("lm_eval_tasks", "lm_eval_limit", "lm_eval_num_fewshot")  # what the work of the harness's tasks depends on
 
 
 @dataclass(frozen=True)
+class Task:
+    """A stage to estimate: its settings, its inputs by argument name, their sizes, and past stages of the same name."""
+
+    stage: str
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    sizes: Artefacts
+    past: Sequence[Past] = ()
+    own: float | None = None  # parameters of the model that it has made, known afterwards
+
+    def get(self, key: str) -> Any:
+        """A setting by its dotted key. Raises UnpricedError where the stage does not name it."""
+        value = setting(self.settings, key)
+        if value is None:
+            raise UnpricedError(f"its {key} is not known")
+        return value
+
+    def input(self, name: str) -> str:
+        """An input by its argument name. Raises UnpricedError where the stage has none."""
+        if name not in self.inputs:
+            raise UnpricedError(f"its {name} is not known")
+        return self.inputs[name]
+
+    def split(self, name: str) -> Split:
+        """A split of its corpus."""
+        return self.sizes.split(self.input("corpus"), name)
+
+    def parameters(self, role: str) -> float:
+        """Parameters of one of its models."""
+        return self.own or self.sizes.parameters(self.input(role))
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A model that reads (and writes) tokens: FLOPs per parameter and token. A pass that writes nothing scores."""
+
+    role: str
+    per_input: float
+    per_generated: float = 0.0
+
+
+@dataclass(frozen=True)
 class Work:
-    """Work of one stage. `amount` counts FLOPs, examples or jobs; `tokens` are of the stage's unit."""
+    """Expected counts of a stage as its record will have them; `unit` names the one that it is measured by.
 
-    driver: Literal["flops", "examples", "job"]
-    amount: Range
-    tokens: Range | None = None
+    `rows` go through a model at once; `at_once` answers of `new` tokens at most are written at once.
+    """
+
     unit: str | None = None
+    input: Range = ZERO
+    generated: Range = ZERO
+    loss: Range = ZERO
+    examples: float = 1.0
+    rows: int = 1
+    new: int = 0
+    at_once: int = 0
+
+    def tokens(self) -> Range | None:
+        """The count that the stage is measured by; None without tokens."""
+        found: Range | None = getattr(self, self.unit) if self.unit else None
+        return found if found and found.high else None
 
 
-def expected(job: PlannedJob, artefacts: Artefacts, history: Sequence[Past]) -> Work:
-    """Work that a planned stage will do. Raises UnpricedError with the reason when it cannot be known."""
-    estimate = _EXPECTED.get(job.name)
-    return (
-        estimate(job, artefacts, [p for p in history if p.stage == job.name]) if estimate else Work("job", Range.exactly(1.0))
+@dataclass(frozen=True)
+class StageWork:
+    """`expect` says what a stage will do, `passes` with which models; without passes its work is counted in examples.
+
+    `holds` are models that only take memory, where the stage has them as an input.
+    """
+
+    expect: Callable[[Task], Work]
+    passes: tuple[Pass, ...] = ()
+    holds: tuple[str, ...] = ()
+
+
+def expected(task: Task) -> Work:
+    """Work that a planned stage will do: one job where WORK has no entry. Raises UnpricedError when it cannot be known."""
+    return WORK[task.stage].expect(task) if task.stage in WORK else Work()
+
+
+def amount(task: Task, work: Work) -> Range:
+    """Work in FLOPs, else in examples; a model in two roles works in the first. Raises UnpricedError without its size."""
+    passes = WORK[task.stage].passes if task.stage in WORK else ()
+    if not passes:
+        return Range.exactly(work.examples)
+    again = FORWARD if setting(task.settings, "training.gradient_checkpointing") and passes[0].per_input >= TRAINED else 0.0
+    by_model = {task.input(p.role): p for p in reversed(passes)}
+    each = (
+        (work.input * (p.per_input + again) + work.generated * p.per_generated) * task.parameters(p.role)
+        for p in by_model.values()
     )
+    return sum(each, ZERO)
 
 
-def done(past: Past, artefacts: Artefacts) -> float:
-    """Work that a past stage has done, in the driver of its stage. Raises UnpricedError when its model is not known."""
-    count = {kind: value or 0 for kind, value in past.work.items()}
-    if past.stage in ADAPTED:
-        passes = TRAINED if past.stage == "student_train" else TRAINED + FORWARD
-        parameters = (past.published or {}).get("parameters") or artefacts.parameters(
-            past.inputs["student" if past.stage == "student_train" else "policy"]
-        )
-        return passes * float(parameters) * count["input"]
-    if past.stage == "preprocess":
-        return float(past.settings["train_examples"] + past.settings["evaluation_examples"])
-    if past.stage not in _EXPECTED:
-        return 1.0
-    if past.stage == "evaluation":
-        mine, teacher = _evaluated(past.inputs, artefacts)
-        return FORWARD * (mine * (count["input"] + count["generated"]) + teacher * count["input"])
-    teacher = artefacts.parameters(past.inputs["teacher"])
-    if past.stage == "synthetic_generation":
-        return FORWARD * teacher * (count["input"] + count["generated"])
-    return FORWARD * teacher * count["input"] * (2 if past.stage == "preference_dataset" else 1)
+def done(past: Past, sizes: Artefacts) -> float:
+    """Work that a past stage has done, as `amount` counts it."""
+    stage, counts = past.record.stage_id, past.record.work
+    task = Task(stage, past.settings, past.inputs, sizes, own=past.parameters)
+    work = Work(input=Range.exactly(float(counts.input or 0)), generated=Range.exactly(float(counts.generated or 0)))
+    return amount(task, work if stage in WORK and WORK[stage].passes else expected(task)).mid
 
 
-def _student_train(job: PlannedJob, artefacts: Artefacts, past: Sequence[Past]) -> Work:
-    settings, inputs = job.settings, job.inputs()
-    loss = Range.exactly(float(settings["training"]["token_budget"]))
-    epochs = settings["training"]["max_epochs"]
-    if settings["pipeline"] == "sft":
-        ratio = _ratio(past, "input", "loss", INPUT_PER_LOSS, settings["pipeline"])
-        facts = artefacts.facts(inputs["teacher_output"])
-        per_epoch = Range.exactly(float(facts["loss_tokens"])) if facts and "loss_tokens" in facts else None
-    else:
-        train = artefacts.split(inputs["corpus"], "train")
-        per_epoch = train.loss_tokens
-        known = train.input_tokens.low == train.input_tokens.high
-        stated = Range.exactly(train.input_tokens.mid / train.loss_tokens.mid)
-        ratio = stated if known else _ratio(past, "input", "loss", INPUT_PER_LOSS, settings["pipeline"])
-    if epochs is not None and per_epoch is not None:
-        whole = per_epoch * float(epochs)
-        loss = Range(
-            *(min(a, b) for a, b in zip((loss.low, loss.mid, loss.high), (whole.low, whole.mid, whole.high), strict=True))
-        )
-    flops = loss * ratio * (TRAINED * artefacts.parameters(inputs["student"]))
-    return Work("flops", flops, loss, "loss")
+def _preprocess(task: Task) -> Work:
+    return Work(examples=float(task.get("data.train_examples") + task.get("data.evaluation_examples")))
 
 
-def _dpo_training(job: PlannedJob, artefacts: Artefacts, past: Sequence[Past]) -> Work:
-    """Loss on chosen and rejected; the reference's forward pass comes on top of the training."""
-    loss = Range.exactly(float(job.settings["training"]["token_budget"]))
-    ratio = _ratio(past, "input", "loss", INPUT_PER_LOSS)
-    parameters = artefacts.parameters(job.inputs()["policy"])
-    return Work("flops", loss * ratio * ((TRAINED + FORWARD) * parameters), loss, "loss")
+def _logit_caching(task: Task) -> Work:
+    train = task.split("train")
+    return Work("loss", train.input_tokens, loss=train.loss_tokens, rows=task.get("distillation.batch_size"))
 
 
-def _logit_caching(job: PlannedJob, artefacts: Artefacts, past: Sequence[Past]) -> Work:
-    train = artefacts.split(job.inputs()["corpus"], "train")
-    parameters = artefacts.parameters(job.inputs()["teacher"])
-    return Work("flops", train.input_tokens * (FORWARD * parameters), train.loss_tokens, "loss")
+def _synthetic_generation(task: Task) -> Work:
+    if setting(task.settings, "synthetic_data.use_existing"):
+        return Work("generated")
+    train = task.split("train")
+    prompts = float(min(train.examples, task.get("synthetic_data.max_gen_examples")))
+    return _answers(task, "synthetic_data.generation", prompts, train.prompt_tokens * prompts)
 
 
-def _synthetic_generation(job: PlannedJob, artefacts: Artefacts, past: Sequence[Past]) -> Work:
-    data = job.settings["data"]
-    if data["use_existing"]:
-        return Work("job", Range.exactly(1.0))
-    train = artefacts.split(job.inputs()["corpus"], "train")
-    prompts = float(min(train.examples, data["max_gen_examples"]))
-    answers = _answered(past, lambda p: p.settings["data"]["generation"]) * (prompts * data["generation"]["max_new_tokens"])
-    parameters = artefacts.parameters(job.inputs()["teacher"])
-    return Work("flops", (train.prompt_tokens() * prompts + answers) * (FORWARD * parameters), answers, "generated")
-
-
-def _preference_dataset(job: PlannedJob, artefacts: Artefacts, past: Sequence[Past]) -> Work:
-    """Each sample is generated, then scored in another forward pass over prompt and answer."""
-    settings = job.settings
-    prompts, length = 0.0, Range.exactly(0.0)
+def _preference_dataset(task: Task) -> Work:
+    """Each sample is generated, then scored in another forward pass: both read (or write) prompt and answer."""
+    samples, read = 0.0, ZERO
     for name in ("train", "evaluation"):
-        split = artefacts.split(job.inputs()["corpus"], name)
-        own = float(min(split.examples, settings[f"{name}_prompts"]) * settings["samples_per_prompt"])
-        prompts, length = prompts + own, length + split.prompt_tokens() * own
-    answers = _answered(past, lambda p: p.settings["generation"]) * (prompts * settings["generation"]["max_new_tokens"])
-    parameters = artefacts.parameters(job.inputs()["teacher"])
-    return Work("flops", (length + answers) * (2 * FORWARD * parameters), answers, "generated")
+        split = task.split(name)
+        own = float(min(split.examples, task.get(f"dpo.{name}_prompts")) * task.get("dpo.samples_per_prompt"))
+        samples, read = samples + own, read + split.prompt_tokens * own
+    work = _answers(task, "dpo.generation", samples, read)
+    return replace(work, input=work.input + work.generated)
 
 
-def _evaluation(job: PlannedJob, artefacts: Artefacts, past: Sequence[Past]) -> Work:
-    """Model and teacher over the held-out rows and generation; for dpo the held-out pairs as well."""
-    options, inputs = job.settings["evaluation"], job.inputs()
-    asked = [options.get(key) for key in TASKS]
-    if options.get("lm_eval_tasks") and asked not in ([p.settings["evaluation"].get(key) for key in TASKS] for p in past):
-        raise UnpricedError("the work of its evaluation.lm_eval_tasks is not known before an evaluation has run them once")
-    held_out = artefacts.split(inputs["corpus"], "evaluation")
-    tokens = held_out.input_tokens
-    if "preferences" in inputs:
-        like = [p for p in past if "preferences" in p.inputs and p.work["input"]]
-        added = [
-            p.work["input"] / artefacts.split(p.inputs["corpus"], "evaluation").input_tokens.mid  # type: ignore[operator]
-            for p in like
-            if artefacts.facts(p.inputs["corpus"])
-        ]
-        tokens = tokens * (Range(min(added), statistics.median(added), max(added)) if added else Range(1.0, 2.0, 10.0))
-    prompts = float(min(options["generation_prompts"], held_out.examples))
-    generated = _answers(past, options) * (prompts * options["max_new_tokens"])
-    mine, teacher = _evaluated(inputs, artefacts)
-    flops = (tokens + generated) * (FORWARD * mine) + tokens * (FORWARD * teacher)
-    return Work("flops", flops, tokens, "input")
-
-
-def _answers(past: Sequence[Past], options: dict[str, Any]) -> Range:
-    """Generated tokens by those of one round of full answers: more than one where rounds fill `generation_seconds`."""
-    seen = []
-    for p in past:
-        before, prompts = p.settings["evaluation"], p.settings["evaluation"]["generation_prompts"]
-        alike = before.get("generation_seconds", 0.0) == options.get("generation_seconds", 0.0)
-        if p.work["generated"] and alike:
-            seen.append(p.work["generated"] / (prompts * before["max_new_tokens"]))
-    if seen:
-        return Range(min(seen), statistics.median(seen), max(seen))
-    return ANSWERED if not options.get("generation_seconds") else Range(ANSWERED.low, ANSWERED.mid, 20 * ANSWERED.high)
-
-
-def _preprocess(job: PlannedJob, artefacts: Artefacts, past: Sequence[Past]) -> Work:
-    examples = job.settings["train_examples"] + job.settings["evaluation_examples"]
-    return Work("examples", Range.exactly(float(examples)))
-
-
-_EXPECTED: dict[str, Callable[[PlannedJob, Artefacts, Sequence[Past]], Work]] = {
-    "student_train": _student_train,
-    "dpo_training": _dpo_training,
-    "logit_caching": _logit_caching,
-    "synthetic_generation": _synthetic_generation,
-    "preference_dataset": _preference_dataset,
-    "evaluation": _evaluation,
-    "preprocess": _preprocess,
-}
-
-
-def _evaluated(inputs: dict[str, str], artefacts: Artefacts) -> tuple[float, float]:
-    """Parameters of the evaluated model, and of the teacher beside it; 0 when the teacher itself is evaluated."""
-    same = inputs["model"] == inputs["teacher"]
-    return artefacts.parameters(inputs["model"]), 0.0 if same else artefacts.parameters(inputs["teacher"])
-
-
-def _answered(past: Sequence[Past], generation: Callable[[Past], dict[str, Any]]) -> Range:
-    """Share of max_new_tokens that past answers used, else ANSWERED."""
+def _answers(task: Task, section: str, answers: float, read: Range) -> Work:
+    """Answers of a generation section: what past answers used of max_new_tokens, else ANSWERED."""
+    new, rows = task.get(f"{section}.max_new_tokens"), task.get(f"{section}.batch_size")
     shares = [
-        p.work["generated"] / (p.work["examples"] * generation(p)["max_new_tokens"])
-        for p in past
-        if p.work["generated"] and p.work["examples"]
+        p.record.work.generated / (p.record.work.examples * limit)
+        for p in task.past
+        if p.record.work.generated and p.record.work.examples and (limit := setting(p.settings, f"{section}.max_new_tokens"))
     ]
-    return Range(min(shares), statistics.median(shares), max(shares)) if shares else ANSWERED
+    generated = Range.seen(shares, ANSWERED) * (answers * new)
+    return Work("generated", read, generated, examples=answers, rows=rows, new=new, at_once=rows)
 
 
-def _ratio(past: Sequence[Past], above: str, below: str, stated: Range, pipeline: str | None = None) -> Range:
-    """Ratio of two typed counts in past stages (of a pipeline), else the stated one."""
-    like = [p for p in past if pipeline is None or p.settings.get("pipeline") == pipeline]
-    ratios = [p.work[above] / p.work[below] for p in like if p.work[above] and p.work[below]]  # type: ignore[operator]
-    return Range(min(ratios), statistics.median(ratios), max(ratios)) if ratios else stated
+def _training(task: Task, rows: int = 1) -> Work:
+    """A training of `rows` sequences per example; the token budget or the epochs end it, whichever comes first."""
+    per_epoch, ratio = task.sizes.epoch(task.inputs)
+    loss = Range.exactly(float(task.get("training.token_budget")))
+    if (epochs := setting(task.settings, "training.max_epochs")) and per_epoch:
+        loss = loss.at_most(per_epoch * float(epochs))
+    pipeline = setting(task.settings, "pipeline")
+    like = [p.record.work for p in task.past if setting(p.settings, "pipeline") == pipeline]
+    ratio = ratio or Range.seen([w.input / w.loss for w in like if w.input and w.loss], INPUT_PER_LOSS)
+    return Work("loss", loss * ratio, loss=loss, rows=rows * task.get("training.batch_size"))
+
+
+def _evaluation(task: Task) -> Work:
+    """Model and teacher over the held-out rows and generation; with preferences the held-out pairs as well."""
+    asked, past = task.get("evaluation"), [p for p in task.past if setting(p.settings, "evaluation")]
+    alike = [[setting(p.settings, f"evaluation.{key}") for key in TASKS] for p in past]
+    if asked.get("lm_eval_tasks") and [asked.get(key) for key in TASKS] not in alike:
+        raise UnpricedError("the work of its evaluation.lm_eval_tasks is not known before an evaluation has run them once")
+    held_out = task.split("evaluation")
+    tokens = held_out.input_tokens
+    if "preferences" in task.inputs:
+        tokens = tokens * Range.seen([ratio for p in past if (ratio := _with_pairs(p, task.sizes))], PAIRS)
+    seconds = asked.get("generation_seconds", 0.0)
+    shares = [
+        p.record.work.generated / (before["generation_prompts"] * before["max_new_tokens"])
+        for p in past
+        if (before := p.settings["evaluation"]).get("generation_seconds", 0.0) == seconds and p.record.work.generated
+    ]
+    stated = Range(ANSWERED.low, ANSWERED.mid, ANSWERED.high * (20 if seconds else 1))  # rounds fill `generation_seconds`
+    prompts = int(min(asked["generation_prompts"], held_out.examples))
+    new = asked["max_new_tokens"]
+    generated = Range.seen(shares, stated) * float(prompts * new)
+    rows = task.get("evaluation.batch_size")
+    return Work("input", tokens, generated, examples=prompts, rows=rows, new=new, at_once=prompts)
+
+
+def _with_pairs(past: Past, sizes: Artefacts) -> float | None:
+    """Tokens of a past evaluation with pairs, by those of its held-out rows; None where they are not known."""
+    tokens = past.record.work.input if "preferences" in past.inputs else None
+    with suppress(UnpricedError):
+        return tokens / sizes.split(past.inputs["corpus"], "evaluation").input_tokens.mid if tokens else None
+    return None
+
+
+WORK = {
+    "preprocess": StageWork(_preprocess),
+    "logit_caching": StageWork(_logit_caching, (Pass("teacher", FORWARD),)),
+    "synthetic_generation": StageWork(_synthetic_generation, (Pass("teacher", FORWARD, FORWARD),)),
+    "preference_dataset": StageWork(_preference_dataset, (Pass("teacher", 2 * FORWARD),)),  # writes, then scores
+    "student_train": StageWork(_training, (Pass("student", TRAINED),)),
+    "dpo_training": StageWork(lambda task: _training(task, rows=2), (Pass("policy", TRAINED + FORWARD),)),  # and its reference
+    "evaluation": StageWork(_evaluation, (Pass("model", FORWARD, FORWARD), Pass("teacher", FORWARD)), ("reference",)),
+}

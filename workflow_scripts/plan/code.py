@@ -1,36 +1,67 @@
-"""The source files that decide a stage's result, and the environment in which its command runs."""
+"""The code that decides a rule's result, as one digest, and the environment in which its command runs."""
 
 from __future__ import annotations
 
 import ast
+import hashlib
 import os
 import sys
 from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
-CODE_ROOMS = tuple(f"workflow_scripts.{room}" for room in ("stages", "distill", "accounting", "report", "plan.slices"))
+# All first-party code that a stage imports decides its result, but for these modules. A list of what does not count errs
+# towards a rerun; one of what does would err towards a wrong result.
+DECIDES_NOTHING = {
+    "workflow_scripts.pipelines": "what it declares stands in each job's settings, inputs and module",
+    "workflow_scripts.settings": "its values stand in each job's settings; the modules of the sections that are read do count",
+    "workflow_scripts.progress": "counts and shows work that is done",
+    "workflow_scripts.errors": "words of a failure",
+    "workflow_scripts.stages.runtime.tracking": "W&B and a link to the checkpoints",
+    "workflow_scripts.stages.runtime.wandb_run": "W&B",
+}
 
 
 @cache
 def sources(module: str) -> tuple[str, ...]:
-    """Source files that decide a stage's result: the module and what it imports from stages/, distill/, accounting/.
-
-    Named as inputs of the rule, so that an edited file makes the stage stale while a touched one does not.
-    """
+    """Source files of a module and of the first-party modules that it imports, but for DECIDES_NOTHING."""
     found: dict[Path, None] = {}
-    todo = [PACKAGE / Path(*module.split(".")[1:]).with_suffix(".py")]
+    todo = [module]
     while todo:
-        path = todo.pop()
-        if path in found or not path.is_file():
+        name = todo.pop()
+        path = PACKAGE / Path(*name.split(".")[1:]).with_suffix(".py")
+        if path in found or not path.is_file() or (name != module and _left_out(name)):
             continue
         found[path] = None
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                for name in [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]:
-                    if name.startswith(CODE_ROOMS):
-                        todo.append(PACKAGE / Path(*name.split(".")[1:]).with_suffix(".py"))
+        todo += _imports(path)
     return tuple(sorted(str(path) for path in found))
+
+
+@cache
+def _imports(path: Path) -> tuple[str, ...]:
+    """First-party modules that a file imports, anywhere in it."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+    return tuple(name for name in names if name.startswith("workflow_scripts."))
+
+
+def _left_out(name: str) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in DECIDES_NOTHING)
+
+
+@cache
+def code_digest(modules: tuple[str, ...], sections: tuple[str, ...] = ()) -> str:
+    """Digest of the code of modules, and of the settings' sections whose values they read (their validators change values)."""
+    files = {path for module in modules for path in sources(module)}
+    files |= {str(path) for name in sections if (path := PACKAGE / "settings" / f"{name}.py").is_file()}
+    digest = hashlib.sha256()
+    for file in map(Path, sorted(files)):
+        digest.update(f"{file.relative_to(PACKAGE)}\0".encode() + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
 
 
 def stage_environment(basedir: str) -> dict[str, str]:

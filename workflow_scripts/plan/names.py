@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from workflow_scripts.settings import Settings, SettingsError
-from workflow_scripts.settings.sources import FolderModel, HubModel, ModelSource, RandomModel
+from workflow_scripts.settings.models import FolderModel, HubModel, ModelSource, RandomModel
 
 TEMPLATES = Path(__file__).parents[1] / "distill" / "chat_templates"
 

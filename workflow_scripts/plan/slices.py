@@ -1,261 +1,134 @@
-"""What each stage reads: the slice of the configuration that makes its result stale, and nothing else.
+"""What a rule reads: the slice of the configuration that makes its result stale, and nothing else.
 
-A slice travels as canonical JSON (validated, keys sorted) on the stage's command line. Snakemake compares it as a
-parameter, the meter hashes it into the state folder's fingerprint.
+A slice is a nested dictionary with the configuration's own names, cut by the key paths that the registry declares. Stages get
+it as JSON and read it as a `Settings` of which only those keys exist: what a stage reads without declaring it fails at once.
+Snakemake compares its leaves, one `key=value` each, so that a plan shows which key changed from what to what.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import Literal
+import re
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
-from workflow_scripts.settings import schema, sources
+from workflow_scripts.pipelines import LOCATIONS, Reads, Where
 from workflow_scripts.settings.schema import Settings
-from workflow_scripts.settings.sources import Section
+
+Content = dict[str, Any]  # a slice: nested, with the configuration's names
+Model = TypeVar("Model", bound=BaseModel)
+NAMED = ("models", "data.datasets")  # mappings whose entries are compared whole: their names are the user's
+NOTHING = "-"  # stands for a key that this job of the rule does not read
 
 
-class PrepareModelSlice(Section):
-    """prepare_model: where one model comes from."""
-
-    name: str
-    source: sources.ModelSource
-
-
-class PreprocessSlice(Section):
-    """preprocess: one corpus, tokenised."""
-
-    source: sources.DatasetSource
-    max_sequence_length: int
-    train_examples: int
-    evaluation_examples: int
-    seed: int
-    chat_template: str
-
-    @classmethod
-    def of(cls, settings: Settings) -> PreprocessSlice:
-        """Cut the slice out of the settings."""
-        data = settings.data
-        return cls(
-            source=data.datasets[data.dataset_choice],
-            max_sequence_length=data.max_sequence_length,
-            train_examples=data.train_examples,
-            evaluation_examples=data.evaluation_examples,
-            seed=data.seed,
-            chat_template=settings.model.chat_template,
-        )
+def cut(settings: Settings, reads: Reads, ignores: Iterable[str] = ()) -> Content:
+    """The keys of `reads`, those where a condition holds among them, without `ignores`. Raises KeyError for an unknown key."""
+    content: Content = {}
+    for read in reads:
+        if isinstance(read, Where):
+            if value_at(settings, read.key) == read.value:
+                for key in read.reads:
+                    _put(content, key, settings)
+        else:
+            _put(content, read, settings)
+    for key in ignores:
+        drop(content, key)
+    return content
 
 
-class CacheContent(Section):
-    """What a logit cache keeps per position; keys of the other way of `sampling` are null."""
-
-    sampling: Literal["top_k", "random"]
-    top_k_logits: int | None = None
-    sampling_draws: int | None = None
-    sampling_seed: int | None = None
-
-    @classmethod
-    def of(cls, settings: Settings) -> CacheContent:
-        """Cut it out of the settings."""
-        distillation = settings.distillation
-        names = {"top_k": ("top_k_logits",), "random": ("sampling_draws", "sampling_seed")}[distillation.sampling]
-        chosen = {name: getattr(distillation, name) for name in ("sampling", *names)}
-        return cls.model_validate(chosen)
+def value_at(settings: BaseModel, key: str) -> Any:
+    """Value of a dotted key, as JSON has it. Raises KeyError when there is no such key."""
+    value: Any = settings
+    for part in key.split("."):
+        if isinstance(value, BaseModel) and part in type(value).model_fields:
+            value = getattr(value, part)
+        elif isinstance(value, Mapping) and part in value:
+            value = value[part]
+        else:
+            raise KeyError(f"{key} is no key of the configuration")
+    return value
 
 
-class LogitCachingSlice(Section):
-    """logit_caching: what is kept of the teacher's logits on the training split."""
-
-    content: CacheContent
-    cache_temperatures: list[float]
-    shard_examples: int
-    batch_size: int
-    dtype: schema.Dtype
-    attn_implementation: str
-    logprob_cache_path: str | None
-
-    @classmethod
-    def of(cls, settings: Settings) -> LogitCachingSlice:
-        """Cut the slice out of the settings."""
-        distillation = settings.distillation
-        return cls(
-            content=CacheContent.of(settings),
-            cache_temperatures=sorted(set(distillation.cache_temperatures)),
-            shard_examples=distillation.shard_examples,
-            batch_size=distillation.batch_size,
-            dtype=settings.training.dtype,
-            attn_implementation=settings.model.attn_implementation,
-            logprob_cache_path=distillation.logprob_cache_path,
-        )
+def _put(content: Content, key: str, settings: Settings) -> None:
+    """Copy one dotted key; `<section.key>` in it is replaced by that key's value."""
+    parts = [value_at(settings, part[1:-1]) if part.startswith("<") else part for part in re.findall(r"<[^>]+>|[^.<>]+", key)]
+    value: Any = settings
+    for part in parts:
+        value = value[part] if isinstance(value, Mapping) else getattr(value, part)
+    for part in parts[:-1]:
+        content = content.setdefault(part, {})
+    found = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    old = content.get(parts[-1])
+    content[parts[-1]] = {**old, **found} if isinstance(old, dict) and isinstance(found, dict) else found
 
 
-class SyntheticGenerationSlice(Section):
-    """synthetic_generation: teacher-written answers."""
-
-    data: schema.SyntheticData
-    dtype: schema.Dtype
-    attn_implementation: str
-
-    @classmethod
-    def of(cls, settings: Settings) -> SyntheticGenerationSlice:
-        """Cut the slice out of the settings."""
-        return cls(
-            data=settings.synthetic_data,
-            dtype=settings.training.dtype,
-            attn_implementation=settings.model.attn_implementation,
-        )
+def drop(content: Content, key: str) -> None:
+    """Remove a dotted key, and the sections that are empty then."""
+    first, _, rest = key.partition(".")
+    if rest and isinstance(content.get(first), dict):
+        drop(content[first], rest)
+    if not rest or content.get(first) == {}:
+        content.pop(first, None)
 
 
-class PreferenceDatasetSlice(Section):
-    """preference_dataset: teacher samples, ranked by the teacher."""
-
-    samples_per_prompt: int
-    train_prompts: int
-    evaluation_prompts: int
-    keep_truncated: bool
-    generation: schema.Generation
-    judge_labeling: schema.JudgeLabeling
-    dtype: schema.Dtype
-    attn_implementation: str
-    dpo_preference_dataset_path: str | None
-
-    @classmethod
-    def of(cls, settings: Settings) -> PreferenceDatasetSlice:
-        """Cut the slice out of the settings."""
-        dpo = settings.dpo
-        return cls(
-            samples_per_prompt=dpo.samples_per_prompt,
-            train_prompts=dpo.train_prompts,
-            evaluation_prompts=dpo.evaluation_prompts,
-            keep_truncated=dpo.keep_truncated,
-            generation=dpo.generation,
-            judge_labeling=dpo.judge_labeling,
-            dtype=settings.training.dtype,
-            attn_implementation=settings.model.attn_implementation,
-            dpo_preference_dataset_path=settings.dpo_preference_dataset_path,
-        )
+def without_locations(content: Content) -> Content:
+    """What decides the result. A data set that is adopted is what lies at its path, so there the path counts."""
+    left: Content = json.loads(canonical(content))
+    adopts = left.get("synthetic_data", {}).get("use_existing")
+    for key in LOCATIONS:
+        if not (adopts and key.startswith("synthetic_data.")):
+            drop(left, key)
+    return left
 
 
-class KdLoss(Section):
-    """The part of `distillation` that a training reads; random draws leave no tail, it is `zero` then."""
-
-    alpha: float
-    temperature: float
-    tail: Literal["ghost", "renormalise", "zero"]
-
-    @classmethod
-    def of(cls, settings: Settings) -> KdLoss:
-        """Cut it out of the settings."""
-        distillation = settings.distillation
-        tail = distillation.tail if distillation.sampling == "top_k" else "zero"
-        return cls(alpha=distillation.alpha, temperature=distillation.temperature, tail=tail)
+def leaves(content: Content, prefix: str = "") -> dict[str, Any]:
+    """Values by dotted key."""
+    found: dict[str, Any] = {}
+    for name, value in content.items():
+        key = f"{prefix}.{name}" if prefix else name
+        if isinstance(value, dict) and prefix not in NAMED and value:
+            found |= leaves(value, key)
+        else:
+            found[key] = value
+    return found
 
 
-class StudentTrainSlice(Section):
-    """student_train: kd, sft or baseline."""
-
-    pipeline: Literal["kd", "sft", "baseline"]
-    seed: int
-    training: schema.Training
-    kd: KdLoss | None
-    cache: CacheContent | None = None
-    attn_implementation: str
-
-    @classmethod
-    def of(cls, settings: Settings) -> StudentTrainSlice:
-        """Cut the slice out of the settings."""
-        is_kd = settings.pipeline == "kd"
-        return cls.model_validate(
-            {
-                "pipeline": settings.pipeline,
-                "seed": settings.experiment.seed,
-                "training": settings.training,
-                "kd": KdLoss.of(settings) if is_kd else None,
-                "cache": CacheContent.of(settings) if is_kd else None,
-                "attn_implementation": settings.model.attn_implementation,
-            }
-        )
+def line(key: str, value: Any) -> str:
+    """`key=value`, as Snakemake compares and prints it."""
+    return f"{key}={json.dumps(value, sort_keys=True, ensure_ascii=False)}"
 
 
-class DpoTrainingSlice(Section):
-    """dpo_training."""
-
-    seed: int
-    training: schema.Training
-    beta: float
-    loss_type: str
-    attn_implementation: str
-
-    @classmethod
-    def of(cls, settings: Settings) -> DpoTrainingSlice:
-        """Cut the slice out of the settings."""
-        return cls(
-            seed=settings.experiment.seed,
-            training=settings.training.model_copy(update={"packing": False}),  # not read: changing it reruns nothing
-            beta=settings.dpo.beta,
-            loss_type=settings.dpo.loss_type,
-            attn_implementation=settings.model.attn_implementation,
-        )
+def read(text: str) -> Settings:
+    """The part of the settings that a slice has; any other key raises AttributeError. Raises ValidationError for bad values."""
+    return _partial(Settings, json.loads(text))
 
 
-class EvaluationSlice(Section):
-    """evaluation of one model."""
-
-    evaluation: schema.Evaluation
-    dtype: schema.Dtype
-    attn_implementation: str
-    dpo_beta: float | None
-
-    @classmethod
-    def of(cls, settings: Settings) -> EvaluationSlice:
-        """Cut the slice out of the settings."""
-        return cls(
-            evaluation=settings.evaluation,
-            dtype=settings.training.dtype,
-            attn_implementation=settings.model.attn_implementation,
-            dpo_beta=settings.dpo.beta if settings.pipeline == "dpo" else None,
-        )
-
-
-class PrerunSlice(Section):
-    """prerun of one kind of host."""
-
-    hardware: schema.Hardware
-    prerun: schema.Prerun
-
-    @classmethod
-    def of(cls, settings: Settings) -> PrerunSlice:
-        """Cut the slice out of the settings."""
-        return cls(hardware=settings.hardware, prerun=settings.prerun)
-
-
-class WandbSlice(Section):
-    """Where an experiment logs; changes no result, so no stage depends on it. `folder` takes the files of its W&B run."""
-
-    wandb: schema.Wandb
-    experiment: str
-    pipeline: str
-    folder: str
-
-    @classmethod
-    def of(cls, settings: Settings, experiment: str) -> WandbSlice:
-        """Cut the slice out of the settings."""
-        folder = settings.output.record_dir().format(experiment=experiment)
-        return cls(wandb=settings.wandb, experiment=experiment, pipeline=settings.pipeline, folder=folder)
-
-    @classmethod
-    def nothing(cls, log_interval: int = 10) -> WandbSlice:
-        """No W&B: a stage that is started by hand, or a process that is not the one that logs."""
-        return cls(wandb=schema.Wandb(log_interval=log_interval), experiment="", pipeline="", folder="")
+def _partial(model: type[Model], content: Mapping[str, Any]) -> Model:
+    values = {}
+    for name, value in content.items():
+        field = model.model_fields[name]
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            values[name] = _partial(inner, value)
+        else:
+            kind: Any = Annotated[inner, *field.metadata] if field.metadata else inner
+            adapter: TypeAdapter[Any] = TypeAdapter(kind)
+            values[name] = adapter.validate_json(json.dumps(value))
+    found = model.model_construct(set(values))
+    vars(found).clear()
+    vars(found).update(values)
+    return found
 
 
 def settings_mark(text: str) -> str:
-    """Short hash of a stage's canonical settings."""
+    """Short hash of canonical settings."""
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-def canonical(model: BaseModel) -> str:
-    """Serialise a slice so that equal settings give equal text: validated values, sorted keys, no spaces."""
-    return json.dumps(model.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+def canonical(content: BaseModel | Mapping[str, Any]) -> str:
+    """JSON in which equal settings have equal text: validated values, sorted keys, no spaces."""
+    values = content.model_dump(mode="json") if isinstance(content, BaseModel) else content
+    return json.dumps(values, sort_keys=True, separators=(",", ":"))

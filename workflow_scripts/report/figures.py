@@ -9,7 +9,6 @@ import os
 import tempfile
 import textwrap
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from matplotlib.ticker import FuncFormatter
 
 from workflow_scripts.accounting.model import ExperimentSummary
 from workflow_scripts.accounting.rows import BreakEven, Comparison
-from workflow_scripts.report.rounding import number, rounded
+from workflow_scripts.report.rounding import number, rounded, unit_of
 
 matplotlib.rcParams["svg.hashsalt"] = "comparison"  # else ids in the file are random
 matplotlib.rcParams["hatch.linewidth"] = 0.8
@@ -45,15 +44,6 @@ _QUALITY = {
     "kl_to_teacher": "KL to the teacher [nats/token], lower is better",
     "top1_agreement": "top-1 agreement with the teacher, higher is better",
 }
-_PREFIXES = ((1e6, "GWh"), (1e3, "MWh"), (1.0, "kWh"), (1e-3, "Wh"), (0.0, "mWh"))
-
-
-def unit_of(kwh: float) -> tuple[float, str]:
-    """Factor from kWh and the unit in which a quantity of this size is read well."""
-    for size, name in _PREFIXES:
-        if abs(kwh) >= size:
-            return (1 / size if size else 1e6), name
-    return 1.0, "kWh"
 
 
 def energy_by_stage(summaries: list[ExperimentSummary], path: Path, unlike: list[str]) -> None:
@@ -89,55 +79,43 @@ def energy_by_stage(summaries: list[ExperimentSummary], path: Path, unlike: list
 
 def energy_quality(comparison: Comparison, path: Path) -> None:
     """Energy against quality, one point per experiment (mean of its runs); the Pareto front is filled and joined."""
-    points, quality, refused = _points(comparison), comparison.quality, comparison.pareto_refused
+    quality, refused = comparison.quality, comparison.pareto_refused
+    known = [(row, row.column("total_with_lineage_kwh_mean"), row.column(f"{quality}_mean")) for row in comparison.groups]
+    points = [(row, x, y) for row, x, y in known if x is not None and y is not None]
     if not points or comparison.quality_refused:
         empty(path, refused or f"no experiment has both an energy and {quality}")
         return
-    factor, unit = unit_of(max(point.x for point in points))
+    factor, unit = unit_of(max(x for _, x, _ in points))
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    front = sorted((p for p in points if p.front), key=lambda p: p.x)
-    axes.step([p.x * factor for p in front], [p.y for p in front], ":", where="post", color="#777777", zorder=1)
-    for i, point in enumerate(points):
+    front = sorted((x * factor, y) for row, x, y in points if row.pareto)
+    axes.step([x for x, _ in front], [y for _, y in front], ":", where="post", color="#777777", zorder=1)
+    half_widths = {row.experiment: row.total_with_lineage_uncertainty_kwh for row in comparison.experiments}
+    for i, (row, x, y) in enumerate(points):
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-        x, spread = point.x * factor, point.dx * factor if point.dx is not None else None
-        axes.errorbar(x, point.y, xerr=spread, yerr=point.dy, color=colour, alpha=0.6, capsize=4, linewidth=1.2, zorder=2)
-        fill = colour if point.front else "white"
-        label = point.name + (f" (mean of {point.runs} runs)" if point.runs > 1 else "")
-        axes.plot(x, point.y, marker, markersize=9, color=colour, markerfacecolor=fill, linestyle="", label=label, zorder=3)
+        # the instruments' half-width, from two runs on the runs' spread if that is larger
+        spreads = [*(half_widths[name] for name in row.members), row.column("total_with_lineage_kwh_sd")]
+        spread = max((width * factor for width in spreads if width is not None), default=None)
+        axes.errorbar(
+            x * factor,
+            y,
+            xerr=spread,
+            yerr=row.column(f"{quality}_sd"),
+            color=colour,
+            alpha=0.6,
+            capsize=4,
+            linewidth=1.2,
+            zorder=2,
+        )
+        fill, label = colour if row.pareto else "white", row.group + (f" (mean of {row.runs} runs)" if row.runs > 1 else "")
+        axes.plot(x * factor, y, marker, markersize=9, color=colour, markerfacecolor=fill, linestyle="", label=label, zorder=3)
     axes.margins(x=0.12, y=0.15)
     axes.set_xlabel(f"energy of the experiment, its starting policy's included [{unit}]")
     axes.set_ylabel(_QUALITY.get(quality, quality))
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside upper center", ncol=columns(p.name for p in points), frameon=False)
+    figure.legend(loc="outside upper center", ncol=columns(row.group for row, _, _ in points), frameon=False)
     title = f"no Pareto front: {refused}" if refused else "filled, dotted line: Pareto front"
     axes.set_title(textwrap.fill(title, 90), fontsize=9, loc="right")
     save(figure, path, comparison.differs)
-
-
-@dataclass(frozen=True)
-class _Point:
-    """A group with a total and a quality; `dx` is the instruments' half-width, from two runs on the runs' spread if larger."""
-
-    name: str
-    runs: int
-    front: bool
-    x: float
-    dx: float | None
-    y: float
-    dy: float | None
-
-
-def _points(comparison: Comparison) -> list[_Point]:
-    uncertainties = {row.experiment: row.total_with_lineage_uncertainty_kwh for row in comparison.experiments}
-    points = []
-    for row in comparison.groups:
-        x, spread = (row.column(f"total_with_lineage_kwh_{key}") for key in ("mean", "sd"))
-        y, dy = (row.column(f"{comparison.quality}_{key}") for key in ("mean", "sd"))
-        if x is None or y is None:
-            continue
-        spreads = [width for width in (*(uncertainties[name] for name in row.members), spread) if width is not None]
-        points.append(_Point(row.group, row.runs, row.pareto, x, max(spreads, default=None), y, dy))
-    return points
 
 
 def cost_by_reuse(comparison: Comparison, path: Path) -> None:

@@ -9,11 +9,10 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from workflow_scripts.accounting.evaluations import intermediate_evaluations
 from workflow_scripts.accounting.groups import group
 from workflow_scripts.accounting.model import ExperimentSummary
-from workflow_scripts.accounting.sharing import StageKey, stage_key, users
-from workflow_scripts.accounting.traces import TraceError, energy_curve, loss_curve, power_curve
+from workflow_scripts.accounting.rows import StageKey, stage_key, users
+from workflow_scripts.accounting.traces import TraceError, energy_curve, intermediate_evaluations, loss_curve, power_curve
 from workflow_scripts.energy.model import StageRecord
 from workflow_scripts.report.figures import COLOURS, DASHES, MARKERS, ROLE_STYLE, columns, empty, save
 

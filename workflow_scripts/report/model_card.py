@@ -25,40 +25,47 @@ PIPELINES = {
     "dpo": "direct preference optimisation on pairs that the teacher wrote and ranked",
     "baseline": "fine-tuning on the data's own answers",
 }
-METRICS = (
-    ("cross_entropy", "Cross entropy [nats/token]"),
-    ("perplexity", "Perplexity"),
-    ("kl_to_teacher", "KL divergence from the teacher [nats/token]"),
-    ("top1_agreement", "Top-1 agreement with the teacher"),
-)
+METRICS = {
+    "cross_entropy": "Cross entropy [nats/token]",
+    "perplexity": "Perplexity",
+    "kl_to_teacher": "KL divergence from the teacher [nats/token]",
+    "top1_agreement": "Top-1 agreement with the teacher",
+}
 
 
 def card(summary: ExperimentSummary, config: Mapping[str, Any]) -> str:
     """The README of the final model, from its experiment's summary and resolved configuration."""
     return template("card.md.j2").render(
-        metadata=metadata(summary, config).to_yaml(),
+        metadata=metadata(summary, config),
         summary=summary,
-        introduction=_introduction(summary, config),
+        models=config["model"],
+        method=PIPELINES[summary.pipeline],
         random_weights=RANDOM_WEIGHTS,
         energy=_energy(summary),
         served=summary.deployment.get("model"),
-        emissions=_emissions(summary),
+        emissions=emissions(summary),
         quality=_quality(summary),
     )
 
 
 def metadata(summary: ExperimentSummary, config: Mapping[str, Any]) -> ModelCardData:
-    """The card's YAML block."""
-    base = hub_id(config, config["model"]["student"])
-    dataset = config["data"]["datasets"][config["data"]["dataset_choice"]].get("dataset_name")
+    """The card's YAML block, with the quality on the held-out split for the model index."""
+    choice = config["data"]["dataset_choice"]
+    dataset = config["data"]["datasets"][choice].get("dataset_name")
+    known = {key: value for key in METRICS if (value := summary.quality.quality(key)) is not None}
+    where = {"dataset_type": dataset or choice, "dataset_name": f"{choice}, held-out split"}
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["distillation-energy-benchmark", summary.pipeline],
-        base_model=base,
+        base_model=hub_id(config, config["model"]["student"]),
         datasets=[dataset] if dataset else None,
         model_name=summary.experiment_name,
-        eval_results=_results(summary, config) or None,
+        eval_results=[
+            EvalResult(task_type="text-generation", metric_type=key, metric_name=METRICS[key], metric_value=value, **where)
+            for key, value in known.items()
+        ]
+        or None,
     )
     if (found := emissions(summary)) is not None:
         data["co2_eq_emissions"] = found
@@ -105,36 +112,6 @@ def hardware(records: Sequence[StageRecord]) -> str:
     return ", ".join([*(f"{len(ids)} x {name}" for name, ids in sorted(gpus.items())), *cpus, *([] if gpus else ["no GPU"])])
 
 
-def _results(summary: ExperimentSummary, config: Mapping[str, Any]) -> list[EvalResult]:
-    """Quality on the held-out split, for the model index."""
-    choice = config["data"]["dataset_choice"]
-    dataset = config["data"]["datasets"][choice].get("dataset_name") or choice
-    return [
-        EvalResult(
-            task_type="text-generation",
-            dataset_type=dataset,
-            dataset_name=f"{choice}, held-out split",
-            metric_type=key,
-            metric_name=title,
-            metric_value=value,
-        )
-        for key, title in METRICS
-        if (value := summary.quality.quality(key)) is not None
-    ]
-
-
-def _introduction(summary: ExperimentSummary, config: Mapping[str, Any]) -> str:
-    training, start = summary.training, f"`{config['model']['student']}`"
-    if summary.lineage:
-        start = f"the model of experiment `{summary.lineage.policy}` (a trained {start})"
-    counted = training is not None and training.tokens_processed
-    return (
-        f"{summary.description} Made from {start} by {PIPELINES[summary.pipeline]}"
-        + (f", with `{config['model']['teacher']}` as the teacher" if summary.pipeline != "baseline" else "")
-        + (f", on {counted} {training.tokens_unit} tokens." if training and counted else ".")
-    ).strip()
-
-
 def _energy(summary: ExperimentSummary) -> str:
     """The measured table: a row per stage, the total, and stages of the starting policy."""
     head = ("Stage", "Role", "kWh", "Class", "Boundary", "J/token", "Tokens", "Shared")
@@ -161,17 +138,8 @@ def _figures(record: StageRecord) -> tuple[str, ...]:
     return (energy, total.energy_class, record.boundary, number(record.joules_per_token), tokens)
 
 
-def _emissions(summary: ExperimentSummary) -> str:
-    found = emissions(summary)
-    if found is None:
-        unknown = {name: r.carbon.reason for name, r in summary.in_order.items() if r.carbon.grams is None}
-        reasons = "; ".join(f"{name}: {reason or 'no grams'}" for name, reason in unknown.items())
-        return f"Not known, so `co2_eq_emissions` is left out ({reasons})."
-    return f"{found['emissions']:.4g} gCO2e: {found['source']}. Location: {found['geographical_location']}."
-
-
 def _quality(summary: ExperimentSummary) -> str:
     models = (summary.quality, *(summary.references.get(name, Evaluation()) for name in ("student", "teacher")))
-    titles = dict(METRICS) | {name: f"`{name}`" for name in sorted(summary.quality.metrics)}
+    titles = METRICS | {name: f"`{name}`" for name in sorted(summary.quality.metrics)}
     rows = [(title, *(number(model.quality(key)) for model in models)) for key, title in titles.items()]
     return tabulate(rows, ("On held-out text", "this model", "before training", "teacher"), "pipe", disable_numparse=True)

@@ -1,4 +1,4 @@
-"""How the teacher writes, and what of it is kept."""
+"""How a model writes text: a part of `synthetic_data` and of `dpo`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from workflow_scripts.settings.sources import Section
+from workflow_scripts.settings.section import Section
 
 
 class Generation(Section):
@@ -23,13 +23,3 @@ class Generation(Section):
     max_new_tokens: int = Field(ge=1, description="Longest answer [tokens].")
     batch_size: int = Field(32, ge=1, description="Prompts per batch; halved by itself when memory runs out.")
     seed: int = Field(0, ge=0, description="Seed; each prompt derives its own from it.")
-
-
-class Filtering(Section):
-    """Which generated answers are dropped (counted by reason)."""
-
-    enabled: bool = Field(True, description="False keeps every non-empty answer.")
-    min_length: int = Field(1, ge=0, description="Shorter answers are dropped [tokens].")
-    max_length: int = Field(4096, ge=1, description="Longer answers are dropped [tokens].")
-    keep_truncated: bool = Field(False, description="Keep answers that hit max_new_tokens without an end token.")
-    refusal_pattern: str | None = Field(None, description="Regular expression of refusals to drop.")

@@ -17,17 +17,11 @@ from typing import Any, cast
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from workflow_scripts.pipelines import STAGES, rule_names
 from workflow_scripts.settings.schema import CAMPAIGN_SECTIONS, Settings
 
 EXPERIMENT_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
-RESERVED_NAMES = (
-    *("models", "corpus", "teacher", "reference", "state", "downloads", "all"),
-    *("prerun", "prepare_model", "check_tokenizers", "preprocess", "cache_logits", "generate_answers", "rank_pairs"),
-    *("merge_logits", "merge_answers", "merge_pairs"),
-    *("logit_caching", "synthetic_generation", "preference_dataset", "student_train", "dpo_training", "evaluation"),
-    *("reference_evaluation", "experiment_summary", "export_model", "export_policy", "wandb_summary"),
-    "comparison",
-)
+RESERVED_NAMES = ("models", "corpus", "teacher", "reference", "state", "downloads", "all", *STAGES, *rule_names())
 _SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)  # as in wandb.api_key, which belongs into WANDB_API_KEY
 EXTENDS = "extends"
 _SHAPELESS_NUMBER = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")

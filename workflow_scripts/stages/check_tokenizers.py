@@ -6,7 +6,6 @@ python -m workflow_scripts.stages.check_tokenizers --settings '{}' --teacher MAN
 from __future__ import annotations
 
 from workflow_scripts.artefact import read_json, write_json
-from workflow_scripts.settings.sources import Section
 from workflow_scripts.stages.runtime.common import Arguments, run_stage
 
 
@@ -14,7 +13,7 @@ class TokenizerError(ValueError):
     """Two models that cannot exchange token ids."""
 
 
-def check_tokenizers(args: Arguments[Section]) -> None:
+def check_tokenizers(args: Arguments) -> None:
     """Raise TokenizerError unless both models have the same vocabulary and the student has an embedding for each token."""
     teacher, student = read_json(args.inputs["teacher"]), read_json(args.inputs["student"])
     if teacher["tokenizer_sha256"] != student["tokenizer_sha256"]:
@@ -27,4 +26,4 @@ def check_tokenizers(args: Arguments[Section]) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(check_tokenizers, Section, ["teacher", "student"])
+    run_stage(check_tokenizers, ["teacher", "student"])

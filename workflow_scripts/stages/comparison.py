@@ -42,10 +42,13 @@ from workflow_scripts.accounting.rows import (
     GroupRow,
     Repayment,
     Row,
-    StageRow,
+    Users,
+    stage_key,
+    stage_row,
+    teacher_users,
+    users,
 )
 from workflow_scripts.accounting.sampling import DRAWS, only_one_instrument, sample
-from workflow_scripts.accounting.sharing import Users, runs_of_stages, teacher_users, users
 from workflow_scripts.artefact import write_json
 from workflow_scripts.energy.uncertainty import Energy, Figure, total
 from workflow_scripts.report import figures, figures_course, pages
@@ -78,19 +81,20 @@ def main(arguments: list[str] | None = None) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     comparison = compare(loaded, options.quality, options.baseline)
     shares = users(loaded.summaries)
-    stages = [StageRow.of(s.experiment_name, name, r, shares) for s in loaded.summaries for name, r in s.stages.items()]
     written: dict[str, tuple[type[Row], Sequence[Row]]] = {
         "comparison": (ExperimentRow, comparison.experiments),
-        "stage_energy": (StageRow, stages),
         "amortised": (Amortised, comparison.amortised),
         "runs": (GroupRow, comparison.groups),
         "break_even": (BreakEven, comparison.break_even),
         "repayment": (Repayment, comparison.repayment),
     }
-    for name, (kind, rows) in written.items():
-        table = pd.DataFrame([row.model_dump() for row in rows], columns=None if rows else kind.columns())
-        if name == "runs":
-            table["members"] = table["members"].map("; ".join)
+    tables = {
+        name: pd.DataFrame([row.model_dump() for row in rows], columns=None if rows else kind.columns())
+        for name, (kind, rows) in written.items()
+    }
+    tables["runs"]["members"] = tables["runs"]["members"].map("; ".join)
+    stages = [stage_row(s.experiment_name, name, r, shares) for s in loaded.summaries for name, r in s.stages.items()]
+    for name, table in {**tables, "stage_energy": pd.DataFrame(stages)}.items():
         table.to_csv(out.with_name(f"{name}.csv"), index=False)
     comparison.warnings += draw(loaded.summaries, comparison, out.parent)
     comparison.counts["warnings"] = len(comparison.warnings)
@@ -159,7 +163,7 @@ def compare(loaded: Loaded, quality: str, baseline: str | None) -> Comparison:
 
 def campaign(summaries: Sequence[ExperimentSummary], shares: Users) -> Campaign:
     """What all compared experiments cost together, every run of a stage once; stages without a figure are named."""
-    stages = runs_of_stages(summaries).values()
+    stages = {stage_key(name, r): (name, r) for s in summaries for name, r in s.stages.items()}.values()
     whole = total(record.spent for _, record in stages if record.spent is not None)
     return Campaign(
         kwh=whole.kwh,

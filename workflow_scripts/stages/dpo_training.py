@@ -17,13 +17,13 @@ from datasets import Dataset
 
 from workflow_scripts.artefact import inherited, open_artefact
 from workflow_scripts.distill import training
-from workflow_scripts.distill.arguments import arguments, check_optimizer, dpo_config
+from workflow_scripts.distill.arguments import arguments, check_optimizer
 from workflow_scripts.distill.budget import EnergyBudget
 from workflow_scripts.distill.models import check_context, load_model, load_tokenizer, model_facts, open_model
 from workflow_scripts.distill.order import training_order
 from workflow_scripts.distill.parallel import die_with_launcher, is_main, world_size
+from workflow_scripts.distill.preference_training import PreferenceTrainer, dpo_options
 from workflow_scripts.distill.work import ExampleWork, WorkCallback, work_per_step
-from workflow_scripts.plan.slices import DpoTrainingSlice
 from workflow_scripts.progress import Progress, state_dir
 from workflow_scripts.stages.runtime.common import Arguments, build_dir, publish, restore, run_stage
 from workflow_scripts.stages.runtime.tracking import link_checkpoints, start_tracking
@@ -31,7 +31,7 @@ from workflow_scripts.stages.runtime.tracking import link_checkpoints, start_tra
 COLUMNS = ["prompt_ids", "chosen_ids", "rejected_ids"]
 
 
-def dpo_training(args: Arguments[DpoTrainingSlice]) -> None:
+def dpo_training(args: Arguments) -> None:
     """Train to the token budget (chosen + rejected tokens) and publish the policy."""
     die_with_launcher()
     checkpoints = link_checkpoints(args.out)
@@ -46,7 +46,7 @@ def dpo_training(args: Arguments[DpoTrainingSlice]) -> None:
     tokenizer = load_tokenizer(corpus_folder / "tokenizer")
     lengths = [len(p) + max(len(c), len(r)) for p, c, r in zip(*(pairs[name] for name in COLUMNS), strict=True)]
     check_context(policy, max(lengths), "the longest pair", "data.max_sequence_length or dpo.generation.max_new_tokens")
-    run, log_interval = start_tracking(args.extra["wandb"], settings.model_dump(mode="json"))
+    run, log_interval = start_tracking(args.extra["wandb"], args.content)
     counts = list(zip(pairs["chosen_tokens"], pairs["rejected_tokens"], strict=True))
     order = training_order(
         [chosen + rejected for chosen, rejected in counts],
@@ -54,21 +54,21 @@ def dpo_training(args: Arguments[DpoTrainingSlice]) -> None:
         options.token_budget,
         options.max_epochs,
         options.batch_size,
-        settings.seed,
+        settings.experiment.seed,
     )
     if world_size() > 1:  # every process needs as many pairs: the last, short batch is left out
         order = order[: len(order) // options.batch_size * options.batch_size]
     step_count = math.ceil(len(order) / (options.batch_size * options.gradient_accumulation_steps))
-    shared = arguments(options, settings.seed, step_count, checkpoints, log_interval)
-    model = load_model(policy_folder, torch.float32, settings.attn_implementation)
+    own = dpo_options(settings.dpo.beta, settings.dpo.loss_type)
+    model = load_model(policy_folder, torch.float32, settings.model.attn_implementation)
     if options.compile:
         training.compile_layers(model, state_dir() / "compiled")
     held_out = None
     if options.eval_steps:
         held_out = Dataset.from_parquet(str(pairs_folder / "evaluation.parquet"), cache_dir=str(state_dir() / "datasets"))
-    trainer = training.PreferenceTrainer(
+    trainer = PreferenceTrainer(
         model=model,
-        args=dpo_config(shared, settings.beta, settings.loss_type),
+        args=arguments(options, settings.experiment.seed, step_count, checkpoints, log_interval, **own),
         train_dataset=pairs.select_columns(COLUMNS),
         eval_dataset=held_out.select_columns(COLUMNS) if held_out else None,
         processing_class=tokenizer,
@@ -99,4 +99,4 @@ def pair_work(row: dict[str, Any]) -> ExampleWork:
 
 
 if __name__ == "__main__":
-    run_stage(dpo_training, DpoTrainingSlice, ["policy", "preferences", "corpus"], ["name", "wandb"])
+    run_stage(dpo_training, ["policy", "preferences", "corpus"], ["name", "wandb"])

@@ -17,13 +17,13 @@ from workflow_scripts.distill.batching import by_length
 from workflow_scripts.distill.generation import Answer, Prompt, generate, prompt_tokens
 from workflow_scripts.distill.models import compute_dtype, load_model, load_tokenizer, open_model
 from workflow_scripts.distill.scoring import Agreement, add_agreement, log_likelihoods
-from workflow_scripts.plan.slices import EvaluationSlice
 from workflow_scripts.progress import Progress
-from workflow_scripts.settings.schema import Generation
+from workflow_scripts.settings import Settings
+from workflow_scripts.settings.generation import Generation
 from workflow_scripts.stages.runtime.common import Arguments, run_stage
 
 
-def evaluation(args: Arguments[EvaluationSlice]) -> None:
+def evaluation(args: Arguments) -> None:
     """Cross entropy on gold text, agreement with the teacher, generation speed; margins on held-out pairs for dpo; tasks."""
     settings = args.settings
     tasks = harness.check(settings.evaluation)
@@ -31,10 +31,10 @@ def evaluation(args: Arguments[EvaluationSlice]) -> None:
     teacher_folder, teacher_facts = open_model(args.inputs["teacher"])
     corpus_folder, corpus_facts = open_artefact(args.inputs["corpus"], "corpus")
     tokenizer = load_tokenizer(corpus_folder / "tokenizer")
-    dtype = compute_dtype(settings.dtype)
-    model = load_model(folder, dtype, settings.attn_implementation)
+    dtype = compute_dtype(settings.training.dtype)
+    model = load_model(folder, dtype, settings.model.attn_implementation)
     same = folder == teacher_folder
-    teacher = model if same else load_model(teacher_folder, dtype, settings.attn_implementation)
+    teacher = model if same else load_model(teacher_folder, dtype, settings.model.attn_implementation)
     rows = corpus.read_table(corpus_folder / "evaluation.parquet")
     with Progress("input", total=sum(len(row["input_ids"]) for row in rows)) as progress:
         sums = Agreement()
@@ -59,11 +59,11 @@ def evaluation(args: Arguments[EvaluationSlice]) -> None:
             "preference": None,
             "tasks": None,
         }
-        if "preferences" in args.inputs and settings.dpo_beta is not None:
+        if "preferences" in args.inputs:
             reference_folder, _ = open_model(args.inputs["reference"])
-            reference = load_model(reference_folder, dtype, settings.attn_implementation)
+            reference = load_model(reference_folder, dtype, settings.model.attn_implementation)
             pairs, _ = open_artefact(args.inputs["preferences"], "preference_dataset")
-            result["preference"] = margins(model, reference, pairs, tokenizer, settings, settings.dpo_beta, progress)
+            result["preference"] = margins(model, reference, pairs, tokenizer, settings, progress)
         progress.metrics = {k: v for k, v in result.items() if isinstance(v, float)}
         if tasks is not None:
             result["tasks"] = harness.run(model, tokenizer, settings.evaluation, tasks)
@@ -72,7 +72,7 @@ def evaluation(args: Arguments[EvaluationSlice]) -> None:
 
 
 def generation_speed(
-    model: Any, rows: list[dict[str, Any]], tokenizer: Any, settings: EvaluationSlice, progress: Progress
+    model: Any, rows: list[dict[str, Any]], tokenizer: Any, settings: Settings, progress: Progress
 ) -> dict[str, Any]:
     """Greedy answers to held-out prompts: tokens, seconds, tokens/s, and the first answer to look at.
 
@@ -118,7 +118,7 @@ def generation_speed(
 
 
 def margins(
-    model: Any, reference: Any, pairs: Path, tokenizer: Any, settings: EvaluationSlice, beta: float, progress: Progress
+    model: Any, reference: Any, pairs: Path, tokenizer: Any, settings: Settings, progress: Progress
 ) -> dict[str, float]:
     """Implicit reward margin beta * ((log p - log p_ref)(chosen) - (log p - log p_ref)(rejected)) on held-out pairs.
 
@@ -137,7 +137,7 @@ def margins(
         mine = log_likelihoods(model, tokens, tokenizer.pad_token_id)
         theirs = log_likelihoods(reference, tokens, tokenizer.pad_token_id)
         for (index, _), policy, base in zip(batch, mine, theirs, strict=True):
-            rewards[index] = beta * (policy - base)
+            rewards[index] = settings.dpo.beta * (policy - base)
         progress.add(input=sum(len(row["input_ids"]) for row in tokens))
     found = [chosen - rejected for chosen, rejected in zip(rewards[::2], rewards[1::2], strict=True)]
     return {
@@ -148,4 +148,4 @@ def margins(
 
 
 if __name__ == "__main__":
-    run_stage(evaluation, EvaluationSlice, ["model", "corpus", "teacher", "preferences?", "reference?"])
+    run_stage(evaluation, ["model", "corpus", "teacher", "preferences?", "reference?"])

@@ -1,6 +1,6 @@
 """export: what others read of an experiment, its model card and its BoAmps reports.
 
-    python -m workflow_scripts.stages.export --summary FILE --config FILE --model MANIFEST --card README.md --boamps DIR
+    python -m workflow_scripts.stages.export --summary FILE --config FILE --model MANIFEST --out README.md --boamps DIR
 
 From the experiment's summary and resolved configuration (run_config.yaml). The card lies in the final model's folder and is
 no content of that artefact. The folder of BoAmps reports has experiment.json, one file per stage, and left_out.json with what
@@ -23,7 +23,7 @@ from workflow_scripts.report import boamps, model_card
 def main(arguments: list[str] | None = None) -> int:
     """Write card and reports."""
     parser = argparse.ArgumentParser(prog="workflow_scripts.stages.export", allow_abbrev=False)
-    for name in ("summary", "config", "model", "card", "boamps"):
+    for name in ("summary", "config", "model", "out", "boamps"):
         parser.add_argument(f"--{name}", required=True, type=Path)
     options = parser.parse_args(arguments)
     try:
@@ -39,8 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
     write_json(options.boamps / "left_out.json", left_out)
     for name, reason in left_out.items():
         print(f"warning: no BoAmps report of {name}: {reason}", file=sys.stderr)
-    options.card.write_text(model_card.card(summary, config), encoding="utf-8")
-    print(f"export: {options.card}, {len(reports)} BoAmps report(s), {len(left_out)} left out", file=sys.stderr)
+    options.out.write_text(model_card.card(summary, config), encoding="utf-8")
+    print(f"export: {options.out}, {len(reports)} BoAmps report(s), {len(left_out)} left out", file=sys.stderr)
     return 0
 
 

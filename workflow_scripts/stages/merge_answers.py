@@ -16,16 +16,15 @@ from typing import Any
 from workflow_scripts.artefact import MANIFEST, inherited, inventory, open_artefact, point_to, read_json
 from workflow_scripts.distill import corpus
 from workflow_scripts.distill.filtering import rejection
-from workflow_scripts.plan.slices import SyntheticGenerationSlice
 from workflow_scripts.progress import Progress
-from workflow_scripts.settings.schema import Filtering
+from workflow_scripts.settings.synthetic_data import Filtering
 from workflow_scripts.stages.runtime.common import Arguments, build_dir, publish, run_stage
 from workflow_scripts.stages.runtime.units import Units, unit_count
 
 
-def merge_answers(args: Arguments[SyntheticGenerationSlice]) -> None:
+def merge_answers(args: Arguments) -> None:
     """Filter in the order of the prompts, so that the same answer of two prompts is kept for the first."""
-    data = args.settings.data
+    data = args.settings.synthetic_data
     bulk = Path(data.synthetic_dataset_path).expanduser() if data.synthetic_dataset_path else None
     corpus_folder, facts = open_artefact(args.inputs["corpus"], "corpus")
     if data.use_existing and bulk is not None:
@@ -109,4 +108,4 @@ def adopt(folder: Path, tokenizer_sha256: str, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(merge_answers, SyntheticGenerationSlice, ["teacher", "corpus"], parts=True)
+    run_stage(merge_answers, ["teacher", "corpus"], parts=True)

@@ -9,9 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from workflow_scripts.artefact import inherited, read_json
-from workflow_scripts.distill.logit_cache import FORMATS
-from workflow_scripts.plan.slices import LogitCachingSlice
+from workflow_scripts.artefact import LOGIT_FORMATS, inherited, read_json
 from workflow_scripts.progress import Progress
 from workflow_scripts.stages.runtime.common import Arguments, build_dir, publish, run_stage
 from workflow_scripts.stages.runtime.units import Units, unit_count
@@ -19,19 +17,19 @@ from workflow_scripts.stages.runtime.units import Units, unit_count
 QUALITY = {"top_k": "retained_mass", "random": "entries"}
 
 
-def merge_logits(args: Arguments[LogitCachingSlice]) -> None:
+def merge_logits(args: Arguments) -> None:
     """Link the shards into a folder, publish it, and let the state folder forget them."""
-    settings = args.settings
+    options = args.settings.distillation
     teacher, corpus = read_json(args.inputs["teacher"]), read_json(args.inputs["corpus"])
-    bulk = Path(settings.logprob_cache_path).expanduser() / "teacher_logprobs" if settings.logprob_cache_path else None
+    bulk = Path(options.logprob_cache_path).expanduser() / "teacher_logprobs" if options.logprob_cache_path else None
     build = build_dir(args.out, bulk, "logit_cache")
     units = Units(unit_count(args.parts))
     with Progress("loss", total=corpus["splits"]["train"]["loss_tokens"]) as progress:
         shards = units.all(args.parts, progress)
         positions = sum(shard["positions"] for shard in shards)
-        quality = QUALITY[settings.content.sampling]
+        quality = QUALITY[options.sampling]
         progress.metrics[quality] = {
-            str(t): sum(s["positions"] * s[quality][str(t)] for s in shards) / positions for t in settings.cache_temperatures
+            str(t): sum(s["positions"] * s[quality][str(t)] for s in shards) / positions for t in options.cache_temperatures
         }
     for shard in shards:
         units.link_into(shard["file"], build)
@@ -41,11 +39,11 @@ def merge_logits(args: Arguments[LogitCachingSlice]) -> None:
         "tokenizer_sha256": corpus["tokenizer_sha256"],
         "corpus_sha256": corpus["corpus_sha256"],
         "vocab_size": teacher["vocab_size"],
-        "format": FORMATS[settings.content.sampling],
+        "format": LOGIT_FORMATS[options.sampling],
         "k": max(shard["width"] for shard in shards),
-        "draws": settings.content.sampling_draws,
-        "seed": settings.content.sampling_seed,
-        "temperatures": settings.cache_temperatures,
+        "draws": options.sampling_draws if options.sampling == "random" else None,
+        "seed": options.sampling_seed if options.sampling == "random" else None,
+        "temperatures": options.cache_temperatures,
         "dtype": shards[0]["dtype"],
         "shards": [{key: shard[key] for key in ("file", "examples", "positions", quality)} for shard in shards],
     }
@@ -54,4 +52,4 @@ def merge_logits(args: Arguments[LogitCachingSlice]) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(merge_logits, LogitCachingSlice, ["teacher", "corpus"], parts=True)
+    run_stage(merge_logits, ["teacher", "corpus"], parts=True)

@@ -15,20 +15,21 @@ from typing import Any
 
 from workflow_scripts.artefact import inherited, open_artefact, read_json
 from workflow_scripts.distill import corpus, preference
-from workflow_scripts.plan.slices import PreferenceDatasetSlice
 from workflow_scripts.progress import Progress
+from workflow_scripts.settings.dpo import Dpo
 from workflow_scripts.stages.runtime.common import Arguments, build_dir, publish, run_stage
 from workflow_scripts.stages.runtime.units import Units, unit_count
 
 SPLITS = ("train", "evaluation")
 
 
-def merge_pairs(args: Arguments[PreferenceDatasetSlice]) -> None:
+def merge_pairs(args: Arguments) -> None:
     """Rank and publish both splits."""
-    settings = args.settings
+    settings = args.settings.dpo
     teacher = read_json(args.inputs["teacher"])
     corpus_folder, corpus_facts = open_artefact(args.inputs["corpus"], "corpus")
-    bulk = Path(settings.dpo_preference_dataset_path).expanduser() if settings.dpo_preference_dataset_path else None
+    named = args.settings.dpo_preference_dataset_path
+    bulk = Path(named).expanduser() if named else None
     build = build_dir(args.out, bulk, "preference_dataset")
     facts: dict[str, Any] = {"teacher": teacher["name"], "tokenizer_sha256": corpus_facts["tokenizer_sha256"]}
     with Progress("generated") as progress:
@@ -49,7 +50,7 @@ def rank_split(
     split: str,
     questions: dict[int, corpus.Messages],
     samples: dict[tuple[str, int, int], dict[str, Any]],
-    settings: PreferenceDatasetSlice,
+    settings: Dpo,
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
     """Pairs of one split and the dropped prompts by reason. Raises CorpusError when no pair is left."""
     rejected: Counter[str] = Counter()
@@ -82,7 +83,7 @@ def pair_row(
     prompt_ids: list[int],
     best: preference.Sample,
     worst: preference.Sample,
-    settings: PreferenceDatasetSlice,
+    settings: Dpo,
 ) -> dict[str, Any]:
     """One row of the preference data set."""
     method = settings.judge_labeling.scoring_method
@@ -104,4 +105,4 @@ def pair_row(
 
 
 if __name__ == "__main__":
-    run_stage(merge_pairs, PreferenceDatasetSlice, ["teacher", "corpus"], parts=True)
+    run_stage(merge_pairs, ["teacher", "corpus"], parts=True)

@@ -19,35 +19,35 @@ from workflow_scripts.distill.models import compute_dtype, load_model, load_toke
 from workflow_scripts.distill.scoring import log_likelihoods
 from workflow_scripts.distill.seeds import prompt_seed
 from workflow_scripts.distill.writers import Writer, check_backend, open_writer
-from workflow_scripts.plan.slices import PreferenceDatasetSlice
 from workflow_scripts.progress import Progress
+from workflow_scripts.settings.dpo import Dpo
 from workflow_scripts.stages.runtime.common import Arguments, run_stage
 from workflow_scripts.stages.runtime.units import Part, Units, finish_part
 
 
-def preference_dataset(args: Arguments[PreferenceDatasetSlice]) -> None:
+def preference_dataset(args: Arguments) -> None:
     """Sample and score the prompts of one part, of both splits."""
     settings, part = args.settings, Part.parse(args.extra["part"])
-    options = settings.generation
+    options = settings.dpo.generation
     teacher_folder, teacher = open_model(args.inputs["teacher"])
     check_backend(options, "dpo.generation")
     corpus_folder, _ = open_artefact(args.inputs["corpus"], "corpus")
     tokenizer = load_tokenizer(corpus_folder / "tokenizer")
-    prompts = read_prompts(corpus_folder, settings, tokenizer)
+    prompts = read_prompts(corpus_folder, settings.dpo, tokenizer)
     prompts = that_fit(prompts, lambda samples: len(samples[0].input_ids), options.max_new_tokens, teacher)
-    batches = by_length(prompts, max(1, options.batch_size // settings.samples_per_prompt), lambda p: len(p[0].input_ids))
+    batches = by_length(prompts, max(1, options.batch_size // settings.dpo.samples_per_prompt), lambda p: len(p[0].input_ids))
     units = Units(len(batches))
-    mine = sum(len(batches[number]) for number in part.numbers(len(batches))) * settings.samples_per_prompt
+    mine = sum(len(batches[number]) for number in part.numbers(len(batches))) * settings.dpo.samples_per_prompt
     with Progress("generated", total=mine * options.max_new_tokens) as progress:
         todo = list(units.todo(part, "scatter.preference_dataset", progress))
         if todo:
-            dtype = compute_dtype(settings.dtype)
-            model = load_model(teacher_folder, dtype, settings.attn_implementation)
+            dtype = compute_dtype(settings.training.dtype)
+            model = load_model(teacher_folder, dtype, settings.model.attn_implementation)
             write = open_writer(
                 options,
                 teacher_folder,
                 dtype,
-                settings.attn_implementation,
+                settings.model.attn_implementation,
                 max(len(samples[0].input_ids) for samples in prompts),
                 tokenizer.eos_token_id,
                 tokenizer.pad_token_id,
@@ -55,13 +55,13 @@ def preference_dataset(args: Arguments[PreferenceDatasetSlice]) -> None:
             )
         for number in todo:
             batch = [prompt for samples in batches[number] for prompt in samples]
-            rows, work = sample_and_score(model, write, batch, settings, tokenizer, progress)
+            rows, work = sample_and_score(model, write, batch, settings.dpo, tokenizer, progress)
             units.save(number, {"work": work, "samples": rows})
             progress.saved()
     finish_part(args.out, part, units)
 
 
-def read_prompts(corpus_folder: Any, settings: PreferenceDatasetSlice, tokenizer: Any) -> list[list[Prompt]]:
+def read_prompts(corpus_folder: Any, settings: Dpo, tokenizer: Any) -> list[list[Prompt]]:
     """For each question of both splits, one prompt per sample; keys are (split, example id, sample number)."""
     found = []
     for split, count in (("train", settings.train_prompts), ("evaluation", settings.evaluation_prompts)):
@@ -74,7 +74,7 @@ def read_prompts(corpus_folder: Any, settings: PreferenceDatasetSlice, tokenizer
 
 
 def sample_and_score(
-    judge: Any, write: Writer, prompts: list[Prompt], settings: PreferenceDatasetSlice, tokenizer: Any, progress: Progress
+    judge: Any, write: Writer, prompts: list[Prompt], settings: Dpo, tokenizer: Any, progress: Progress
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Samples of a batch with the judge's log-likelihood, and the work done."""
     by_key = {prompt.key: prompt for prompt in prompts}
@@ -122,4 +122,4 @@ def sample_row(row: dict[str, Any], likelihood: float, prompt: Prompt, tokenizer
 
 
 if __name__ == "__main__":
-    run_stage(preference_dataset, PreferenceDatasetSlice, ["teacher", "corpus"], ["part"])
+    run_stage(preference_dataset, ["teacher", "corpus"], ["part"])

@@ -24,15 +24,14 @@ from workflow_scripts.distill.models import (
     prune_layers,
 )
 from workflow_scripts.distill.random_weights import write_random_model
-from workflow_scripts.plan.slices import PrepareModelSlice
 from workflow_scripts.progress import Progress
-from workflow_scripts.settings.sources import FolderModel, HubModel, PackagedModel, RandomModel
+from workflow_scripts.settings.models import FolderModel, HubModel, PackagedModel, RandomModel
 from workflow_scripts.stages.runtime.common import Arguments, build_dir, publish, restore, run_stage
 
 
-def prepare_model(args: Arguments[PrepareModelSlice]) -> None:
+def prepare_model(args: Arguments) -> None:
     """Write a Hugging Face folder (packaged, pruned, random) or a pointer to one (folder, hub)."""
-    source, name = args.settings.source, args.settings.name
+    ((name, source),) = args.settings.models.items()
     if isinstance(source, (FolderModel, HubModel)):
         folder = existing_folder(source)
         point_to(folder, args.out, "model", {"name": name, "source": source.source, **model_facts(folder)})
@@ -56,7 +55,7 @@ def prepare_model(args: Arguments[PrepareModelSlice]) -> None:
     print(f"{name}: {facts['parameters'] / 1e6:.1f} M parameters", flush=True)
 
 
-def tokenizer_of(args: Arguments[PrepareModelSlice], source: RandomModel) -> Any:
+def tokenizer_of(args: Arguments, source: RandomModel) -> Any:
     """The tokenizer that a random model gets: of a prepared model, a folder, or the hub (its small files only)."""
     if "tokenizer" in args.inputs:
         return load_tokenizer(open_model(args.inputs["tokenizer"])[0])
@@ -64,9 +63,9 @@ def tokenizer_of(args: Arguments[PrepareModelSlice], source: RandomModel) -> Any
     return load_tokenizer(folder if folder.is_dir() else hub_snapshot(source.tokenizer, "main", TOKENIZER_FILES))
 
 
-def warnings_of(args: Arguments[PrepareModelSlice]) -> dict[str, list[str]]:
+def warnings_of(args: Arguments) -> dict[str, list[str]]:
     """Facts that mark random weights, made here or kept from the parent; told to the meter, too."""
-    if not isinstance(args.settings.source, RandomModel):
+    if not any(isinstance(source, RandomModel) for source in args.settings.models.values()):
         return inherited([args.inputs["parent"]] if "parent" in args.inputs else [])
     with Progress("input") as progress:
         progress.warnings.append(RANDOM_WEIGHTS)
@@ -84,4 +83,4 @@ def existing_folder(source: FolderModel | HubModel) -> Path:
 
 
 if __name__ == "__main__":
-    run_stage(prepare_model, PrepareModelSlice, ["parent?", "tokenizer?"], ["download_dir"])
+    run_stage(prepare_model, ["parent?", "tokenizer?"], ["download_dir"])

@@ -17,38 +17,36 @@ from workflow_scripts.distill import corpus
 from workflow_scripts.distill.archives import fetch_member
 from workflow_scripts.distill.models import ModelError, load_tokenizer, open_model
 from workflow_scripts.distill.templates import install_chat_template
-from workflow_scripts.plan.slices import PreprocessSlice
 from workflow_scripts.progress import Progress
-from workflow_scripts.settings.sources import DatasetSource
+from workflow_scripts.settings.data import DatasetSource
 from workflow_scripts.stages.runtime.common import Arguments, build_dir, publish, restore, run_stage
 
 
-def preprocess(args: Arguments[PreprocessSlice]) -> None:
+def preprocess(args: Arguments) -> None:
     """Read, split and tokenise."""
-    settings = args.settings
+    settings, data = args.settings, args.settings.data
+    source = data.datasets[data.dataset_choice]
     if restore(args.out):
         return
     teacher, facts = open_model(args.inputs["teacher"])
-    if settings.max_sequence_length > facts["max_position_embeddings"]:
+    if data.max_sequence_length > facts["max_position_embeddings"]:
         raise ModelError(
-            f"data.max_sequence_length = {settings.max_sequence_length}, but the teacher's context is "
+            f"data.max_sequence_length = {data.max_sequence_length}, but the teacher's context is "
             f"{facts['max_position_embeddings']} tokens: shorten it"
         )
     tokenizer = load_tokenizer(teacher)
-    install_chat_template(tokenizer, settings.chat_template)
-    rows = read_source(settings.source, Path(args.extra["download_dir"]))
+    install_chat_template(tokenizer, settings.model.chat_template)
+    rows = read_source(source, Path(args.extra["download_dir"]))
     numbers = range(len(rows))  # only the chosen rows of a large corpus are read
-    train, evaluation = corpus.split(numbers, settings.train_examples, settings.evaluation_examples, settings.seed)
+    train, evaluation = corpus.split(numbers, data.train_examples, data.evaluation_examples, data.seed)
     build = build_dir(args.out)
     counts: dict[str, Any] = {}
     with Progress("input", total=None) as progress:
         for name, part in (("train", train), ("evaluation", evaluation)):
             kept, dropped = [], 0
             for example_id in part:
-                messages = corpus.as_messages(
-                    rows[example_id], settings.source.format, example_id, settings.source.placeholders
-                )
-                tokens = corpus.tokenise(tokenizer, messages, settings.max_sequence_length)
+                messages = corpus.as_messages(rows[example_id], source.format, example_id, source.placeholders)
+                tokens = corpus.tokenise(tokenizer, messages, data.max_sequence_length)
                 progress.add(examples=1, input=len(tokens["input_ids"]))
                 if corpus.loss_tokens(tokens) == 0:
                     dropped += 1
@@ -57,7 +55,7 @@ def preprocess(args: Arguments[PreprocessSlice]) -> None:
             if not kept:
                 raise corpus.CorpusError(
                     f"data: no row of the {name} split has an assistant token within data.max_sequence_length = "
-                    f"{settings.max_sequence_length}: raise it"
+                    f"{data.max_sequence_length}: raise it"
                 )
             corpus.write_table(build / f"{name}.parquet", kept)
             counts[name] = {
@@ -93,4 +91,4 @@ def read_source(source: DatasetSource, downloads: Path) -> Sequence[dict[str, An
 
 
 if __name__ == "__main__":
-    run_stage(preprocess, PreprocessSlice, ["teacher"], ["download_dir"])
+    run_stage(preprocess, ["teacher"], ["download_dir"])

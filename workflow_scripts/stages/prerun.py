@@ -28,7 +28,8 @@ from workflow_scripts.artefact import read_json, write_json
 from workflow_scripts.energy.host import cpu_brand
 from workflow_scripts.energy.sources.nvml import open_nvml
 from workflow_scripts.energy.state import TOKEN_VARIABLE
-from workflow_scripts.plan.slices import PrerunSlice
+from workflow_scripts.plan import slices
+from workflow_scripts.settings import Settings
 
 SAMPLING_TRIALS = 3
 SETTLE_S = 5.0
@@ -41,7 +42,7 @@ def main() -> int:
     for name in ("settings", "options", "out"):
         parser.add_argument(f"--{name}", required=True)
     arguments = parser.parse_args()
-    settings = PrerunSlice.model_validate_json(arguments.settings)
+    settings = slices.read(arguments.settings)
     options = json.loads(arguments.options)
     hardware = check_hardware(settings)
     if hardware["failure"]:
@@ -68,7 +69,7 @@ def fail(reason: str) -> int:
     return 1
 
 
-def idle_baseline(settings: PrerunSlice, options: dict[str, Any]) -> dict[str, Any]:
+def idle_baseline(settings: Settings, options: dict[str, Any]) -> dict[str, Any]:
     """Mean power [W] of each component at rest, through the whole meter, and the CPU load meanwhile.
 
     `with_context` is the same with an open CUDA context, which alone adds tens of watts on data-centre cards. Not stable, with
@@ -98,7 +99,7 @@ def idle_baseline(settings: PrerunSlice, options: dict[str, Any]) -> dict[str, A
     }
 
 
-def check_sampling(settings: PrerunSlice, options: dict[str, Any]) -> dict[str, Any]:
+def check_sampling(settings: Settings, options: dict[str, Any]) -> dict[str, Any]:
     """The same load through the whole meter at the configured period and at half of it: the mean powers must agree.
 
     Other work on the host changes the power between the two loads by chance, a fault of the sampling does so every time;
@@ -191,7 +192,7 @@ def _mean_watts(window: pd.DataFrame, column: str) -> float | None:
     return float(np.polyfit(known["elapsed_s"], known[column], 1)[0])
 
 
-def check_hardware(settings: PrerunSlice) -> dict[str, Any]:
+def check_hardware(settings: Settings) -> dict[str, Any]:
     """Compare the host with `hardware.*`."""
     wanted = settings.hardware
     try:

@@ -11,24 +11,24 @@ from typing import Any
 
 import torch
 
-from workflow_scripts.artefact import inherited, open_artefact, read_json
+from workflow_scripts.artefact import LOGIT_FORMATS, inherited, open_artefact, read_json
 from workflow_scripts.distill import training
-from workflow_scripts.distill.arguments import arguments, check_optimizer, sft_config
+from workflow_scripts.distill.arguments import arguments, check_optimizer
 from workflow_scripts.distill.budget import EnergyBudget
 from workflow_scripts.distill.corpus import loss_tokens, read_table
-from workflow_scripts.distill.logit_cache import FORMATS, CacheError, LogitCache
+from workflow_scripts.distill.logit_cache import LogitCache
+from workflow_scripts.distill.losses import KdLoss
 from workflow_scripts.distill.models import check_context, load_model, load_tokenizer, model_facts, open_model
 from workflow_scripts.distill.order import training_order
 from workflow_scripts.distill.packing import attention_for
 from workflow_scripts.distill.parallel import die_with_launcher, is_main, world_size
 from workflow_scripts.distill.work import ExampleWork, WorkCallback, work_per_step
-from workflow_scripts.plan.slices import StudentTrainSlice
 from workflow_scripts.progress import Progress, state_dir
 from workflow_scripts.stages.runtime.common import Arguments, build_dir, publish, restore, run_stage
 from workflow_scripts.stages.runtime.tracking import link_checkpoints, start_tracking
 
 
-def student_train(args: Arguments[StudentTrainSlice]) -> None:
+def student_train(args: Arguments) -> None:
     """Train to the token budget and publish a Hugging Face folder."""
     die_with_launcher()
     checkpoints = link_checkpoints(args.out)
@@ -47,25 +47,24 @@ def student_train(args: Arguments[StudentTrainSlice]) -> None:
         options.token_budget,
         options.max_epochs,
         options.batch_size,
-        settings.seed,
+        settings.experiment.seed,
     )
     share = options.batch_size // world_size()
     steps = work_per_step(order, work, share, options.gradient_accumulation_steps * world_size(), options.packing)
-    run, log_interval = start_tracking(args.extra["wandb"], settings.model_dump(mode="json"))
+    run, log_interval = start_tracking(args.extra["wandb"], args.content)
     tokenizer = load_tokenizer(corpus_folder / "tokenizer")
-    attention = attention_for(settings.attn_implementation, options.packing, student_folder)
+    attention = attention_for(settings.model.attn_implementation, options.packing, student_folder)
     model = load_model(student_folder, torch.float32, attention)
     if options.compile:
         training.compile_layers(model, state_dir() / "compiled")
     planned = sum(step.loss for step in steps)
     with Progress("loss", total=planned) as progress:
         callback = WorkCallback(progress, steps, run.training, training.ended_by(options, planned), EnergyBudget.of(options))
-        shared = arguments(options, settings.seed, len(steps), checkpoints, log_interval)
         evaluation = read_table(corpus_folder / "evaluation.parquet") if options.eval_steps else []
         held_out = training.whole_batches(range(len(rows), len(rows) + len(evaluation)), options.batch_size, training.FILLER)
         trainer = training.DistillationTrainer(
             model=model,
-            args=sft_config(shared),
+            args=arguments(options, settings.experiment.seed, len(steps), checkpoints, log_interval),
             train_dataset=training.row_numbers([*range(len(rows)), training.FILLER]),
             eval_dataset=training.row_numbers(held_out) if evaluation else None,
             processing_class=tokenizer,
@@ -74,11 +73,11 @@ def student_train(args: Arguments[StudentTrainSlice]) -> None:
                 evaluation,
                 tokenizer.pad_token_id,
                 cache,
-                settings.kd.temperature if settings.kd else 1.0,
+                settings.distillation.temperature if cache else 1.0,
                 options.packing,
             ),
             order=training.whole_batches(order, options.batch_size, len(rows)),
-            kd=settings.kd,
+            kd=KdLoss.of(settings.distillation) if cache else None,
         )
         progress.metrics = training.run(trainer, callback, checkpoints)
     weights = training.full_weights(trainer)
@@ -93,34 +92,31 @@ def student_train(args: Arguments[StudentTrainSlice]) -> None:
 
 
 def training_data(
-    args: Arguments[StudentTrainSlice], corpus_folder: Path, corpus: dict[str, Any]
+    args: Arguments, corpus_folder: Path, corpus: dict[str, Any]
 ) -> tuple[list[dict[str, Any]], LogitCache | None]:
-    """Rows to train on, and for KD the teacher's logits, checked against the corpus."""
-    settings = args.settings
-    if settings.pipeline == "sft":
-        folder, _ = open_artefact(args.inputs["teacher_output"], "synthetic_dataset")
+    """Rows to train on, by the kind of what the teacher made: its text, or the corpus with its logits; the corpus without."""
+    made = args.inputs.get("teacher_output")
+    if made is None:
+        return read_table(corpus_folder / "train.parquet"), None
+    kind = read_json(made)["kind"]
+    folder, facts = open_artefact(made, kind)
+    if kind != "logit_cache":
         return read_table(folder / "train.parquet"), None
-    rows = read_table(corpus_folder / "train.parquet")
-    if settings.kd is None:
-        return rows, None
-    folder, facts = open_artefact(args.inputs["teacher_output"], "logit_cache")
     cache = LogitCache(folder, facts)
-    cache.check(cache_facts(args, corpus), settings.kd.temperature)
-    return rows, cache
+    cache.check(cache_facts(args, corpus), args.settings.distillation.temperature)
+    return read_table(corpus_folder / "train.parquet"), cache
 
 
-def cache_facts(args: Arguments[StudentTrainSlice], corpus: dict[str, Any]) -> dict[str, Any]:
+def cache_facts(args: Arguments, corpus: dict[str, Any]) -> dict[str, Any]:
     """What the manifest of the logit cache must say."""
-    content = args.settings.cache
+    distillation = args.settings.distillation
     expected = {name: corpus[name] for name in ("corpus_sha256", "tokenizer_sha256")}
     expected["teacher_weights_sha256"] = read_json(args.inputs["teacher"])["weights_sha256"]
-    if content is None:
-        raise CacheError("the settings of this training do not say what its logit cache keeps")
-    expected["format"] = FORMATS[content.sampling]
-    if content.sampling == "top_k":
-        return expected | {"k": content.top_k_logits}
-    return expected | {"draws": content.sampling_draws, "seed": content.sampling_seed}
+    expected["format"] = LOGIT_FORMATS[distillation.sampling]
+    if distillation.sampling == "top_k":
+        return expected | {"k": distillation.top_k_logits}
+    return expected | {"draws": distillation.sampling_draws, "seed": distillation.sampling_seed}
 
 
 if __name__ == "__main__":
-    run_stage(student_train, StudentTrainSlice, ["student", "corpus", "teacher_output?", "teacher?"], ["name", "wandb"])
+    run_stage(student_train, ["student", "corpus", "teacher_output?", "teacher?"], ["name", "wandb"])

@@ -17,21 +17,20 @@ from workflow_scripts.distill.generation import Answer, Prompt, prompt_tokens, t
 from workflow_scripts.distill.models import compute_dtype, load_tokenizer, open_model
 from workflow_scripts.distill.seeds import prompt_seed
 from workflow_scripts.distill.writers import check_backend, open_writer
-from workflow_scripts.plan.slices import SyntheticGenerationSlice
 from workflow_scripts.progress import Progress
 from workflow_scripts.stages.runtime.common import Arguments, run_stage
 from workflow_scripts.stages.runtime.units import Part, Units, finish_part
 
 
-def synthetic_generation(args: Arguments[SyntheticGenerationSlice]) -> None:
+def synthetic_generation(args: Arguments) -> None:
     """Answer the prompts of one part."""
     settings, part = args.settings, Part.parse(args.extra["part"])
-    options = settings.data.generation
+    options = settings.synthetic_data.generation
     corpus_folder, _ = open_artefact(args.inputs["corpus"], "corpus")
     teacher_folder, teacher = open_model(args.inputs["teacher"])
     check_backend(options, "synthetic_data.generation")
     tokenizer = load_tokenizer(corpus_folder / "tokenizer")
-    questions = corpus.questions(corpus_folder, "train", settings.data.max_gen_examples)
+    questions = corpus.questions(corpus_folder, "train", settings.synthetic_data.max_gen_examples)
     prompts = [
         Prompt(key, prompt_tokens(tokenizer, question), prompt_seed(options.seed, key)) for key, question in questions.items()
     ]
@@ -45,8 +44,8 @@ def synthetic_generation(args: Arguments[SyntheticGenerationSlice]) -> None:
             write = open_writer(
                 options,
                 teacher_folder,
-                compute_dtype(settings.dtype),
-                settings.attn_implementation,
+                compute_dtype(settings.training.dtype),
+                settings.model.attn_implementation,
                 max(len(prompt.input_ids) for prompt in prompts),
                 tokenizer.eos_token_id,
                 tokenizer.pad_token_id,
@@ -82,4 +81,4 @@ def answer_row(prompt: Prompt, answer: Answer, tokenizer: Any) -> dict[str, Any]
 
 
 if __name__ == "__main__":
-    run_stage(synthetic_generation, SyntheticGenerationSlice, ["teacher", "corpus"], ["part"])
+    run_stage(synthetic_generation, ["teacher", "corpus"], ["part"])

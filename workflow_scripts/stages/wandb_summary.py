@@ -16,8 +16,7 @@ from typing import Any
 
 from workflow_scripts.accounting.model import ExperimentSummary, SummaryStage
 from workflow_scripts.artefact import ArtefactError, write_json
-from workflow_scripts.plan.slices import WandbSlice
-from workflow_scripts.stages.runtime.wandb_run import Run, energy_metrics, logged_name, run_id
+from workflow_scripts.stages.runtime.wandb_run import Run, WandbChoice, energy_metrics, logged_name, run_id
 
 QUALITIES = (
     *("cross_entropy", "perplexity", "kl_to_teacher", "top1_agreement"),
@@ -31,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name in ("summary", "wandb", "config", "out"):
         parser.add_argument(f"--{name}", required=True)
     options = parser.parse_args(arguments)
-    choice = WandbSlice.model_validate_json(options.wandb)
+    choice = WandbChoice.model_validate_json(options.wandb)
     try:
         summary = ExperimentSummary.read(Path(options.summary))
     except ArtefactError as error:

@@ -13,9 +13,8 @@ from workflow_scripts.accounting import fairness, reuse
 from workflow_scripts.accounting.formulas import amortised, served_tokens_until_repaid
 from workflow_scripts.accounting.groups import averages, group
 from workflow_scripts.accounting.load import Loaded, load
-from workflow_scripts.accounting.rows import ExperimentRow
+from workflow_scripts.accounting.rows import ExperimentRow, users
 from workflow_scripts.accounting.sampling import only_one_instrument
-from workflow_scripts.accounting.sharing import users
 from workflow_scripts.energy.uncertainty import Figure
 from workflow_scripts.stages.comparison import compare, main
 

@@ -9,10 +9,17 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.summaries import stage
-from workflow_scripts.accounting.deployment import deployed_cost as deployed
-from workflow_scripts.accounting.evaluations import intermediate_evaluations as on_the_way
 from workflow_scripts.accounting.model import Evaluation
-from workflow_scripts.accounting.traces import TraceError, energy_curve, joules_between, locate, loss_curve, power_curve
+from workflow_scripts.accounting.traces import (
+    TraceError,
+    energy_curve,
+    intermediate_evaluations,
+    joules_between,
+    locate,
+    loss_curve,
+    power_curve,
+)
+from workflow_scripts.accounting.traces import deployed_cost as deployed
 from workflow_scripts.distill.work import WorkCallback
 from workflow_scripts.energy.model import Metrics, StageRecord
 from workflow_scripts.progress import Progress
@@ -106,13 +113,13 @@ def evaluated(*evaluations: tuple[int, float, float, float]) -> Metrics:
     return Metrics.model_validate({"evaluations": [dict(zip(keys, entry, strict=True)) for entry in evaluations]})
 
 
-def test_evaluations_on_the_way_are_taken_out_of_the_joules_of_their_points(tmp_path) -> None:
+def test_intermediate_evaluations_are_taken_out_of_the_joules_of_their_points(tmp_path) -> None:
     """The trace has 120 W to 4 s and 220 W to 10 s; another attempt of 1100 J went before."""
     made = record(tmp_path, {"cpu": 1600.0, "dram": 200.0}, ident="a2")
     before = record(tmp_path, {"cpu": 1000.0, "dram": 100.0}, ident="a1").attempts[0]
     made.attempts = [before.model_copy(update={"start_time": 100.0, "end_time": 110.0}), made.attempts[0]]
     made.metrics = evaluated((2, 5.0, 502.0, 503.0), (4, 4.0, 505.0, 507.0))
-    found = on_the_way(made, tmp_path / "x")
+    found = intermediate_evaluations(made, tmp_path / "x")
     assert found is not None
     assert (found.count, found.seconds, found.reason) == (2, 3.0, None)
     assert found.joules == pytest.approx(120 + 440)
@@ -124,9 +131,9 @@ def test_evaluations_on_the_way_are_taken_out_of_the_joules_of_their_points(tmp_
 
 def test_an_evaluation_without_a_trace_has_no_joules_and_a_reason(tmp_path) -> None:
     made = record(tmp_path, {"cpu": 1600.0, "dram": 200.0})
-    assert on_the_way(made, tmp_path / "x") is None, "no evaluations"
+    assert intermediate_evaluations(made, tmp_path / "x") is None, "no evaluations"
     made.metrics = evaluated((2, 5.0, 502.0, 503.0), (4, 4.0, 600.0, 601.0))
-    found = on_the_way(made, tmp_path / "x")
+    found = intermediate_evaluations(made, tmp_path / "x")
     assert found is not None and found.joules is None
     assert found.reason == "no power trace covers the evaluation at step 4"
     with pytest.raises(TraceError, match="held-out loss: no power trace covers the evaluation at step 4"):

@@ -14,30 +14,30 @@ import pytest
 import wandb
 
 from tests.conftest import REPOSITORY
+from tests.helpers.meter_bench import wait_for
 from tests.helpers.summaries import read, served, stage
 from tests.helpers.summaries import summary as summary_of
 from tests.helpers.tiny_training import train
 from tests.helpers.wandb_file import OfflineRun, offline_runs
 from tests.helpers.wandb_server import Server
-from workflow_scripts.plan.slices import WandbSlice
 from workflow_scripts.progress import Progress
 from workflow_scripts.settings.schema import Wandb
-from workflow_scripts.stages.runtime.wandb_run import Run, mode_of
+from workflow_scripts.stages.runtime.wandb_run import Run, WandbChoice, mode_of
 from workflow_scripts.stages.wandb_summary import figures
 from workflow_scripts.stages.wandb_summary import main as conclude
 
 OPEN = """
 import sys, time
-from workflow_scripts.plan.slices import WandbSlice
+from workflow_scripts.stages.runtime.wandb_run import WandbChoice
 from workflow_scripts.stages.runtime.wandb_run import Run
-run = Run(WandbSlice.model_validate_json(sys.argv[1]), "kd-abc", {})
+run = Run(WandbChoice.model_validate_json(sys.argv[1]), "kd-abc", {})
 """
 KEY = "5ec2e7c0ffee5ec2e7c0ffee5ec2e7c0ffee5ec2"
 
 
-def choice(folder: Path, **wandb) -> WandbSlice:
+def choice(folder: Path, **wandb) -> WandbChoice:
     settings = Wandb(**{"enabled": True, "mode": "offline"} | wandb)
-    return WandbSlice(wandb=settings, experiment="kd", pipeline="kd", folder=str(folder))
+    return WandbChoice(wandb=settings, experiment="kd", pipeline="kd", folder=str(folder))
 
 
 @pytest.fixture(autouse=True)
@@ -61,12 +61,18 @@ def only_run(folder: Path) -> OfflineRun:
     return run
 
 
+def written(folder: Path) -> dict[int, float]:
+    """Losses in the file of a run that goes on; W&B writes what it has every two seconds."""
+    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    return only_run(folder).values("train/loss") if path.stat().st_size else {}
+
+
 def test_a_tiny_training_is_read_back(tmp_path: Path, toy_model, monkeypatch) -> None:
     """Losses are those of the Trainer's own log, the energy is the meter's, tokens per second are tokens over seconds."""
     import copy
 
     from workflow_scripts.distill import training
-    from workflow_scripts.distill.arguments import arguments, sft_config
+    from workflow_scripts.distill.arguments import arguments
     from workflow_scripts.distill.work import ExampleWork, WorkCallback, work_per_step
     from workflow_scripts.settings.schema import Training
 
@@ -79,7 +85,7 @@ def test_a_tiny_training_is_read_back(tmp_path: Path, toy_model, monkeypatch) ->
     steps = work_per_step(order, [ExampleWork(3, (5,))] * 8, 2, 1)
     trainer = training.DistillationTrainer(
         model=copy.deepcopy(toy_model),
-        args=sft_config(arguments(options, 1, 4, tmp_path / "checkpoints", 1)),
+        args=arguments(options, 1, 4, tmp_path / "checkpoints", 1),
         train_dataset=training.row_numbers(range(8)),
         eval_dataset=training.row_numbers(range(8, 10)),
         processing_class=toy_tokenizer(),
@@ -247,7 +253,7 @@ def test_without_network_an_online_run_is_kept_offline(tmp_path: Path) -> None:
 
 def test_a_server_that_goes_away_holds_the_training_up_for_the_finish_timeout_only(tmp_path: Path) -> None:
     server = Server()
-    code = "run.log(1, {'train/loss': 2.0})\ntime.sleep(2)\nprint('open', flush=True)\nsys.stdin.readline()\n"
+    code = "run.log(1, {'train/loss': 2.0})\nprint('open', flush=True)\nsys.stdin.readline()\n"
     code += "run.log(2, {'train/loss': 1.0})\nbegun = time.monotonic()\nrun.finish()\n"
     code += "print(run.mode, time.monotonic() - begun)\n"
     process = subprocess.Popen(
@@ -258,6 +264,7 @@ def test_a_server_that_goes_away_holds_the_training_up_for_the_finish_timeout_on
         env=os.environ | {"PYTHONPATH": str(REPOSITORY), "WANDB_BASE_URL": server.url, "WANDB_FINISH_TIMEOUT": "3"},
     )
     assert process.stdout is not None and process.stdout.readline().strip() == "open"
+    wait_for(lambda: "kd-abc" in server.runs)
     server.stop()
     said, _ = process.communicate("\n", timeout=60)
     assert process.returncode == 0
@@ -266,6 +273,7 @@ def test_a_server_that_goes_away_holds_the_training_up_for_the_finish_timeout_on
     assert server.runs["kd-abc"]["name"] == "kd"
 
 
+@pytest.mark.slow
 def test_synced_pieces_are_one_run(tmp_path: Path) -> None:
     """Two attempts and the final figures: history appended, no line lost, the listed figures the last piece's."""
     for first, last in ((1, 3), (3, 4)):
@@ -300,7 +308,7 @@ def test_a_training_that_ends_early_or_is_killed_keeps_its_lines(tmp_path: Path)
         )
         assert process.stdout is not None and process.stdout.readline().strip() == "logged"
         if sleep:
-            time.sleep(6)
+            wait_for(lambda folder=tmp_path / name: written(folder))
             for each in (*psutil.Process(process.pid).children(recursive=True), process):
                 each.kill()
         assert process.wait(timeout=60) == (-9 if sleep else 143)

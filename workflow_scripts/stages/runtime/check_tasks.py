@@ -11,7 +11,7 @@ import argparse
 import sys
 
 from workflow_scripts.distill import harness
-from workflow_scripts.plan.slices import EvaluationSlice
+from workflow_scripts.plan import slices
 
 
 def main() -> int:
@@ -19,7 +19,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="workflow_scripts.stages.runtime.check_tasks", allow_abbrev=False)
     parser.add_argument("--settings", required=True)
     try:
-        harness.check(EvaluationSlice.model_validate_json(parser.parse_args().settings).evaluation)
+        harness.check(slices.read(parser.parse_args().settings).evaluation)
     except harness.HarnessError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -3,38 +3,41 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from pydantic import ValidationError
 
 from workflow_scripts import artefact
+from workflow_scripts.plan import slices
 from workflow_scripts.progress import state_dir
-from workflow_scripts.settings.sources import Section
+from workflow_scripts.settings import Settings
 
-Slice = TypeVar("Slice", bound=Section)
 PUBLISHED = "published.json"
 
 
 @dataclass(frozen=True)
-class Arguments(Generic[Slice]):
-    """A stage's slice of the settings, its input manifests by name, the manifest it writes, and manifests of parts to merge."""
+class Arguments:
+    """What a stage is called with: the settings that it reads (no others exist here), its input manifests by name, the manifest
+    that it writes, and manifests of parts to merge.
+    """
 
-    settings: Slice
+    settings: Settings
     inputs: dict[str, Path]
     out: Path
     extra: dict[str, str]
     parts: list[Path] = field(default_factory=list)
+    content: slices.Content = field(default_factory=dict)  # the settings as nested values
 
 
 def run_stage(
-    stage: Callable[[Arguments[Slice]], None],
-    slice_type: type[Slice],
+    stage: Callable[[Arguments], None],
     inputs: Sequence[str],
     extra: Sequence[str] = (),
     parts: bool = False,
@@ -59,15 +62,16 @@ def run_stage(
     try:
         stage(
             Arguments(
-                settings=slice_type.model_validate_json(options["settings"]),
+                settings=slices.read(options["settings"]),
                 inputs={n.rstrip("?"): Path(v) for n in inputs if (v := options[n.rstrip("?")])},
                 out=Path(options["out"]),
                 extra={name: options[name] for name in extra},
                 parts=[Path(path) for path in options["parts"]],
+                content=json.loads(options["settings"]),
             )
         )
     except ValidationError as error:
-        sys.exit(f"error: --settings does not fit {slice_type.__name__}: {error}")
+        sys.exit(f"error: --settings: {error}")
     except OSError as error:
         if error.errno is None:
             raise

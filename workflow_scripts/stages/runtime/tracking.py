@@ -6,9 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from workflow_scripts.plan.slices import WandbSlice
 from workflow_scripts.progress import state_dir
-from workflow_scripts.stages.runtime.wandb_run import Run, run_id
+from workflow_scripts.stages.runtime.wandb_run import Run, WandbChoice, run_id
 
 
 def start_tracking(settings: str, config: dict[str, Any]) -> tuple[Run, int]:
@@ -16,9 +15,9 @@ def start_tracking(settings: str, config: dict[str, Any]) -> tuple[Run, int]:
 
     `config` is shown with the run. Without W&B, and in all but the first of several processes, nothing is logged.
     """
-    choice = WandbSlice.model_validate_json(settings) if settings else WandbSlice.nothing()
+    choice = WandbChoice.model_validate_json(settings) if settings else WandbChoice.nothing()
     if os.environ.get("RANK", "0") != "0":
-        choice = WandbSlice.nothing(choice.wandb.log_interval)
+        choice = WandbChoice.nothing(choice.wandb.log_interval)
     return Run(choice, run_id(choice.experiment, state_dir().name), config), choice.wandb.log_interval
 
 

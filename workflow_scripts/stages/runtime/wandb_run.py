@@ -15,8 +15,9 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Literal, cast
 
-from workflow_scripts.plan.slices import WandbSlice
 from workflow_scripts.progress import Progress, energy_so_far
+from workflow_scripts.settings.section import Section
+from workflow_scripts.settings.wandb import Wandb
 
 Mode = Literal["online", "offline", "disabled"]
 HOST = "api.wandb.ai"
@@ -32,7 +33,21 @@ _AT_THE_END = (
 )  # of one attempt
 
 
-def mode_of(choice: WandbSlice) -> Mode:
+class WandbChoice(Section):
+    """Where an experiment logs; changes no result, so no stage depends on it. `folder` takes the files of its W&B run."""
+
+    wandb: Wandb
+    experiment: str
+    pipeline: str
+    folder: str
+
+    @classmethod
+    def nothing(cls, log_interval: int = 10) -> WandbChoice:
+        """No W&B: a stage that is started by hand, or a process that is not the one that logs."""
+        return cls(wandb=Wandb(log_interval=log_interval), experiment="", pipeline="", folder="")
+
+
+def mode_of(choice: WandbChoice) -> Mode:
     """`auto` follows WANDB_MODE, else is online where wandb will find a key (WANDB_API_KEY, ~/.netrc), else offline."""
     wandb = choice.wandb
     if not wandb.enabled:
@@ -81,7 +96,7 @@ def energy_metrics(stage: str, joules: float) -> dict[str, float]:
 class Run:
     """An open W&B run; where W&B is disabled or was given up (`error` says why), what is logged goes nowhere."""
 
-    def __init__(self, choice: WandbSlice, ident: str, config: dict[str, Any]) -> None:
+    def __init__(self, choice: WandbChoice, ident: str, config: dict[str, Any]) -> None:
         self.ident, self.mode, self.error = ident, mode_of(choice), ""
         self._stage = os.environ.get("METER_STAGE", "student_train")
         self._since: tuple[float, dict[str, int]] | None = None
@@ -93,7 +108,7 @@ class Run:
         except Exception as error:  # a training must not end because of its tracking
             self._give_up("not opened", error)
 
-    def _open(self, choice: WandbSlice, config: dict[str, Any]) -> Any:
+    def _open(self, choice: WandbChoice, config: dict[str, Any]) -> Any:
         import wandb  # 1 s, and only where it is asked for
 
         folder = Path(choice.folder)

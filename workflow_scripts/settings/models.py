@@ -1,22 +1,13 @@
-"""Where models and corpora come from, and the base of all configuration sections."""
+"""The section `models`: where models come from."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 
+from workflow_scripts.settings.section import Name, Section, Sha256, Text
 from workflow_scripts.settings.shapes import Shape, resized
-
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-Text = Annotated[str, StringConstraints(min_length=1)]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-
-
-class Section(BaseModel):
-    """Base of all sections: strict types, no unknown keys, immutable."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class PackagedModel(Section):
@@ -98,31 +89,3 @@ class RandomModel(Section):
 
 
 ModelSource = Annotated[PackagedModel | PrunedModel | FolderModel | HubModel | RandomModel, Field(discriminator="source")]
-
-
-class DatasetSource(Section):
-    """One corpus: exactly one of dataset_name, dataset_path, package."""
-
-    dataset_name: Text | None = Field(None, description="Hugging Face dataset id.")
-    dataset_subset: Text | None = Field(None, description="Configuration name of the hub dataset.")
-    dataset_split: Text = Field("train", description="Split of the hub dataset.")
-    dataset_path: Text | None = Field(None, description="A `save_to_disk` folder, or a .json, .jsonl or .parquet file.")
-    package: Text | None = Field(None, description="Python package whose source archive holds the data.")
-    version: Text | None = Field(None, description="Exact version of that package.")
-    archive_sha256: Sha256 | None = Field(None, description="SHA-256 of the archive.")
-    member: Text | None = Field(None, description="Path of the .json file inside the archive.")
-    member_sha256: Sha256 | None = Field(None, description="SHA-256 of that file.")
-    format: Literal["messages", "instruction"] = Field(
-        "messages", description="`messages`: chat rows. `instruction`: rows with instruction, input, output."
-    )
-    placeholders: dict[str, str] = Field({}, description="{{key}} in the text is replaced by the value.")
-
-    @model_validator(mode="after")
-    def _one_source(self) -> DatasetSource:
-        given = [k for k in ("dataset_name", "dataset_path", "package") if getattr(self, k) is not None]
-        if len(given) != 1:
-            raise ValueError(f"exactly one of dataset_name, dataset_path, package must be set, not {given or 'none'}")
-        packaged = [k for k in ("version", "archive_sha256", "member", "member_sha256") if getattr(self, k) is None]
-        if given == ["package"] and packaged:
-            raise ValueError(f"a package source also needs {', '.join(packaged)}")
-        return self

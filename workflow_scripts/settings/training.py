@@ -1,4 +1,4 @@
-"""The configuration keys of `training`, shared by all pipelines."""
+"""The section `training`: one training block for all pipelines."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from workflow_scripts.settings.sources import Section
+from workflow_scripts.settings.section import Section
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 

@@ -1,14 +1,10 @@
-"""How trained models are judged, compared and shown: the sections evaluation, comparison and wandb."""
+"""The section `evaluation`: how trained models are judged."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from pydantic import Field, model_validator
 
-from pydantic import Field, StringConstraints, model_validator
-
-from workflow_scripts.settings.sources import Name, Section, Text
-
-Quality = Annotated[str, StringConstraints(pattern=r"^(cross_entropy|kl_to_teacher|top1_agreement|[^/]+/[^/]+)$")]
+from workflow_scripts.settings.section import Section, Text
 
 
 class Evaluation(Section):
@@ -40,29 +36,3 @@ class Evaluation(Section):
                 f"lm_eval_include_path = {self.lm_eval_include_path!r}, but lm_eval_tasks is empty: name its tasks"
             )
         return self
-
-
-class Comparison(Section):
-    """What `snakemake` without a target builds and compares."""
-
-    experiments: list[Name] = Field(min_length=1, description="Names of the compared experiments.")
-    baseline: Name | None = Field(None, description="The experiment that break-even is counted against.")
-    quality: Quality = Field(
-        "cross_entropy",
-        description="Quality axis: cross_entropy, kl_to_teacher, top1_agreement, or a metric of evaluation.lm_eval_tasks as "
-        "<task>/<metric>, gsm8k/exact_match,strict-match for one.",
-    )
-
-
-class Wandb(Section):
-    """Weights & Biases: one run per experiment. Changes no result, so none of it reruns a stage."""
-
-    enabled: bool = Field(False, description="Log losses, throughput and energy.")
-    mode: Literal["auto", "online", "offline", "disabled"] = Field(
-        "auto",
-        description="auto: WANDB_MODE where it is set, else online with a key (WANDB_API_KEY or `wandb login`), else offline.",
-    )
-    project: Text = Field("distillation-energy-benchmark", description="W&B project.")
-    entity: str | None = Field(None, description="W&B team.")
-    run_name: str | None = Field(None, description="Run name. Null: the experiment's name.")
-    log_interval: int = Field(5, ge=1, description="Optimizer steps between log lines.")

@@ -1,0 +1,29 @@
+# The shape of every metered rule, written once: the meter's command line, then the stage's.
+
+remember(workflow, RULES)
+for metered in RULES:
+
+    rule:
+        name:
+            metered.name
+        input:
+            **metered.inputs(),
+        output:
+            **metered.output,
+        log:
+            metered.log or f"{metered.folder}/logs/{metered.name}.log",
+        wildcard_constraints:
+            **metered.constraints,
+        priority: metered.priority
+        conda:
+            "../envs/conda.yaml"
+        envmodules:
+            *MODULES,
+        threads: metered.threads
+        resources:
+            meter=meters,
+            **metered.resources,
+        params:
+            **metered.params(PLAN),
+        shell:
+            "{params.meter:q} --log {log:q} -- {params.command:q}"

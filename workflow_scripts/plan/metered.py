@@ -1,0 +1,135 @@
+"""What the rules are made from: each metered rule is one `Metered`, and rules/metered.smk gives all of them the same shape.
+
+    meter options -- stage options
+
+A parameter that makes a job stale is one `key=value` of its slice, or the digest of its code: Snakemake prints what differs.
+Parameters whose functions take `input` or `output` are not compared by Snakemake: the command lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from workflow_scripts.pipelines import STAGES
+from workflow_scripts.plan.code import code_digest
+from workflow_scripts.plan.plan import Job, Plan
+from workflow_scripts.plan.slices import NOTHING, canonical, leaves, line
+
+Command = Callable[[Any, Any, Any], list[str]]  # wildcards, input, output -> words
+
+
+@dataclass(frozen=True)
+class Metered:
+    """One metered rule. `jobs` are its jobs by the value of the wildcard `by`; `folder` takes codecarbon/ and logs/."""
+
+    name: str
+    stage: str
+    folder: str
+    output: Mapping[str, Any]
+    input: Mapping[str, Any] = field(default_factory=dict)
+    jobs: Mapping[str, Job] = field(default_factory=dict)
+    by: str = ""
+    program: str = ""  # module that runs, where it is not stages.<stage>
+    launcher: Callable[[Any], list[str]] = lambda wildcards: ["python"]
+    extra: Command = lambda wildcards, input, output: []  # what its command has beside settings, inputs and --out
+    of_parts: Callable[[Any, Any], list[str]] = lambda wildcards, input: []  # the meter's options of a stage that is split
+    log: str = ""
+    threads: int = 1
+    priority: int = 0
+    resources: Mapping[str, Any] = field(default_factory=dict)
+    constraints: Mapping[str, str] = field(default_factory=dict)
+    tracked: bool = True
+    code: tuple[str, ...] = ()  # further modules that decide its result
+
+    def job(self, wildcards: Any) -> Job:
+        """The job of these wildcards."""
+        return self.jobs[getattr(wildcards, self.by)] if self.by else next(iter(self.jobs.values()), Job({}))
+
+    @property
+    def settings(self) -> bool:
+        """Whether the stage takes `--settings` and its input manifests by name."""
+        return bool(self.jobs) and self.stage in SLICED
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of the code that decides the result."""
+        sections = sorted({key.partition(".")[0] for job in self.jobs.values() for key in leaves(job.settings)})
+        return code_digest((f"workflow_scripts.{self.program or f'stages.{self.stage}'}", *self.code), tuple(sections))
+
+    def upstream(self, wildcards: Any) -> list[str]:
+        """Input function: the manifests that the job reads."""
+        return list(self.job(wildcards).inputs.values())
+
+    def files(self, wildcards: Any) -> list[str]:
+        """Input function: files of the user's that the job reads."""
+        return list(self.job(wildcards).files)
+
+    def inputs(self) -> dict[str, Any]:
+        """The rule's input: what the job reads, before what this rule adds."""
+        job = {"upstream": self.upstream, "files": self.files} if self.settings and self.tracked else {}
+        return {**job, **self.input}
+
+    def params(self, plan: Plan) -> dict[str, Any]:
+        """The rule's parameters: both command lines, and what is compared."""
+        compared: dict[str, Any] = {}
+        if self.tracked:
+            by_key = {value: leaves(job.deciding) for value, job in self.jobs.items()}
+            for number, key in enumerate(sorted({key for found in by_key.values() for key in found})):
+                compared[f"key{number}"] = self._compared(key, by_key)
+            compared |= {"code": f"code={self.digest}", "nothing": NOTHING}
+        return {"meter": self._meter(plan), "command": self._command(), **compared}
+
+    def _compared(self, key: str, by_key: Mapping[str, Mapping[str, Any]]) -> Callable[[Any], str]:
+        def value(wildcards: Any) -> str:
+            found = by_key[getattr(wildcards, self.by)] if self.by else next(iter(by_key.values()))
+            return line(key, found[key]) if key in found else NOTHING
+
+        return value
+
+    def _meter(self, plan: Plan) -> Command:
+        def words(wildcards: Any, input: Any, output: Any) -> list[str]:
+            name, job = getattr(wildcards, "experiment", None), self.job(wildcards)
+            prerun = getattr(input, "prerun", None)
+            left_out = {str(prerun), *job.inputs.values()}
+            files = [str(path) for path in input if str(path) not in left_out]
+            return [
+                *(
+                    "python",
+                    "-m",
+                    "workflow_scripts.energy.meter",
+                    f"--stage={self.stage}",
+                    f"--role={STAGES[self.stage].role}",
+                ),
+                *([f"--experiment={name}", f"--pipeline={plan.pipeline(name)}"] if name else []),
+                *(f"--options={plan.energy}", f"--state={plan.output.root}/state"),
+                f"--codecarbon={self.folder.format(**wildcards)}/codecarbon",
+                *([f"--idle={prerun}", f"--prerun-settings={plan.prerun.identity}"] if prerun else []),
+                *([f"--settings={job.identity}", f"--code={self.digest}"] if self.tracked else []),
+                *(["--input", *(f"{key}={path}" for key, path in job.inputs.items())] if job.inputs else []),
+                *(["--file", *files] if files else []),
+                *self.of_parts(wildcards, input),
+                f"--output={output[0]}",
+                f"--record={output.record}",
+            ]
+
+        return words
+
+    def _command(self) -> Command:
+        def words(wildcards: Any, input: Any, output: Any) -> list[str]:
+            job = self.job(wildcards)
+            inputs = [word for key, path in job.inputs.items() for word in (f"--{key}", path)]
+            return [
+                *self.launcher(wildcards),
+                *("-m", f"workflow_scripts.{self.program or f'stages.{self.stage}'}"),
+                *(["--settings", canonical(job.settings), *inputs] if self.settings else []),
+                *self.extra(wildcards, input, output),
+                *("--out", str(output[0])),
+            ]
+
+        return words
+
+
+SLICED = [name for name, stage in STAGES.items() if stage.reads and name != "comparison"]

@@ -1,0 +1,135 @@
+"""What leans on Snakemake's internals (9.27), and nothing else does: look here first when another version is taken.
+
+- `one_meter`: a resource limit that no option of the user takes away.
+- `compare_with_records`: the check of parameters asks the records on disk, too.
+- `remember`, `stale_jobs`: the plan of a dry run, read after it.
+- `last_request`, `planned_jobs`: jobs of the DAG and what they ask for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from snakemake.exceptions import WorkflowError
+from snakemake.persistence import ParamsChange, PersistenceBase
+
+from workflow_scripts.energy.state import file_identity
+from workflow_scripts.plan.slices import NOTHING, leaves, line
+
+
+def one_meter(workflow: Any) -> None:
+    """Two metered stages never share this machine, whatever `--resources` or `--workflow-profile` say.
+
+    Host-level counters would count both twice. Jobs of a cluster ask for no meter.
+    """
+    workflow.register_resource("meter", 1)
+
+
+def compare_with_records() -> None:
+    """Let Snakemake compare a job's parameters with the record that lies on disk, where its own notes miss or lie.
+
+    Its notes are in `.snakemake` of one working directory. Results that were moved, copied, shared or made by another checkout
+    have none, and a file that was replaced by an older one is no news to it. The record says what it was made from: settings,
+    code, and the content of all inputs.
+    """
+    if hasattr(PersistenceBase, "params_of_snakemake"):
+        return
+    noted, compared = PersistenceBase.has_metadata, PersistenceBase.params_changed
+
+    def has_metadata(self: Any, job: Any) -> bool:
+        return bool(noted(self, job)) or _record(job) is not None
+
+    def params_changed(self: Any, job: Any, file: Any = None) -> Any:
+        found = compared(self, job, file)
+        record = _record(job)
+        if record is None:
+            return found
+        old, new = differences(record, *_planned(job))
+        return found | ParamsChange(only_old=frozenset(old), only_new=frozenset(new), files=frozenset(job.output))
+
+    PersistenceBase.params_of_snakemake = compared
+    PersistenceBase.has_metadata = has_metadata
+    PersistenceBase.params_changed = params_changed
+
+
+def _planned(job: Any) -> tuple[set[str], list[str]]:
+    """What is compared of a planned job: its `key=value` lines and its input files."""
+    lines = {value for value in job.non_derived_params if isinstance(value, str) and value != NOTHING}
+    prerun = str(getattr(job.input, "prerun", ""))
+    return lines, [str(path) for path in job.input if str(path) != prerun]
+
+
+def _record(job: Any) -> Path | None:
+    """The record of a job that is compared: of a metered rule whose parameters are."""
+    path = getattr(job.output, "record", None)
+    tracked = any(isinstance(value, str) and value.startswith("code=") for value in job.non_derived_params)
+    return Path(path) if path is not None and tracked and Path(path).is_file() else None
+
+
+def differences(record: Path, planned: set[str], inputs: Iterable[str]) -> tuple[set[str], set[str]]:
+    """What a record was made from and is not planned, and what is planned instead: `key=value`, `code=digest`, `file=sha256`.
+
+    Inputs that are gone are left out: what is deleted is made again when something needs it. Raises WorkflowError for a record
+    that cannot be compared.
+    """
+    try:
+        made = json.loads(record.read_text(encoding="utf-8"))["provenance"]
+    except (ValueError, KeyError):
+        return {f"{record} is damaged"}, planned
+    if "settings" not in made:
+        raise WorkflowError(
+            f"{record} was made by an earlier version of this program and does not say from which settings: keep these results "
+            "by moving their folder away, or set output.root to a new one"
+        )
+    was = {line(key, value) for key, value in leaves(made["settings"] or {}).items()} | {f"code={made['code']}"}
+    old, new = was - planned, planned - was
+    contents = {entry["sha256"] for entry in made["files"].values()}
+    for name in inputs:
+        path = Path(name)
+        if not path.is_file():
+            continue
+        known, state = made["files"].get(name), path.stat()
+        if known and (known["bytes"], known["mtime_ns"]) == (state.st_size, state.st_mtime_ns):
+            continue
+        content = file_identity(path)["sha256"]
+        if content != (known["sha256"] if known else content if content in contents else None):
+            old |= {f"{name}={known['sha256'][:12]}"} if known else set()
+            new.add(f"{name}={content[:12]}")
+    return old, new
+
+
+_SEEN: list[tuple[Any, dict[str, Any]]] = []
+
+
+def remember(workflow: Any, metered: Iterable[Any]) -> None:
+    """Keep the workflow and its metered rules for `stale_jobs`."""
+    _SEEN.append((workflow, {rule.name: rule for rule in metered}))
+
+
+def stale_jobs() -> list[tuple[Any, Any, str]]:
+    """Metered rule, job and reason of everything that the workflow that was read last would run, inputs first."""
+    workflow, rules = _SEEN[-1]
+    order = [job for level in workflow.dag.toposorted() for job in level]
+    jobs = [job for job in order if job.rule.name in rules and workflow.dag.needrun(job)]
+    return [(rules[job.rule.name], job, _reason(workflow.dag, job)) for job in jobs]
+
+
+def _reason(dag: Any, job: Any) -> str:
+    """Why a job is stale; a dry run has declared it finished since."""
+    return str(dag.reason(job)).removeprefix("Finished (was: ").removesuffix(")").strip()
+
+
+def planned_jobs(workflow: Any) -> list[Any]:
+    """Jobs that will run."""
+    return list(workflow.dag.needrun_jobs())
+
+
+def last_request(job: Any) -> dict[str, Any]:
+    """Resources of a job's last attempt, which asks for the most."""
+    first, job.attempt = job.attempt, job.restart_times + 1
+    resources = dict(job.resources.items())
+    job.attempt = first
+    return resources

@@ -1,0 +1,23 @@
+"""The section `comparison`: what is compared."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from workflow_scripts.settings.section import Name, Section
+
+Quality = Annotated[str, StringConstraints(pattern=r"^(cross_entropy|kl_to_teacher|top1_agreement|[^/]+/[^/]+)$")]
+
+
+class Comparison(Section):
+    """What `snakemake` without a target builds and compares."""
+
+    experiments: list[Name] = Field(min_length=1, description="Names of the compared experiments.")
+    baseline: Name | None = Field(None, description="The experiment that break-even is counted against.")
+    quality: Quality = Field(
+        "cross_entropy",
+        description="Quality axis: cross_entropy, kl_to_teacher, top1_agreement, or a metric of evaluation.lm_eval_tasks as "
+        "<task>/<metric>, gsm8k/exact_match,strict-match for one.",
+    )

@@ -1,0 +1,32 @@
+"""The section `dpo`: preference pairs and the training on them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from workflow_scripts.settings.generation import Generation
+from workflow_scripts.settings.section import Section
+
+
+class JudgeLabeling(Section):
+    """How the teacher ranks its samples."""
+
+    scoring_method: Literal["likelihood_mean", "likelihood"] = Field(
+        "likelihood_mean", description="Log-likelihood per token, or its sum (which favours short answers)."
+    )
+    min_margin: float = Field(0.0, ge=0, description="Pairs whose scores differ by less are dropped [nats].")
+
+
+class Dpo(Section):
+    """Direct preference optimisation on teacher-ranked pairs."""
+
+    beta: float = Field(0.1, gt=0, description="Strength of the pull to the reference policy.")
+    loss_type: Literal["sigmoid", "sigmoid_norm"] = Field("sigmoid", description="TRL's name of the DPO loss.")
+    samples_per_prompt: int = Field(2, ge=2, description="Samples ranked per prompt.")
+    train_prompts: int = Field(ge=1, description="Prompts of the training split.")
+    evaluation_prompts: int = Field(ge=1, description="Prompts of the held-out split.")
+    keep_truncated: bool = Field(False, description="Rank answers that hit max_new_tokens without an end token, too.")
+    generation: Generation
+    judge_labeling: JudgeLabeling = JudgeLabeling()

@@ -1,0 +1,25 @@
+"""The section `model`: teacher, student and starting policy."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from workflow_scripts.settings.section import Name, Section, Text
+
+
+class Model(Section):
+    """Teacher, student and starting policy: each a name in `models`, a folder, or a Hugging Face id."""
+
+    teacher: Text = Field(description="The model that is distilled.")
+    student: Text = Field(description="The model that is trained (kd, sft, baseline; dpo without `policy`).")
+    policy: Name | None = Field(
+        None, description="dpo: name of the experiment whose final model the policy starts from. Null: the student."
+    )
+    chat_template: Text = Field(
+        "smollm2",
+        description="Name of a shipped template or path of a .jinja file, with {% generation %} markers around "
+        "assistant turns. `tokenizer` takes the student tokenizer's own.",
+    )
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = Field("sdpa", description="Attention kernel.")
