@@ -110,7 +110,7 @@ def planned(stage: str, settings: dict, record: str | None = None, experiment: s
 
 def training(budget: int, **more) -> dict:
     block = {"token_budget": budget, "batch_size": 2, "max_epochs": None, "dtype": "auto"} | more
-    return {"pipeline": "baseline", "training": block}
+    return {"training": block}
 
 
 def answers(prompts: int, **more) -> dict:
@@ -205,6 +205,12 @@ def test_what_the_teacher_wrote_replaces_the_corpus_and_a_logit_cache_does_not(f
         assert expected(task("student_train", one, teacher_output=name, **STUDENT)).tokens() == Range.exactly(tokens)
     unknown = task("student_train", one, teacher_output="teacher/t/synthetic_dataset", **STUDENT)
     assert expected(unknown).tokens() == Range.exactly(600.0)
+    state("student_train", "a", training(300), {"loss": 300, "input": 600}, 5e3, 50.0, **STUDENT)
+    written = {**STUDENT, "teacher_output": "teacher/s/synthetic_dataset"}
+    state("student_train", "b", training(300), {"loss": 100, "input": 500}, 5e3, 50.0, **written)
+    history, _ = read_history(Path("results"))
+    like = task("student_train", training(600), history, teacher_output="teacher/t/synthetic_dataset", **STUDENT)
+    assert expected(like).input == Range.exactly(600.0 * 5), "trainings on rows that a teacher wrote tell of each other"
 
 
 def test_past_answers_tell_how_much_of_the_limit_is_used(folder: Path) -> None:
