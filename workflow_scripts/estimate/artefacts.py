@@ -48,10 +48,6 @@ class Artefacts:
             if "model" in job.inputs and job.experiment in trainings:
                 self._makers[Path(job.inputs["model"]).parents[1]] = trainings[job.experiment]
 
-    def is_planned(self, manifest: str) -> bool:
-        """Whether a planned job makes the model or corpus (again)."""
-        return Path(manifest).parents[1] in self._makers
-
     def path(self, manifest: str) -> Path:
         """Where a manifest is."""
         return self._folder / manifest
