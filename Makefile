@@ -1,6 +1,7 @@
 # make environment  .venv alone, from the lock (the others make it, too)
 # make demo       the whole comparison on a small real model, CPU only
-# make test       the tests, the tiny experiment end to end among them
+# make test       the fast tests: units and plans, in two processes
+# make test-all   every test, the tiny experiment end to end among them; ARGS='tests/workflow -k stale'
 # make forecast   what the stale jobs will cost, before anything runs; ARGS='demo_kd --configfile my.yaml' goes to snakemake -n
 # make bill       what all the work in results/ has cost to date: useful, wasted, superseded; ARGS='otherfolder --json'
 # make faults     the fault campaign: about a hundred kills, full disks and damaged files, each survived or reported
@@ -13,7 +14,7 @@ SNAKEMAKE := $(BIN)/snakemake
 REPORT := results/report.html
 COMPARISON := results/comparison/comparison.json
 
-.PHONY: environment demo forecast bill test faults checks format lock reference
+.PHONY: environment demo forecast bill test test-all faults checks format lock reference
 
 environment: $(READY)
 
@@ -32,7 +33,10 @@ bill: $(READY)
 	@$(BIN)/python -m workflow_scripts.accounting.bill $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-all: $(READY)
+	$(BIN)/python -m pytest -m '' $(ARGS)
 
 faults: $(READY)
 	$(BIN)/python -m benchmarks.faults.campaign

@@ -13,17 +13,18 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
 from workflow_scripts.artefact import read_json
 from workflow_scripts.distill import training
-from workflow_scripts.distill.arguments import arguments, dpo_config, sft_config
+from workflow_scripts.distill.arguments import arguments
 from workflow_scripts.distill.corpus import read_table
 from workflow_scripts.distill.logit_cache import LogitCache
+from workflow_scripts.distill.losses import KdLoss
 from workflow_scripts.distill.models import load_model, load_tokenizer
 from workflow_scripts.distill.order import training_order
 from workflow_scripts.distill.packing import ROWWISE
-from workflow_scripts.plan.slices import KdLoss
+from workflow_scripts.distill.preference_training import PreferenceTrainer, dpo_options
 from workflow_scripts.settings.schema import Training
 
 KD = KdLoss(alpha=0.5, temperature=1.0, tail="ghost")
@@ -78,11 +79,11 @@ class Clock(TrainerCallback):
         self.seconds.append(time.perf_counter() - self._mark)
 
 
-class _Stock(training._OrderedSampling, Trainer):
+class _Stock(training.OrderedSampling, Trainer):
     """The Hugging Face Trainer with the model's own loss."""
 
 
-class _StockTrl(training._OrderedSampling, SFTTrainer):
+class _StockTrl(training.OrderedSampling, SFTTrainer):
     """TRL's SFTTrainer with its own loss."""
 
 
@@ -152,7 +153,9 @@ def timed(
 def _trainer(
     which: str, inputs: Inputs, rows: list[dict[str, Any]], order: list[int], options: Training, steps: int, folder: Path
 ) -> Any:
-    shared = arguments(options, 0, steps, folder, log_interval=1000) | {"save_strategy": "no"}
+    def setup(**own: Any) -> TrainingArguments:
+        return arguments(options, 0, steps, folder, 1000, save_strategy="no", **own)
+
     numbers = training.row_numbers(range(len(rows)))
     cache = inputs.cache if which == "kd" else None
     common = {
@@ -164,17 +167,16 @@ def _trainer(
         ),
     }
     if which == "dpo":
-        args = dpo_config(shared, beta=0.1, loss_type="sigmoid")
+        args = setup(**dpo_options(0.1, "sigmoid"))
         pairs = {
             "train_dataset": Dataset.from_list(rows),
             "processing_class": inputs.tokenizer,
             "model": inputs.student.train(),
         }
-        return training.PreferenceTrainer(**pairs, args=args, order=order)
+        return PreferenceTrainer(**pairs, args=args, order=order)
     if which in ("kd", "sft"):
-        args = sft_config(shared)
-        return training.DistillationTrainer(**common, args=args, order=order, kd=KD if which == "kd" else None)
+        return training.DistillationTrainer(**common, args=setup(), order=order, kd=KD if which == "kd" else None)
     if which == "trl":
-        return _StockTrl(**common, args=sft_config(shared))
-    known = {name: value for name, value in shared.items() if name not in ("max_length", "activation_checkpointing")}
-    return _Stock(**common, args=TrainingArguments(**known))
+        args = setup(kind=SFTConfig, max_length=None, dataset_kwargs={"skip_prepare_dataset": True})
+        return _StockTrl(**common | {"train_dataset": Dataset.from_list(numbers)}, args=args)
+    return _Stock(**common, args=setup())

@@ -50,6 +50,7 @@ RULES += [
             "summary": SUMMARY,
             "environment": f"{RUN_DIR}/environment.json",
             "run_config": f"{RUN_DIR}/run_config.yaml",
+            "validation": f"{OUTPUT_DIR}/prerun_validation/validation.json",
             "record": f"{RUN_DIR}/stages/experiment_summary.json",
         },
         jobs={name: PLAN.summary_job(name) for name in PLAN.experiments},
@@ -83,13 +84,6 @@ RULES += [
         output={
             "comparison": COMPARISON,
             **{name: shown(*entry) for name, entry in SHOWN.items()},
-            "parquet": expand(
-                f"{ROOT}/comparison/{{table}}.parquet",
-                table=[
-                    *("comparison", "stage_energy", "amortised", "runs"),
-                    *("break_even", "repayment"),
-                ],
-            ),
             "markdown": f"{ROOT}/comparison/comparison.md",
             "latex": f"{ROOT}/comparison/comparison.tex",
             "record": f"{ROOT}/comparison/stages/comparison.json",

@@ -23,7 +23,11 @@ from workflow_scripts.plan.code import stage_environment
 from workflow_scripts.plan.metered import Metered
 from workflow_scripts.plan.plan import Plan
 from workflow_scripts.plan.slices import canonical
-from workflow_scripts.plan.snakemake_internals import compare_with_records, one_meter
+from workflow_scripts.plan.snakemake_internals import (
+    compare_with_records,
+    one_meter,
+    remember,
+)
 from workflow_scripts.settings import SettingsError, load_experiments
 
 os.environ.update(stage_environment(workflow.basedir))

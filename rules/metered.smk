@@ -1,5 +1,6 @@
 # The shape of every metered rule, written once: the meter's command line, then the stage's.
 
+remember(workflow, RULES)
 for metered in RULES:
 
     rule:

@@ -1,4 +1,7 @@
-"""Shared fixtures: a tiny random model, a copy of the workflow, and one finished tiny run per session."""
+"""Tiers and shared fixtures: a tiny random model, a copy of the workflow, and one finished tiny run.
+
+The default tier is fast. What uses a finished run, and all of tests/integration and tests/slurm, is marked `slow` here.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,16 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 REPOSITORY = Path(__file__).parents[1]
+RUNS = os.environ.get("TEST_RUNS")  # folder of finished runs: used when they are there, else made there and kept
 PARTS = ("Snakefile", "rules", "workflow_scripts", "config", "envs", "profiles")
 MODULES_INIT = Path("/usr/share/modules/init/bash")
 WITH_MODULES = ("--software-deployment-method", "env-modules")
@@ -78,23 +85,42 @@ def copy_workflow(destination: Path, downloads: Path) -> Workflow:
 def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Verified archives: those of a demo in this checkout when it is there, else downloaded once."""
     existing = REPOSITORY / "results" / "downloads"
-    return existing if existing.is_dir() else tmp_path_factory.mktemp("downloads")
+    return existing if existing.is_dir() else shared_folder(tmp_path_factory) / "downloads"
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--tiny-run", type=Path, help="folder of a tiny run: used when it is finished, else made there")
-    parser.addoption("--guide-run", type=Path, help="the same for the launch guide's experiments at test size")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What all processes of this test session (and all sessions with one TEST_RUNS) share."""
+    if RUNS:
+        return Path(RUNS).absolute()
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by marker
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "tiny_run" in getattr(item, "fixturenames", ()) or item.path.parent.name in ("integration", "slurm"):
+            item.add_marker(pytest.mark.slow)
+
+
+@contextmanager
+def made_once(folder: Path) -> Iterator[bool]:
+    """Whether the caller is the one to make `folder`; a second process waits meanwhile. It is made when the block ends well."""
+    done = folder.with_name(f"{folder.name}.done")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        yield not done.exists()
+        done.touch()
 
 
 @pytest.fixture(scope="session")
-def tiny_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, downloads: Path) -> Workflow:
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, downloads: Path) -> Workflow:
     """All four demo experiments, run to the end at test size on the real teacher. Tests must not change it."""
-    folder = request.config.getoption("--tiny-run") or tmp_path_factory.mktemp("tiny") / "workflow"
-    if (folder / "results" / "comparison" / "comparison.json").is_file():
-        return Workflow(folder, folder / "tiny.yaml")
-    workflow = copy_workflow(folder, downloads)
-    workflow.snakemake("--cores", "2")
-    return workflow
+    folder = shared_folder(tmp_path_factory) / "tiny"
+    with made_once(folder) as mine:
+        if mine:
+            copy_workflow(folder, downloads).snakemake("--cores", "2")
+    return Workflow(folder, folder / "tiny.yaml")
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 # GPU of 80 GB; without a GPU the same at toy size on the CPU in under 3.
 #
 #   benchmarks/gpu/run.sh                       with this checkout's environment, or the python3 that is first on the PATH
-#   PYTHON=... OUT=dir benchmarks/gpu/run.sh    another Python; JSON, table and logs to dir instead of tests/gpu/out
+#   PYTHON=... OUT=dir benchmarks/gpu/run.sh    another Python; JSON, table and logs to dir instead of benchmarks/gpu/out
 #   WHEELS=dir benchmarks/gpu/run.sh            first install the wheels of dir into a temporary folder, without network
 #
 # A Python with torch and transformers needs trl, datasets, accelerate, codecarbon, nvidia-ml-py, pydantic, pandas and pyarrow
@@ -14,7 +14,7 @@ if [[ -z ${PYTHON:-} ]]; then
     PYTHON=.venv/bin/python
     [[ -x $PYTHON ]] || PYTHON=python3
 fi
-out=${OUT:-tests/gpu/out}
+out=${OUT:-benchmarks/gpu/out}
 if [[ -n ${WHEELS:-} ]]; then
     site=$(mktemp -d)
     trap 'rm -rf "$site"' EXIT

@@ -5,53 +5,83 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from workflow_scripts.accounting.model import ExperimentSummary
+
 RAPL = ("cpu", "RAPL", 5.0)
 
 
+TOKENS = ("loss", "input", "generated", "padded", "discarded")
+CLASS_OF = {"RAPL": "measured", "NVML": "measured", "CodeCarbon": "modelled"}
+
+
 def stage(joules: float | None, role: str, fingerprint: str, host: str = "h", parts=None, **more) -> dict:
-    """A stage record. `parts` are (component, method, uncertainty %, joules); else all of it is RAPL's at 5 %."""
+    """A stage record as the meter writes it. `parts` are (component, method, uncertainty %, joules); else RAPL's, 5 %."""
     parts = parts or ([(*RAPL, joules)] if joules is not None else [])
-    energy: dict = {name: {"joules": None, "method": None, "uncertainty_pct": None} for name in ("gpu", "cpu", "dram")}
-    for component, method, percent, value in parts:
-        energy[component] = {"joules": value, "method": method, "uncertainty_pct": percent}
+    energy: dict = {name: component(None) for name in ("gpu", "cpu", "dram", "node")}
+    for name, method, percent, value in parts:
+        energy[name] = component(value, method, percent)
     boundary = [part[0] for part in parts]
-    energy["total"] = {"joules": joules, "class": "measured", "boundary": boundary, "reason": None}
+    energy["total"] = {"joules": joules, "class": "measured" if parts else "unavailable", "boundary": boundary, "reason": None}
+    loss = more.pop("loss", None)
+    start = more.get("start_time", 1000.0)
+    attempt = {
+        **dict.fromkeys(("exit_code", "signal", "useful_j", "wasted_j", "sampling", "trace", "work", "resumed_from")),
+        **{"id": f"{fingerprint}-1", "outcome": "completed", "end_source": "meter", "slurm": {}, "devices": {}},
+        **{"start_time": start, "end_time": start + 10, "duration_seconds": 10.0, "host": host, "hosts": [host]},
+        "joules": {p[0]: p[3] for p in parts},
+        "total_j": joules,
+    }
+    nothing = ("experiment", "pipeline", "idle", "above_idle_j", "gpu_peak_power_watts")
     record = {
+        **dict.fromkeys((*nothing, "codecarbon_energy_kwh", "codecarbon_emissions_kg")),
+        "schema": "energy-stage/1",
+        "stage_id": "s",
+        "stage_name": "s",
         "role": role,
         "status": "complete",
-        "start_time": 1000.0,
+        "start_time": start,
+        "end_time": start + 10,
         "duration_seconds": 10.0,
+        "span_seconds": 10.0,
+        "nvml_poll_interval_ms": 500,
         "total_energy_joules": joules,
+        "total_energy_kwh": joules / 3.6e6 if joules is not None else None,
+        "gpu_energy_joules": energy["gpu"]["joules"],
+        "cpu_energy_joules": energy["cpu"]["joules"],
+        "useful_j": joules,
+        "wasted_j": 0.0 if joules is not None else None,
         "energy": energy,
+        "tokens_processed": loss,
+        "tokens_unit": "loss" if loss else None,
+        "tokens_per_second": loss / 10 if loss else None,
+        "joules_per_token": joules / loss if loss and joules else None,
+        "joules_per_token_by_type": {},
+        "work": dict.fromkeys((*TOKENS, "examples", "steps")) | {"loss": loss},
+        "metrics": {},
+        "overhead": {},
+        "carbon": {**dict.fromkeys(("grams", "intensity_g_per_kwh", "source", "year", "region", "reason")), "pue": 1.0},
         "provenance": {"fingerprint": fingerprint, "cpu": "x", "host": host},
-        "attempts": [{"id": f"{fingerprint}-1", "hosts": [host], "joules": {p[0]: p[3] for p in parts}, "total_j": joules}],
+        "attempts": [attempt],
         "devices": [],
-        "shared_by": [],
+        "warnings": [],
     }
     return record | more
 
 
+def component(joules: float | None, method: str | None = None, percent: float | None = None) -> dict:
+    """A component's figure; null with a reason without joules."""
+    kind = CLASS_OF[method.split()[0]] if method else "unavailable"
+    reason = None if joules is not None else "not there"
+    return {"joules": joules, "class": kind, "method": method, "scope": "host", "uncertainty_pct": percent, "reason": reason}
+
+
 def summary(name: str, pipeline: str, stages: dict[str, dict], **more) -> dict:
-    """A summary whose roles and total are the sums of its stages."""
-    roles = {}
-    for role in ("prerun", "data", "teacher", "student", "evaluation"):
-        own = [s["total_energy_joules"] for s in stages.values() if s["role"] == role and "lineage" not in s]
-        joules = None if not own or None in own else sum(own)
-        kwh = joules / 3.6e6 if joules is not None else None
-        roles[role] = {"joules": joules, "kwh": kwh, "uncertainty_kwh": None, "stages": len(own)}
-    own = [s["total_energy_joules"] for s in stages.values() if "lineage" not in s]
-    total = None if None in own else sum(own)
+    """A summary of these stages; what follows from them is computed when it is read."""
     content = {
         "schema": "experiment-summary/1",
         "experiment_name": name,
         "pipeline": pipeline,
-        "roles": roles,
         "stages": stages,
-        "energy": {"class": "measured", "boundary": ["cpu"], "complete": total is not None, "uncertainty_j": None},
-        "total_energy_joules": total,
-        "total_energy_kwh": total / 3.6e6 if total is not None else None,
-        "wasted_j": 0.0,
-        "carbon_grams": None,
         "lineage": None,
         "quality": {
             "split_sha256": "s" * 64,
@@ -66,6 +96,16 @@ def summary(name: str, pipeline: str, stages: dict[str, dict], **more) -> dict:
         "deployment": {},
     }
     return content | more
+
+
+def read(content: dict) -> ExperimentSummary:
+    """A summary as the program reads it from its file."""
+    return ExperimentSummary.model_validate(content)
+
+
+def policy_cost(kwh: float, policy: str = "gold") -> dict:
+    """What training a starting policy has cost."""
+    return {"policy": policy, "student_kwh": kwh, "teacher_kwh": None, "total_energy_kwh": kwh}
 
 
 def baseline(name: str = "gold", student: float = 1000.0, **more) -> dict:
@@ -94,7 +134,8 @@ def served(joules_per_token: float, percent: float = 5.0, instrument: str = "RAP
         "whose": whose,
         "uncertainty_pct": percent,
     }
-    return {"joules_per_token": joules_per_token, "boundary": ["cpu"], "components": [part]}
+    nothing = {"tokens": None, "seconds": None, "watts": None, "method": None, "reason": None}
+    return {"joules_per_token": joules_per_token, "boundary": ["cpu"], "components": [part], **nothing}
 
 
 def write(folder: Path, *summaries: dict) -> list[str]:

@@ -14,7 +14,7 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from workflow_scripts.distill import packing, training
-from workflow_scripts.distill.arguments import arguments, sft_config
+from workflow_scripts.distill.arguments import arguments
 from workflow_scripts.distill.budget import EnergyBudget
 from workflow_scripts.distill.corpus import loss_tokens
 from workflow_scripts.distill.order import training_order
@@ -100,7 +100,7 @@ def train(
             callback.on_step_end = hooked  # type: ignore[method-assign]
         trainer = training.DistillationTrainer(
             model=student,
-            args=sft_config(arguments(block, 1, len(steps), folder, 1)),
+            args=arguments(block, 1, len(steps), folder, 1),
             train_dataset=training.row_numbers([*range(len(data)), training.FILLER]),
             eval_dataset=training.row_numbers(range(10, 10 + held_out)) if held_out else None,
             processing_class=tokenizer(),

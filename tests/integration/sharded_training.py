@@ -28,9 +28,10 @@ from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from workflow_scripts.distill import training
-from workflow_scripts.distill.arguments import arguments, dpo_config, sft_config
+from workflow_scripts.distill.arguments import arguments
 from workflow_scripts.distill.packing import ROWWISE
 from workflow_scripts.distill.parallel import is_main, world_size
+from workflow_scripts.distill.preference_training import PreferenceTrainer, dpo_options
 from workflow_scripts.distill.work import ExampleWork, WorkCallback, work_per_step
 from workflow_scripts.progress import Progress
 from workflow_scripts.settings.schema import Training
@@ -78,7 +79,7 @@ def shared_rows(rows: list[dict[str, Any]], folder: Path) -> Dataset:
     return Dataset.from_parquet(str(file), cache_dir=str(folder))
 
 
-def make_trainer(kind: str, toy: Path, shared: dict[str, Any]) -> training.DistillationTrainer | training.PreferenceTrainer:
+def make_trainer(kind: str, toy: Path, setup: tuple[Any, ...]) -> training.DistillationTrainer | PreferenceTrainer:
     attention = "sdpa" if kind == "dpo" else ROWWISE
     model = LlamaForCausalLM.from_pretrained(toy, dtype=torch.float32, attn_implementation=attention)
     order = list(range(ROWS))
@@ -86,9 +87,9 @@ def make_trainer(kind: str, toy: Path, shared: dict[str, Any]) -> training.Disti
         pairs = [
             {"prompt_ids": tokens(i, 3), "chosen_ids": tokens(50 + i, 4), "rejected_ids": tokens(99 + i, 5)} for i in order
         ]
-        return training.PreferenceTrainer(
+        return PreferenceTrainer(
             model=model,
-            args=dpo_config(shared, 0.1, "sigmoid"),
+            args=arguments(*setup, **dpo_options(0.1, "sigmoid")),
             train_dataset=shared_rows(pairs, toy.parent / "datasets"),
             processing_class=tokenizer(),
             order=order,
@@ -96,7 +97,7 @@ def make_trainer(kind: str, toy: Path, shared: dict[str, Any]) -> training.Disti
     rows = [{"input_ids": tokens(i, 6 + i % 5), "loss_mask": [0, 0] + [1] * (4 + i % 5), "example_id": str(i)} for i in order]
     return training.DistillationTrainer(
         model=model,
-        args=sft_config(shared),
+        args=arguments(*setup),
         train_dataset=training.row_numbers([*order, training.FILLER]),
         processing_class=tokenizer(),
         data_collator=training.Collator(rows, [], 0, packing=True),
@@ -119,7 +120,7 @@ def train(kind: str, toy: Path, folder: Path, fsdp: bool) -> None:
     work = [ExampleWork(4, (6,))] * ROWS
     steps = work_per_step(range(ROWS), work, BATCH // world_size(), world_size())
     with Progress("loss", total=1) as progress:
-        trainer = make_trainer(kind, toy, arguments(options, 1, STEPS, folder, 1))
+        trainer = make_trainer(kind, toy, (options, 1, STEPS, folder, 1))
         training.run(trainer, WorkCallback(progress, steps), folder)
     weights = training.full_weights(trainer) or trainer.model.state_dict()
     if is_main():

@@ -7,12 +7,13 @@ are.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 from safetensors import safe_open
 
-from tests.conftest import REPOSITORY, Workflow, copy_workflow
+from tests.conftest import REPOSITORY, Workflow, copy_workflow, made_once, shared_folder
 from workflow_scripts.artefact import RANDOM_WEIGHTS
 from workflow_scripts.distill.corpus import read_table
 
@@ -22,12 +23,18 @@ TOKENS = 49_152
 
 
 @pytest.fixture(scope="session")
-def guide_run(request: pytest.FixtureRequest, tmp_path_factory, tiny_run: Workflow, downloads) -> Workflow:
+def guide_run(tmp_path_factory, tiny_run: Workflow, downloads) -> Workflow:
     """Finished run; the tokenizer is the tiny run's. Tests must not change it."""
-    folder = request.config.getoption("--guide-run") or tmp_path_factory.mktemp("guide") / "workflow"
+    folder = shared_folder(tmp_path_factory) / "guide"
     workflow = Workflow(folder, folder / "config" / "olmo2.yaml")
-    if (folder / "results" / "olmo2" / "comparison" / "comparison.json").is_file():
-        return workflow
+    with made_once(folder) as mine:
+        if mine:
+            make_guide_run(workflow, tiny_run, downloads)
+    return workflow
+
+
+def make_guide_run(workflow: Workflow, tiny_run: Workflow, downloads: Path) -> None:
+    folder = workflow.folder
     copy_workflow(folder, downloads)
     tokenizer = str(tiny_run.path("results/models/smollm2-135m-instruct/model/tokenizer.json").parent)
     overlay = yaml.safe_load((REPOSITORY / "tests" / "config" / "guide.yaml").read_text())
@@ -36,7 +43,6 @@ def guide_run(request: pytest.FixtureRequest, tmp_path_factory, tiny_run: Workfl
     overlay["output"] = {"download_dir": str(downloads)}
     (folder / "guide.yaml").write_text(yaml.safe_dump(overlay))
     workflow.snakemake("--cores", "2", overlay="guide.yaml")
-    return workflow
 
 
 @pytest.mark.parametrize("name", NAMES)

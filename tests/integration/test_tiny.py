@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import jsonschema
+import pandas as pd
 import pytest
 
 from tests.conftest import REPOSITORY, Workflow
@@ -88,7 +89,8 @@ def test_the_summary_adds_up(tiny_run: Workflow) -> None:
     baseline = tiny_run.json("results/demo_baseline/experiment_summary.json")
     assert lineage["policy"] == "demo_baseline"
     assert lineage["total_energy_kwh"] == pytest.approx(baseline["roles"]["student"]["kwh"])
-    assert baseline["reuse"]["preprocess"]["experiments"] == 4
+    stages = pd.read_csv(tiny_run.path("results/comparison/stage_energy.csv"))
+    assert set(stages[stages["stage"] == "preprocess"]["users"]) == {4}
     comparison = tiny_run.json("results/comparison/comparison.json")
     own = sum(r["total_kwh"] for r in comparison["experiments"])
     assert 0 < comparison["campaign_kwh"] < own, "shared stages are counted once"

@@ -2,42 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from workflow_scripts.accounting.costs import boundaries
-from workflow_scripts.accounting.qualities import conditions, value_of
-from workflow_scripts.accounting.runs import Group, group
+from workflow_scripts.accounting.groups import Group, group
+from workflow_scripts.accounting.model import LOWER_IS_BETTER, ExperimentSummary
 
 AGREEMENT = ("kl_to_teacher", "top1_agreement")
 
 
-def differences(summaries: list[dict[str, Any]]) -> list[str]:
-    """What must agree for a fair comparison and does not, one line per property."""
+@dataclass(frozen=True)
+class Difference:
+    """A property that does not agree: its values by experiment (or runs of one)."""
+
+    what: str
+    values: dict[str, str]
+
+    @property
+    def text(self) -> str:
+        """The difference in a sentence."""
+        return f"{self.what} differs: " + "; ".join(f"{name}: {value}" for name, value in self.values.items())
+
+
+def incomplete(summaries: Iterable[ExperimentSummary]) -> list[str]:
+    """Experiments without a total."""
+    names = [s.experiment_name for s in summaries if not s.energy.complete]
+    return [f"{name}: a stage has no energy figure, so it has no total" for name in names]
+
+
+def differences(summaries: Sequence[ExperimentSummary]) -> list[Difference]:
+    """What must agree for a fair comparison and does not."""
     properties = {each.name: _properties(each) for each in group(summaries)}
-    incomplete = [s["experiment_name"] for s in summaries if not s["energy"].get("complete", True)]
-    lines = [f"{name}: a stage has no energy figure, so it has no total" for name in incomplete]
+    found = []
     for what in dict.fromkeys(what for own in properties.values() for what in own):
         values = {name: own[what] for name, own in properties.items() if what in own}
         if len(set(values.values())) > 1:
-            lines.append(f"{what} differs: " + "; ".join(f"{name}: {value}" for name, value in values.items()))
-    return lines
+            found.append(Difference(what, values))
+    return found
 
 
 def _properties(each: Group) -> dict[str, str]:
     """Property -> value, over the runs of a group; what is not known is left out."""
     found: dict[str, list[str]] = {}
     for summary in each.runs:
-        quality = summary.get("quality") or {}
+        training = next(iter(summary.of("student")), None)
         own = {
-            "hardware": hardware(summary),
-            "boundary": "; ".join(summary["energy"].get("boundary") or []),
-            "energy class": summary["energy"].get("class"),
-            "stages": _stages(summary),
-            "evaluation split": (quality.get("split_sha256") or "")[:12],
-            "teacher": quality.get("teacher"),
-            "end of the training": _ended_by(summary),
-            **(summary.get("comparable") or {}),
+            "hardware": summary.hardware,
+            "boundary": "; ".join(summary.energy.boundary),
+            "energy class": summary.energy.energy_class,
+            "stages": "+".join(role for role, entry in summary.roles.items() if entry.stages and role != "teacher"),
+            "evaluation split": (summary.quality.split_sha256 or "")[:12],
+            "teacher": summary.quality.teacher,
+            "end of the training": training.metrics.ended_by if training else None,
+            **summary.comparable,
         }
         for what, value in own.items():
             if value not in (None, ""):
@@ -45,46 +62,38 @@ def _properties(each: Group) -> dict[str, str]:
     return {what: ", ".join(sorted(set(values))) for what, values in found.items()}
 
 
-def _ended_by(summary: dict[str, Any]) -> str | None:
-    """The key of `training` that ended the experiment's training; None where its record does not say."""
-    own = (r for r in summary["stages"].values() if r.get("role") == "student" and "lineage" not in r)
-    return next((ended for r in own if (ended := (r.get("metrics") or {}).get("ended_by"))), None)
+def qualities(summaries: Iterable[ExperimentSummary]) -> list[str]:
+    """Every quality that one of the experiments can be judged by."""
+    return [*LOWER_IS_BETTER, *sorted({name for s in summaries for name in s.quality.metrics})]
 
 
-def _stages(summary: dict[str, Any]) -> str:
-    """Roles that are in the total, apart from the teacher's, which not every pipeline has."""
-    return "+".join(role for role, entry in summary["roles"].items() if entry.get("stages") and role != "teacher")
+def lower_is_better(summaries: Iterable[ExperimentSummary], quality: str) -> bool:
+    """Direction of a quality; a task says its own."""
+    entries = [entry for s in summaries if (entry := s.quality.metrics.get(quality)) is not None]
+    return LOWER_IS_BETTER.get(quality, any(entry.higher_is_better is False for entry in entries))
 
 
-def hardware(summary: dict[str, Any]) -> str:
-    """CPUs and GPUs that the experiment's stages ran on."""
-    records = summary["stages"].values()
-    names = {(r.get("provenance") or {}).get("cpu") or "unknown CPU" for r in records}
-    return ", ".join(sorted(names | {d.get("name") or "unknown GPU" for r in records for d in r.get("devices") or []}))
-
-
-def quality_refusal(summaries: list[dict[str, Any]], quality: str) -> str | None:
+def quality_refusal(summaries: Iterable[ExperimentSummary], quality: str) -> str | None:
     """Why the qualities of these experiments are no numbers of one scale, or None."""
-    judged = {s["experiment_name"]: s["quality"] for s in summaries if value_of(s.get("quality"), quality) is not None}
+    judged = {s.experiment_name: s.quality for s in summaries if s.quality.quality(quality) is not None}
     if "/" in quality:
-        asked = {name: conditions(q, quality) for name, q in judged.items()}
-        listed = "; ".join(f"{name}: {text}" for name, text in asked.items())
-        return f"quality is not compared: {quality} was asked differently ({listed})" if len(set(asked.values())) > 1 else None
-    splits = {name: q.get("split_sha256") for name, q in judged.items()}
-    if len(set(splits.values())) > 1:
-        listed = "; ".join(f"{name}: {(split or 'unknown')[:12]}" for name, split in splits.items())
-        return f"quality is not compared: the evaluation split differs ({listed})"
-    teachers = {name: q.get("teacher") for name, q in judged.items()}
-    if quality in AGREEMENT and len(set(teachers.values())) > 1:
-        listed = "; ".join(f"{name}: {teacher}" for name, teacher in teachers.items())
-        return f"quality is not compared: {quality} is to different teachers ({listed})"
+        checks = {f"{quality} was asked differently": {name: q.conditions(quality) for name, q in judged.items()}}
+    else:
+        checks = {"the evaluation split differs": {name: (q.split_sha256 or "unknown")[:12] for name, q in judged.items()}}
+        if quality in AGREEMENT:
+            checks[f"{quality} is to different teachers"] = {name: str(q.teacher) for name, q in judged.items()}
+    for complaint, values in checks.items():
+        if len(set(values.values())) > 1:
+            listed = "; ".join(f"{name}: {value}" for name, value in values.items())
+            return f"quality is not compared: {complaint} ({listed})"
     return None
 
 
-def boundary_refusal(groups: Iterable[Group], roles: tuple[str, ...] = ("teacher", "student")) -> str | None:
-    """Why energies of these groups must not be subtracted from each other, or None."""
-    found = boundaries(groups, roles)
-    if len(found) < 2:
-        return None
+def boundary_difference(groups: Iterable[Group], *roles: str) -> str | None:
+    """How the boundaries of the stages of some roles differ between groups, or None: such energies are not subtracted."""
+    found: dict[str, set[str]] = {}
+    for each in groups:
+        for record in (r for s in each.runs for r in s.stages.values() if r.role in roles and r.spent is not None):
+            found.setdefault(record.boundary, set()).add(each.name)
     listed = "; ".join(f"{boundary}: {', '.join(sorted(names))}" for boundary, names in sorted(found.items()))
-    return f"refused: boundaries differ ({listed})"
+    return f"boundaries differ ({listed})" if len(found) > 1 else None

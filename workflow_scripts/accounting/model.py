@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BeforeValidator, Field, PrivateAttr, computed_field, model_validator
+
+from workflow_scripts.artefact import RANDOM_WEIGHTS
+from workflow_scripts.energy.model import Closed, Document, EnergyClass, Open, StageRecord, boundary_of, is_none
+from workflow_scripts.energy.uncertainty import KWH, Energy, Figure, total, worst
+from workflow_scripts.progress import TOKEN_TYPES
 
 ROLES = ("prerun", "data", "teacher", "student", "evaluation")  # of the stages in a summary
+TRAINING = {"dpo": "dpo_training"}
+TEACHER = {"kd": ("logit_caching",), "sft": ("teacher_generation",), "dpo": ("teacher_generation",)}
+LOWER_IS_BETTER = {"cross_entropy": True, "kl_to_teacher": True, "top1_agreement": False}
 
 
-class _Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+def sum_of(values: list[float | None]) -> float | None:
+    """Sum; None as soon as one member is unknown or there is none."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known and len(known) == len(values) else None
 
 
-class RoleEnergy(_Closed):
+class RoleEnergy(Closed):
     """Energy of all stages of one role; null when one of them has no figure, or there is none.
 
     Class (the worst) and boundaries are those of the stages that have a figure; class null where there is no stage.
@@ -25,28 +37,28 @@ class RoleEnergy(_Closed):
     stages: int
     useful_j: float | None = None
     wasted_j: float | None = None
-    energy_class: Literal["measured", "integrated", "modelled", "unavailable"] | None = Field(None, alias="class")
+    energy_class: EnergyClass | None = Field(None, alias="class")
     boundary: list[str] = Field(default_factory=list)
 
 
-class SummaryEnergy(_Closed):
+class SummaryEnergy(Closed):
     """How the total was obtained: worst class, boundaries, whether every stage has a figure, its uncertainty."""
 
-    energy_class: Literal["measured", "integrated", "modelled", "unavailable"] = Field(alias="class")
+    energy_class: EnergyClass = Field(alias="class")
     boundary: list[str]
     complete: bool
     uncertainty_j: float | None
     uncertainty_pct: float | None
 
 
-class Reuse(_Closed):
-    """Which compared experiments share a stage's artefact."""
+class Reuse(Closed):
+    """Which experiments used a stage's artefact. Of imported experiments only."""
 
     experiments: int
     names: list[str]
 
 
-class Lineage(_Closed):
+class Lineage(Closed):
     """What the starting policy has cost before; not in this experiment's total."""
 
     policy: str
@@ -55,20 +67,43 @@ class Lineage(_Closed):
     total_energy_kwh: float | None
 
 
-class Deployment(_Closed):
+class DeployedComponent(Closed):
+    """A component's part of the joules per token, with its instrument and the host or GPUs that it belongs to."""
+
+    component: str
+    joules_per_token: float
+    instrument: str
+    whose: str
+    uncertainty_pct: float | None
+
+
+class Deployment(Closed):
     """What serving a model costs: joules per generated token in its evaluation, by which method, from which components."""
 
-    joules_per_token: float | None
-    tokens: int | None
-    seconds: float | None
-    watts: float | None
-    boundary: list[str]
-    components: list[dict[str, Any]]
-    method: Literal["trace", "mean power of the evaluation"] | None
-    reason: str | None
+    joules_per_token: float | None = None
+    tokens: int | None = None
+    seconds: float | None = None
+    watts: float | None = None
+    boundary: list[str] = Field(default_factory=list)
+    components: list[DeployedComponent] = Field(default_factory=list)
+    method: Literal["trace", "mean power of the evaluation"] | None = None
+    reason: str | None = None
+
+    @property
+    def cost(self) -> Figure | None:
+        """Joules per token with their errors."""
+        if self.joules_per_token is None:
+            return None
+        errors: dict[tuple[str, str], float] = {}
+        for part in self.components:
+            if part.uncertainty_pct is None:
+                return Figure(self.joules_per_token, None)
+            key = (part.instrument, part.whose)
+            errors[key] = errors.get(key, 0.0) + part.joules_per_token * part.uncertainty_pct / 100
+        return Figure(self.joules_per_token, errors)
 
 
-class Bounds(_Closed):
+class Bounds(Closed):
     """A predicted figure between its bounds."""
 
     low: float
@@ -76,7 +111,7 @@ class Bounds(_Closed):
     high: float
 
 
-class ForecastRow(_Closed):
+class ForecastRow(Closed):
     """One planned stage. Figures are null with a `reason` where it cannot be priced.
 
     `record` is the file that will say what it has cost; `jobs` counts the planned jobs (the parts of a stage and their merge);
@@ -99,7 +134,7 @@ class ForecastRow(_Closed):
     notes: list[str]
 
 
-class ForecastTotal(_Closed):
+class ForecastTotal(Closed):
     """Sum over the priced stages, bounds added up; `unpriced` names the stages that are not in it."""
 
     kwh: Bounds | None
@@ -108,7 +143,7 @@ class ForecastTotal(_Closed):
     unpriced: list[str]
 
 
-class Forecast(_Closed):
+class Forecast(Document):
     """`forecast/1`: what the stale jobs of one plan will cost. `earlier` keeps the rows of records outside this plan."""
 
     schema_: Literal["forecast/1"] = Field("forecast/1", alias="schema")
@@ -121,7 +156,7 @@ class Forecast(_Closed):
     notes: list[str]
 
 
-class Outcome(_Closed):
+class Outcome(Closed):
     """Forecast against outcome, kWh; `actual` is null where the record has no figure, and then nothing is `inside`."""
 
     predicted: float
@@ -131,7 +166,7 @@ class Outcome(_Closed):
     inside: bool | None
 
 
-class ForecastOutcome(_Closed):
+class ForecastOutcome(Closed):
     """The forecast stages of an experiment, and their sum. Stages that were not forecast are in neither."""
 
     unit: Literal["kWh"]
@@ -139,63 +174,333 @@ class ForecastOutcome(_Closed):
     total: Outcome
 
 
-class PointOnTheWay(_Closed):
+class EvaluationPoint(Closed):
     """Held-out loss after `step` optimizer steps, and the joules of the training alone until then."""
 
     step: int
-    eval_loss: float
+    eval_loss: float | None
     training_joules: float | None
 
 
-class EvaluationsOnTheWay(_Closed):
+class IntermediateEvaluations(Closed):
     """What the evaluations inside the training have cost; their joules are on the training's bill, null with a reason."""
 
     count: int
     seconds: float
     joules: float | None
     reason: str | None
-    points: list[PointOnTheWay]
+    points: list[EvaluationPoint]
 
 
-class ExperimentSummary(_Closed):
+class Preference(Open):
+    """Implicit rewards on held-out pairs."""
+
+    mean_margin: float | None = None
+    accuracy: float | None = None
+
+
+class Generation(Open):
+    """Text generated in an evaluation; `start_time` in Unix s."""
+
+    generated_tokens: int | None = None
+    seconds: float | None = None
+    start_time: float | None = None
+    tokens_per_second: float | None = None
+    reason: str | None = None
+
+
+class TaskMetric(Open):
+    """A metric of an lm-eval task."""
+
+    value: float | None = None
+    higher_is_better: bool | None = None
+    examples: int | None = None
+    shots: int | None = None
+    version: float | str | None = None
+
+
+class Tasks(Open):
+    """Metrics of lm-eval tasks by `<task>/<metric>`."""
+
+    chat_template: Any = None
+    metrics: dict[str, TaskMetric] = Field(default_factory=dict)
+
+
+class Evaluation(Open):
+    """evaluation.json: how good a model is on held-out text. A quality is one of its fields, or a task's metric by name."""
+
+    model: str | None = None
+    teacher: str | None = None
+    split_sha256: str | None = None
+    cross_entropy: float | None = None
+    perplexity: float | None = None
+    kl_to_teacher: float | None = None
+    top1_agreement: float | None = None
+    preference: Preference | None = None
+    generation: Generation | None = None
+    tasks: Tasks | None = None
+
+    @property
+    def metrics(self) -> dict[str, TaskMetric]:
+        """Metrics of tasks by name."""
+        return self.tasks.metrics if self.tasks else {}
+
+    def quality(self, name: str) -> float | None:
+        """A quality; None where the evaluation has none."""
+        if "/" not in name:
+            value: float | None = getattr(self, name, None)
+            return value
+        return self.metrics[name].value if name in self.metrics else None
+
+    def conditions(self, name: str) -> str:
+        """What values of a task's metric are comparable under, in words."""
+        entry = self.metrics.get(name, TaskMetric())
+        said = f"examples {entry.examples}, shots {entry.shots}, version {entry.version}"
+        return f"{said}, chat template {self.tasks.chat_template if self.tasks else None}"
+
+
+class SummaryStage(StageRecord):
+    """A stage of a summary. With `lineage` it belongs to the experiment of that name, whose model this one starts from."""
+
+    lineage: str | None = Field(None, exclude_if=is_none)
+    shared_by: list[str] | None = Field(None, exclude_if=is_none)  # of imported experiments, and in older summaries
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why an experiment has no total: a stage that is missing, or whose figure is no energy."""
+
+    stage: str
+    text: str
+
+
+class ExperimentSummary(Document):
     """All stages of one experiment added up. Energies in J and kWh, durations in s.
 
-    A stage with a key `lineage` belongs to the experiment of that name, whose model this one starts from; it is in no total.
+    Everything that follows from the stages is computed from them. Stages of a starting policy (`lineage`) are in no total.
     """
 
     schema_: Literal["experiment-summary/1"] = Field("experiment-summary/1", alias="schema")
-    experiment_id: str
+    experiment_id: str = ""
     experiment_name: str
     pipeline: str
-    description: str
-    start_time: float
-    end_time: float
-    total_duration_seconds: float
-    total_tokens_processed: int | None
-    tokens_unit: str | None
-    tokens: dict[str, int | None]
-    throughput: dict[str, float | None]
-    total_gpu_energy_joules: float | None
-    total_cpu_energy_joules: float | None
-    total_energy_joules: float | None
-    total_energy_kwh: float | None
-    joules_per_token: float | None
-    overall_joules_per_token: float | None
-    overall_tokens_per_second: float | None
-    energy: SummaryEnergy
-    useful_j: float | None
-    wasted_j: float | None
-    carbon_grams: float | None
-    roles: dict[str, RoleEnergy]
-    reuse: dict[str, Reuse]
-    lineage: Lineage | None
-    forecast: ForecastOutcome | None
-    quality: dict[str, Any]
-    references: dict[str, dict[str, Any]]
-    comparable: dict[str, Any]
-    config_fingerprint: str
+    description: str = ""
+    reuse: dict[str, Reuse] = Field(default_factory=dict, exclude_if=lambda value: not value)
+    lineage: Lineage | None = None
+    forecast: ForecastOutcome | None = None
+    quality: Annotated[Evaluation, BeforeValidator(lambda value: value or {})] = Field(default_factory=Evaluation)
+    references: dict[str, Evaluation] = Field(default_factory=dict)
+    comparable: dict[str, Any] = Field(default_factory=dict)
+    config_fingerprint: str = ""
     seedless_fingerprint: str | None = None
-    evaluations_on_the_way: EvaluationsOnTheWay | None = None
+    evaluations_on_the_way: IntermediateEvaluations | None = None
     deployment: dict[str, Deployment] = Field(default_factory=dict)
-    stages: dict[str, dict[str, Any]]
-    warnings: list[str]
+    stages: dict[str, SummaryStage] = Field(min_length=1)
+
+    # Sums over the stages that are in the total; the training's tokens; energies of the stages that have a figure.
+    start_time: float = 0.0
+    end_time: float = 0.0
+    total_duration_seconds: float = 0.0
+    total_tokens_processed: int | None = None
+    tokens_unit: str | None = None
+    tokens: dict[str, int | None] = Field(default_factory=dict)
+    throughput: dict[str, float | None] = Field(default_factory=dict)
+    total_energy_joules: float | None = None  # null when one stage has no figure
+    total_gpu_energy_joules: float | None = None
+    total_cpu_energy_joules: float | None = None
+    useful_j: float | None = None
+    wasted_j: float | None = None
+    carbon_grams: float | None = None  # null when those of one stage are not known
+    _path: Path = PrivateAttr(Path())
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a summary; it remembers where. Raises ArtefactError."""
+        summary = super().read(path)
+        summary._path = path
+        return summary
+
+    @property
+    def path(self) -> Path:
+        """Where the summary was read; traces are found from there."""
+        return self._path
+
+    @property
+    def own(self) -> dict[str, SummaryStage]:
+        """Stages that are in the total."""
+        return {name: stage for name, stage in self.stages.items() if stage.lineage is None}
+
+    @property
+    def in_order(self) -> dict[str, SummaryStage]:
+        """Stages that are in the total by role, in the order of the work, and by start."""
+        return dict(sorted(self.own.items(), key=lambda item: (ROLES.index(item[1].role), item[1].start_time, item[0])))
+
+    def of(self, *roles: str) -> list[SummaryStage]:
+        """Stages of some roles that are in the total."""
+        return [stage for stage in self.own.values() if stage.role in roles]
+
+    @property
+    def training(self) -> SummaryStage | None:
+        """The experiment's own training."""
+        return self.own.get(TRAINING.get(self.pipeline, "student_train"))
+
+    def spent(self, *roles: str) -> Energy | None:
+        """Energy of the stages of some roles, or of all; None when there is none or one of them has no figure."""
+        figures = [stage.spent for stage in (self.of(*roles) if roles else self.own.values())]
+        known = [figure for figure in figures if figure is not None]
+        return total(known) if known and len(known) == len(figures) else None
+
+    @property
+    def before(self) -> Energy | None:
+        """What training the starting policy has cost, 0 without one; None when it is not known.
+
+        The errors are those of the training records kept with it; what else is in it errs in the same proportion.
+        """
+        if self.lineage is None:
+            return Energy(0.0)
+        if self.lineage.total_energy_kwh is None:
+            return None
+        known = [stage.spent for stage in self.stages.values() if stage.lineage is not None and stage.spent is not None]
+        return Energy(self.lineage.total_energy_kwh * KWH).with_errors_of(total(known))
+
+    @property
+    def with_policy(self) -> Energy | None:
+        """All stages and the training of the starting policy; None when it is not known or a stage is missing."""
+        own, before = self.spent(), self.before
+        return own + before if own is not None and before is not None and not self.problems else None
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Why the experiment has no total."""
+        wanted = (*TEACHER.get(self.pipeline, ()), TRAINING.get(self.pipeline, "student_train"))
+        missing = [Problem(n, f"stage {n} is missing, so it has no total") for n in wanted if n not in self.own]
+        said = {n: r.total_energy_joules for n, r in self.stages.items() if r.spent is None}
+        odd = {n: joules for n, joules in said.items() if joules is not None}
+        return missing + [Problem(n, f"stage {n}: total_energy_joules = {j!r} is no energy") for n, j in odd.items()]
+
+    @property
+    def partial(self) -> list[str]:
+        """Why the total is a lower bound."""
+        unfinished = {name: r.status for name, r in self.stages.items() if r.status != "complete"}
+        return [f"stage {name} is {status}: its energy is a lower bound" for name, status in unfinished.items()]
+
+    @property
+    def random_weights(self) -> bool:
+        """Whether the models are random, so that quality means nothing."""
+        return any(RANDOM_WEIGHTS in stage.warnings for stage in self.own.values())
+
+    @property
+    def hardware(self) -> str:
+        """CPUs and GPUs that the stages ran on."""
+        names = {stage.provenance.cpu or "unknown CPU" for stage in self.stages.values()}
+        return ", ".join(sorted(names | {d.name or "unknown GPU" for r in self.stages.values() for d in r.devices}))
+
+    @model_validator(mode="after")
+    def _add_up(self) -> Self:
+        own, known, training = self.own.values(), self._known, self.training
+        self.start_time = min((stage.start_time for stage in own), default=0.0)
+        self.end_time = max((stage.end_time for stage in own), default=0.0)
+        self.total_duration_seconds = sum(stage.duration_seconds for stage in own)
+        self.total_tokens_processed = training.tokens_processed if training else None
+        self.tokens_unit = training.tokens_unit if training else None
+        counted = {kind: [n for stage in own if (n := getattr(stage.work, kind)) is not None] for kind in TOKEN_TYPES}
+        self.tokens = {kind: sum(counts) if counts else None for kind, counts in counted.items()}
+        self.throughput = {name: stage.tokens_per_second for name, stage in self.own.items()}
+        spent = self.spent()
+        self.total_energy_joules = spent.value if spent else None
+        self.total_gpu_energy_joules = sum_of([stage.gpu_energy_joules for stage in known])
+        self.total_cpu_energy_joules = sum_of([stage.cpu_energy_joules for stage in known])
+        self.useful_j = sum_of([stage.useful_j for stage in known])
+        self.wasted_j = sum_of([stage.wasted_j for stage in known])
+        self.carbon_grams = sum_of([stage.carbon.grams for stage in own])
+        return self
+
+    @property
+    def _known(self) -> list[SummaryStage]:
+        return [stage for stage in self.own.values() if stage.spent is not None]
+
+    @computed_field
+    @property
+    def total_energy_kwh(self) -> float | None:
+        """Energy of all stages [kWh]; null when one has no figure."""
+        return None if self.total_energy_joules is None else self.total_energy_joules / KWH
+
+    @computed_field
+    @property
+    def joules_per_token(self) -> float | None:
+        """Of the training."""
+        return self.training.joules_per_token if self.training else None
+
+    @property
+    def _tokens_of_the_end(self) -> int | None:
+        """The training's tokens; None where they are of an earlier instant than its energy (imported records)."""
+        trained = self.training
+        if trained is None or not trained.tokens_processed or trained.total_energy_joules is None:
+            return self.total_tokens_processed
+        then = (trained.joules_per_token or 0.0) * trained.tokens_processed
+        late = abs(trained.total_energy_joules - then) > 1e-6 * trained.total_energy_joules
+        return None if late else trained.tokens_processed
+
+    @computed_field
+    @property
+    def overall_joules_per_token(self) -> float | None:
+        """Energy of all stages per token of the training."""
+        joules, tokens = self.total_energy_joules, self._tokens_of_the_end
+        return joules / tokens if joules is not None and tokens else None
+
+    @computed_field
+    @property
+    def overall_tokens_per_second(self) -> float | None:
+        """Tokens of the training per second of all stages."""
+        tokens, seconds = self._tokens_of_the_end, self.total_duration_seconds
+        return tokens / seconds if tokens and seconds else None
+
+    @computed_field
+    @property
+    def energy(self) -> SummaryEnergy:
+        """How the total was obtained; class and boundary are those of the stages that have a figure."""
+        spent = self.spent()
+        return SummaryEnergy.model_validate(
+            {
+                "class": worst(stage.energy.total.energy_class for stage in self._known),
+                "boundary": boundary_of(self._known),
+                "complete": spent is not None,
+                "uncertainty_j": spent.half_width if spent else None,
+                "uncertainty_pct": spent.uncertainty_pct if spent else None,
+            }
+        )
+
+    @computed_field
+    @property
+    def roles(self) -> dict[str, RoleEnergy]:
+        """Energy by role."""
+        return {role: self._role(role) for role in ROLES}
+
+    def _role(self, role: str) -> RoleEnergy:
+        members, spent = self.of(role), self.spent(role)
+        known = [stage for stage in members if stage.spent is not None]
+        return RoleEnergy.model_validate(
+            {
+                "joules": spent.value if spent else None,
+                "kwh": spent.kwh if spent else None,
+                "uncertainty_kwh": spent.uncertainty_kwh if spent else None,
+                "stages": len(members),
+                "useful_j": sum_of([stage.useful_j for stage in members]),
+                "wasted_j": sum_of([stage.wasted_j for stage in members]),
+                "class": worst(stage.energy.total.energy_class for stage in known) if members else None,
+                "boundary": boundary_of(known),
+            }
+        )
+
+    @computed_field
+    @property
+    def warnings(self) -> list[str]:
+        """What the stages warn of, and what is odd about their sum."""
+        found = [RANDOM_WEIGHTS] if self.random_weights else []
+        found += [f"{name}: {text}" for name, r in self.own.items() for text in r.warnings if text != RANDOM_WEIGHTS]
+        unknown = sorted(name for name, stage in self.own.items() if stage.spent is None)
+        found += [f"{name}: no energy figure, so there is no total" for name in unknown]
+        unfinished = {name: stage.status for name, stage in self.own.items() if stage.status != "complete"}
+        found += [f"{name}: its record is {status}: its energy is a lower bound" for name, status in unfinished.items()]
+        boundaries = boundary_of(self._known)
+        return found + ([f"stages have different boundaries: {', '.join(boundaries)}"] if len(boundaries) > 1 else [])

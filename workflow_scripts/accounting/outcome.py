@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
 
 from workflow_scripts.accounting.model import Bounds, Forecast, ForecastOutcome, ForecastRow, Outcome
-from workflow_scripts.artefact import read_json
+from workflow_scripts.artefact import ArtefactError
+from workflow_scripts.energy.model import StageRecord
 
 
-class ForecastError(ValueError):
+class ForecastError(ArtefactError):
     """A file that is no forecast."""
 
 
@@ -25,15 +24,15 @@ def read_forecast(path: str | None, marks: dict[str, str]) -> dict[str, Forecast
     if path is None or not Path(path).is_file():
         return {}
     try:
-        forecast = Forecast.model_validate(read_json(Path(path)))
-    except ValidationError as error:
-        raise ForecastError(f"{path} is not a forecast/1: delete it and run again ({error.errors()[0]['msg']})") from None
+        forecast = Forecast.read(Path(path))
+    except ArtefactError as error:
+        raise ForecastError(f"{path} is not a forecast/1: delete it and run again ({error})") from None
     rows = [row for row in (*forecast.earlier, *forecast.rows) if row.kwh is not None]
     return {row.record: row for row in rows if marks.get(row.record, row.settings) == row.settings}
 
 
 def compare_forecast(
-    rows: dict[str, ForecastRow], paths: dict[str, str], records: dict[str, dict[str, Any]]
+    rows: Mapping[str, ForecastRow], paths: Mapping[str, str], records: Mapping[str, StageRecord]
 ) -> ForecastOutcome | None:
     """Forecast against outcome of the stages that were forecast before they ended; None when no stage was.
 
@@ -42,8 +41,8 @@ def compare_forecast(
     found: dict[str, tuple[Bounds, float | None]] = {}
     for stage, path in paths.items():
         row = rows.get(path)
-        if row is not None and row.kwh is not None and row.made_at <= records[stage]["end_time"]:
-            found[stage] = (row.kwh, records[stage]["total_energy_kwh"])
+        if row is not None and row.kwh is not None and row.made_at <= records[stage].end_time:
+            found[stage] = (row.kwh, records[stage].total_energy_kwh)
     if not found:
         return None
     actual = [outcome for _, outcome in found.values()]

@@ -15,24 +15,46 @@ import argparse
 import hashlib
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel, Field
 
-from workflow_scripts.accounting.deployment import deployed_cost
-from workflow_scripts.accounting.evaluations import on_the_way
-from workflow_scripts.accounting.model import ExperimentSummary, ForecastRow
-from workflow_scripts.accounting.outcome import ForecastError, compare_forecast, read_forecast
-from workflow_scripts.accounting.totals import added_up, sum_of
+from workflow_scripts.accounting.model import (
+    Deployment,
+    Evaluation,
+    ExperimentSummary,
+    ForecastRow,
+    Lineage,
+    SummaryStage,
+    sum_of,
+)
+from workflow_scripts.accounting.outcome import compare_forecast, read_forecast
+from workflow_scripts.accounting.traces import deployed_cost, intermediate_evaluations
 from workflow_scripts.artefact import ArtefactError, read_json, write_json
+from workflow_scripts.energy.model import Component, StageRecord, Total
 
-RECORD_SCHEMA = "energy-stage/1"
 NO_SETTINGS = ("experiment", "wandb", "output", "comparison", "scatter")  # of the resolved configuration: change no result
+ADOPTED = "teacher_generation"  # the stage whose data set may have been made elsewhere
 
 
-class SummaryError(ValueError):
-    """Records that cannot be summed."""
+class SummaryPlan(BaseModel):
+    """What a summary adds up: record files by stage name, `shared` ones of artefacts that others may use, and `own` ones."""
+
+    experiment: str
+    pipeline: str
+    training_stage: str
+    shared: dict[str, Path]
+    own: dict[str, Path]
+    evaluation: Path
+    references: dict[str, Path] = Field(default_factory=dict)
+    comparable: dict[str, Any] = Field(default_factory=dict)
+    lineage: Path | None = None
+    teacher_manifest: Path | None = None
+    output_dir: Path
+    prerun: Path
 
 
 def main() -> int:
@@ -43,42 +65,62 @@ def main() -> int:
     parser.add_argument("--forecast")
     parser.add_argument("--forecast-settings", type=json.loads, default={})
     arguments = parser.parse_args()
-    plan, config, out = json.loads(arguments.plan), json.loads(arguments.config), Path(arguments.out)
+    plan, config = SummaryPlan.model_validate_json(arguments.plan), json.loads(arguments.config)
+    out = Path(arguments.out)
     try:
-        records = read_records(plan)
-        forecast = read_forecast(arguments.forecast, arguments.forecast_settings)
-        summary = summarise(plan, config, records, forecast).model_dump(mode="json", by_alias=True)
-    except (SummaryError, ForecastError, ArtefactError) as error:
+        summary = summarise(plan, config, read_forecast(arguments.forecast, arguments.forecast_settings))
+        validation = read_json(plan.prerun)
+    except ArtefactError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    stages = out.parent / "stages"
-    for stage in plan["shared"]:
-        write_json(stages / f"{stage}.json", summary["stages"][stage])
-    write_json(Path(plan["output_dir"]) / "prerun_validation" / "validation.json", read_json(Path(plan["prerun"])))
+    content = summary.content()
+    for stage in plan.shared:
+        write_json(out.parent / "stages" / f"{stage}.json", content["stages"][stage])
+    write_json(plan.output_dir / "prerun_validation" / "validation.json", validation)
     (out.parent / "run_config.yaml").write_text(yaml.safe_dump(config, sort_keys=True), encoding="utf-8")
-    training = summary["stages"][plan["training_stage"]]
-    environment = {stage: record["provenance"] for stage, record in summary["stages"].items()}
-    write_json(out.parent / "environment.json", {**training["provenance"], "stages": environment})
-    write_json(out, summary)
+    environment = {stage: record["provenance"] for stage, record in content["stages"].items()}
+    write_json(out.parent / "environment.json", {**environment[plan.training_stage], "stages": environment})
+    write_json(out, content)
     return 0
 
 
-def read_records(plan: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Stage records by their name in the summary. Raises SummaryError for an unknown schema."""
+def summarise(plan: SummaryPlan, config: Mapping[str, Any], forecast: Mapping[str, ForecastRow]) -> ExperimentSummary:
+    """The summary of one experiment. Raises ArtefactError for a file that cannot be read."""
+    records = read_records(plan)
+    evaluation = Evaluation.model_validate(read_json(plan.evaluation))
+    references = {name: Evaluation.model_validate(read_json(path)) for name, path in plan.references.items()}
+    parent = ExperimentSummary.read(plan.lineage) if plan.lineage else None
+    training = plan.training_stage
+    return ExperimentSummary(
+        experiment_id=f"{plan.experiment}-{fingerprint(config)}",
+        experiment_name=plan.experiment,
+        pipeline=plan.pipeline,
+        description=config["experiment"]["description"],
+        lineage=lineage(parent) if parent else None,
+        forecast=compare_forecast(forecast, {stage: str(path) for stage, path in (plan.shared | plan.own).items()}, records),
+        quality=evaluation,
+        references=references,
+        comparable=plan.comparable,
+        config_fingerprint=fingerprint(config),
+        seedless_fingerprint=seedless_fingerprint(parent, config),
+        evaluations_on_the_way=intermediate_evaluations(records[training], plan.own[training]),
+        deployment=deployment(plan, records, evaluation, references),
+        stages={**(ancestors(parent) if parent else {}), **records},
+    )
+
+
+def read_records(plan: SummaryPlan) -> dict[str, SummaryStage]:
+    """Stage records by their name in the summary; shared ones say of which file they are a copy. Raises ArtefactError."""
     records = {}
-    for stage, path in {**plan["shared"], **plan["own"]}.items():
-        record = read_json(Path(path))
-        if record.get("schema") != RECORD_SCHEMA:
-            raise SummaryError(f"{path}: schema {record.get('schema')!r}, this program reads {RECORD_SCHEMA}")
-        records[stage] = record | {"stage_id": stage, "stage_name": stage, "shared_by": plan.get("sharing", {}).get(stage, [])}
-    adopted = plan.get("teacher_manifest") and read_json(Path(plan["teacher_manifest"])).get("adopted")
-    if adopted:
-        stage = "teacher_generation"
-        records[stage] = adopted_record(Path(plan["teacher_manifest"]), records[stage])
+    for stage, path in (plan.shared | plan.own).items():
+        copied = {"copied_from": str(path)} if stage in plan.shared else {}
+        records[stage] = SummaryStage.read(path).model_copy(update={"stage_id": stage, "stage_name": stage, **copied})
+    if plan.teacher_manifest and read_json(plan.teacher_manifest).get("adopted"):
+        records[ADOPTED] = adopted_record(plan.teacher_manifest, records[ADOPTED])
     return records
 
 
-def adopted_record(manifest: Path, adoption: dict[str, Any]) -> dict[str, Any]:
+def adopted_record(manifest: Path, adoption: SummaryStage) -> SummaryStage:
     """The record found beside an adopted data set, or one that says that its energy is unavailable."""
     facts = read_json(manifest)
     folder = Path(facts["path"])
@@ -87,102 +129,74 @@ def adopted_record(manifest: Path, adoption: dict[str, Any]) -> dict[str, Any]:
         candidates.insert(0, Path(facts["published_by"]).parents[1] / "stages" / "synthetic_generation.json")
     for candidate in candidates:
         if candidate.is_file():
-            found: dict[str, Any] = read_json(candidate)
-            return found | {k: adoption[k] for k in ("stage_id", "stage_name", "shared_by")}
+            same = adoption.model_dump(include={"stage_id", "stage_name", "copied_from"})
+            return SummaryStage.read(candidate).model_copy(update=same)
     reason = f"the data set at {folder} was made elsewhere and no record lies beside it"
-    nothing = dict.fromkeys(
-        (
-            *("total_energy_joules", "total_energy_kwh", "kwh_total", "joules_per_token", "useful_j", "wasted_j"),
-            *("gpu_energy_joules", "cpu_energy_joules", "codecarbon_energy_kwh", "codecarbon_emissions_kg"),
-        )
+    nothing = {"joules": None, "class": "unavailable", "reason": reason}
+    parts = {
+        name: Component.model_validate({**nothing, "method": None, "scope": getattr(adoption.energy, name).scope})
+        for name in ("gpu", "cpu", "dram", "node")
+    }
+    unknown = (
+        *("total_energy_joules", "joules_per_token", "useful_j", "wasted_j", "above_idle_j"),
+        *("gpu_energy_joules", "cpu_energy_joules", "codecarbon_energy_kwh", "codecarbon_emissions_kg"),
     )
-    energy = {**adoption["energy"], "total": {"joules": None, "class": "unavailable", "boundary": [], "reason": reason}}
-    carbon = adoption["carbon"] | {"grams": None, "reason": reason}
-    return adoption | nothing | {"energy": energy, "carbon": carbon, "warnings": [*adoption["warnings"], reason]}
+    update = {
+        **dict.fromkeys(unknown),
+        "energy": adoption.energy.model_copy(update={**parts, "total": Total.model_validate({**nothing, "boundary": []})}),
+        "carbon": adoption.carbon.model_copy(update={"grams": None, "reason": reason}),
+        "warnings": [*adoption.warnings, reason],
+    }
+    return adoption.model_copy(update=update)
 
 
-def summarise(
-    plan: dict[str, Any], config: dict[str, Any], records: dict[str, dict[str, Any]], forecast: dict[str, ForecastRow]
-) -> ExperimentSummary:
-    """The summary of one experiment; energies of a role are null when one of its stages has none."""
-    training = records[plan["training_stage"]]
-    evaluation = read_json(Path(plan["evaluation"]))
-    references = {name: read_json(Path(path)) for name, path in plan["references"].items()}
-    return ExperimentSummary.model_validate(
-        {
-            "experiment_id": f"{plan['experiment']}-{fingerprint(config)}",
-            "experiment_name": plan["experiment"],
-            "pipeline": plan["pipeline"],
-            "description": config["experiment"]["description"],
-            **added_up(records, training),
-            "reuse": {stage: {"experiments": len(users), "names": users} for stage, users in plan.get("sharing", {}).items()},
-            "lineage": lineage(plan),
-            "forecast": compare_forecast(forecast, {**plan["shared"], **plan["own"]}, records),
-            "quality": evaluation,
-            "references": references,
-            "comparable": plan["comparable"],
-            "config_fingerprint": fingerprint(config),
-            "seedless_fingerprint": seedless_fingerprint(plan, config),
-            "evaluations_on_the_way": on_the_way(training, Path(plan["own"][plan["training_stage"]])),
-            "deployment": deployment(plan, records, evaluation, references),
-            "stages": {**ancestors(plan), **records},
-        }
-    )
-
-
-def lineage(plan: dict[str, Any]) -> dict[str, Any] | None:
+def lineage(parent: ExperimentSummary) -> Lineage:
     """What training the starting policy of a dpo experiment has cost: teacher and student stages of its ancestors.
 
     Their prerun, data and evaluation stages are left out: they are shared with this experiment or not needed for the policy.
     """
-    if not plan["lineage"]:
-        return None
-    parent = read_json(Path(plan["lineage"]))
-    roles = [parent["roles"][role] for role in ("teacher", "student")]
-    before = [parent["lineage"]["total_energy_kwh"]] if parent["lineage"] else []
-    return {
-        "policy": parent["experiment_name"],
-        "student_kwh": roles[1]["kwh"],
-        "teacher_kwh": roles[0]["kwh"],
-        "total_energy_kwh": sum_of([*(role["kwh"] for role in roles if role["stages"]), *before]),
-    }
+    roles = [parent.roles[role] for role in ("teacher", "student")]
+    before = [parent.lineage.total_energy_kwh] if parent.lineage else []
+    return Lineage(
+        policy=parent.experiment_name,
+        student_kwh=roles[1].kwh,
+        teacher_kwh=roles[0].kwh,
+        total_energy_kwh=sum_of([*(role.kwh for role in roles if role.stages), *before]),
+    )
 
 
-def ancestors(plan: dict[str, Any]) -> dict[str, Any]:
+def ancestors(parent: ExperimentSummary) -> dict[str, SummaryStage]:
     """Training records that led to the starting policy, marked with `lineage`; they are in no total of this experiment."""
-    if not plan["lineage"]:
-        return {}
-    parent = read_json(Path(plan["lineage"]))
-    trainings = {stage: r for stage, r in parent["stages"].items() if r["role"] == "student"}
-    return {stage: {"lineage": parent["experiment_name"], **record} for stage, record in trainings.items()}
+    trainings = {name: stage for name, stage in parent.stages.items() if stage.role == "student"}
+    named = {name: stage.lineage or parent.experiment_name for name, stage in trainings.items()}
+    return {name: stage.model_copy(update={"lineage": named[name]}) for name, stage in trainings.items()}
 
 
 def deployment(
-    plan: dict[str, Any], records: dict[str, Any], evaluation: dict[str, Any], references: dict[str, Any]
-) -> dict[str, dict[str, Any]]:
+    plan: SummaryPlan, records: Mapping[str, StageRecord], evaluation: Evaluation, references: Mapping[str, Evaluation]
+) -> dict[str, Deployment]:
     """Joules per generated token of the trained `model`, and of the reference models by the records of their evaluations."""
-    found = {"model": deployed_cost(evaluation, records.get("evaluation"), Path(plan["evaluation"]))}
+    found = {"model": deployed_cost(evaluation, records.get("evaluation"), plan.evaluation)}
     for name, result in references.items():
-        path = Path(plan["references"][name])
+        path = plan.references[name]
         record = path.parent / "stages" / "evaluation.json"
-        found[name] = deployed_cost(result, read_json(record) if record.is_file() else None, path)
+        found[name] = deployed_cost(result, StageRecord.read(record) if record.is_file() else None, path)
     return found
 
 
-def seedless_fingerprint(plan: dict[str, Any], config: dict[str, Any]) -> str:
+def seedless_fingerprint(parent: ExperimentSummary | None, config: Mapping[str, Any]) -> str:
     """Equal for experiments that differ in their seed only (and in description, W&B run and paths): runs of one experiment.
 
     A starting policy counts by the fingerprint of the experiment that trained it, so that it may have another seed, too.
     """
     settings = {key: value for key, value in config.items() if key not in NO_SETTINGS}
-    if plan["lineage"]:
-        parent = read_json(Path(plan["lineage"]))
-        before = parent.get("seedless_fingerprint") or parent["experiment_name"]
+    if parent is not None:
+        before = parent.seedless_fingerprint or parent.experiment_name
         settings["model"] = {**settings.get("model", {}), "policy": before}
     return fingerprint(settings)
 
 
-def fingerprint(config: dict[str, Any]) -> str:
+def fingerprint(config: Mapping[str, Any]) -> str:
     """Short mark of a configuration."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
 

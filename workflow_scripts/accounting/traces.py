@@ -1,4 +1,6 @@
-"""Power and loss over the course of a stage, from the files that the meter keeps of each attempt in the state folder.
+"""Energy over the course of a stage, from the files that the meter keeps of each attempt in the state folder.
+
+Power over time, loss over joules, what intermediate evaluations of a training cost, and what a token costs when it is served.
 
 `traces/<attempt>.csv.gz` has cumulative joules per component at every sample (of the whole host, where the job is charged a
 share of it), `attempts/<attempt>.jsonl` has, a few times a minute or more, joules, work and metrics of one instant. Both are
@@ -15,6 +17,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from workflow_scripts.accounting.model import (
+    DeployedComponent,
+    Deployment,
+    Evaluation,
+    EvaluationPoint,
+    Generation,
+    IntermediateEvaluations,
+)
+from workflow_scripts.energy.model import AttemptRecord, Component, IntermediateEvaluation, StageRecord
+from workflow_scripts.energy.uncertainty import instrument
 
 BINS = 120  # of a power curve at most
 SLOWEST_S = 2.0  # CodeCarbon measures once a second: finer bins would show its steps, not the power
@@ -38,15 +51,15 @@ def locate(named: str, near: Path) -> Path:
     raise TraceError(f"{named} is not there any more")
 
 
-def energy_curve(record: dict[str, Any], attempt: dict[str, Any], near: Path) -> pd.DataFrame:
+def energy_curve(record: StageRecord, attempt: AttemptRecord, near: Path) -> pd.DataFrame:
     """Columns `elapsed_s` and `joules`: cumulative energy [J] of one attempt over the record's boundary.
 
     The first point is 0 at the start, the next the first sample at which every component of the boundary has a figure, so the
     seconds before it, in which CodeCarbon starts, count at their mean power. Raises TraceError.
     """
-    if not attempt.get("trace"):
-        raise TraceError(f"attempt {attempt.get('id')} kept no trace")
-    path = locate(attempt["trace"], near)
+    if not attempt.trace:
+        raise TraceError(f"attempt {attempt.id} kept no trace")
+    path = locate(attempt.trace, near)
     try:
         table = pd.read_csv(path, on_bad_lines="skip")
         samples = table.apply(pd.to_numeric, errors="coerce")
@@ -64,14 +77,14 @@ def energy_curve(record: dict[str, Any], attempt: dict[str, Any], near: Path) ->
     return pd.DataFrame({"elapsed_s": np.concatenate([[0.0], seconds]), "joules": np.concatenate([[0.0], energy])})
 
 
-def _boundary(record: dict[str, Any], attempt: dict[str, Any]) -> list[str]:
+def _boundary(record: StageRecord, attempt: AttemptRecord) -> list[str]:
     """Components of the record's boundary that the attempt is charged; a short attempt may lack one."""
-    return [name for name in record["energy"]["total"]["boundary"] if attempt["joules"].get(name) is not None]
+    return [name for name in record.energy.total.boundary if attempt.joules.get(name) is not None]
 
 
-def _scale(attempt: dict[str, Any], component: str, last: float) -> float:
+def _scale(attempt: AttemptRecord, component: str, last: float) -> float:
     """What the attempt is charged of a component, by what its trace ends at; 1 where either is not known."""
-    charged = attempt["joules"].get(component)
+    charged = attempt.joules.get(component)
     return charged / last if charged is not None and last > 0 else 1.0
 
 
@@ -93,17 +106,17 @@ def joules_between(curve: pd.DataFrame, begin: float, end: float) -> float | Non
     return float(joules[1] - joules[0])
 
 
-def loss_curve(record: dict[str, Any], metric: str, near: Path) -> list[tuple[float, float]]:
+def loss_curve(record: StageRecord, metric: str, near: Path) -> list[tuple[float, float]]:
     """Points (joules spent so far, metric) of a training, from the ledgers of all its attempts in order.
 
     A point's joules are those of the first ledger line that has the new value: at most one flush period late. Energy of
     attempts that were repeated is in them, so a resumed training goes on further to the right. Raises TraceError.
     """
-    if "imported" in (record.get("provenance") or {}):
+    if record.provenance.imported is not None:
         raise TraceError("imported: no loss was kept with the energy")
     points = []
     before = 0.0
-    for attempt in record["attempts"]:
+    for attempt in record.attempts:
         boundary = _boundary(record, attempt)
         lines = list(_ledger(attempt, near))
         factor = _ledger_scale(lines, attempt, boundary)
@@ -116,16 +129,16 @@ def loss_curve(record: dict[str, Any], metric: str, near: Path) -> list[tuple[fl
                 continue
             known = measured
             points.append((before + joules * factor, float(value)))
-        before += attempt.get("total_j") or 0.0
+        before += attempt.total_j or 0.0
     return points
 
 
-def _ledger(attempt: dict[str, Any], near: Path) -> Iterator[dict[str, Any]]:
+def _ledger(attempt: AttemptRecord, near: Path) -> Iterator[dict[str, Any]]:
     """Lines of an attempt's ledger that have joules; a line cut by a kill is left out."""
-    if not attempt.get("trace"):
-        raise TraceError(f"attempt {attempt.get('id')} names no trace, so its ledger is not found")
-    folder = Path(attempt["trace"]).parents[1]
-    path = locate(str(folder / "attempts" / f"{attempt['id']}.jsonl"), near)
+    if not attempt.trace:
+        raise TraceError(f"attempt {attempt.id} names no trace, so its ledger is not found")
+    folder = Path(attempt.trace).parents[1]
+    path = locate(str(folder / "attempts" / f"{attempt.id}.jsonl"), near)
     with path.open(encoding="utf-8", errors="replace") as handle:
         for text in handle:
             try:
@@ -142,7 +155,103 @@ def _sum(line: dict[str, Any], boundary: list[str]) -> float | None:
     return math.fsum(known) if known and len(known) == len(found) else None
 
 
-def _ledger_scale(lines: list[dict[str, Any]], attempt: dict[str, Any], boundary: list[str]) -> float:
+def _ledger_scale(lines: list[dict[str, Any]], attempt: AttemptRecord, boundary: list[str]) -> float:
     """Several hosts: the ledger is the first host's, the record charges all."""
     last = next((total for line in reversed(lines) if (total := _sum(line, boundary))), None)
-    return attempt["total_j"] / last if last and attempt.get("total_j") is not None else 1.0
+    return attempt.total_j / last if last and attempt.total_j is not None else 1.0
+
+
+def intermediate_evaluations(record: StageRecord, near: Path) -> IntermediateEvaluations | None:
+    """Cost and points of a training's evaluations (step, loss and time are the training's), or None where it made none.
+
+    The joules are null with a `reason` where no trace covers an evaluation; `training_joules` of a point are what all attempts
+    had used when the evaluation began, earlier evaluations left out. Evaluations that a killed attempt repeated later are
+    counted once; the first time is in the training's joules.
+    """
+    evaluations = record.metrics.evaluations
+    if not evaluations:
+        return None
+    found = IntermediateEvaluations(
+        count=len(evaluations),
+        seconds=math.fsum(e.end_time - e.start_time for e in evaluations),
+        joules=None,
+        reason=None,
+        points=[EvaluationPoint(step=e.step, eval_loss=e.eval_loss, training_joules=None) for e in evaluations],
+    )
+    spent = 0.0
+    try:
+        for point, evaluation in zip(found.points, evaluations, strict=True):
+            before, own = _joules(record, evaluation, near)
+            point.training_joules = before - spent
+            spent += own
+    except TraceError as error:
+        found.reason = str(error)
+        return found
+    found.joules = spent
+    return found
+
+
+def _joules(record: StageRecord, evaluation: IntermediateEvaluation, near: Path) -> tuple[float, float]:
+    """Joules of all attempts until an evaluation began, and its own. Raises TraceError when no trace covers it."""
+    earlier = 0.0
+    for attempt in record.attempts:
+        begin, end = evaluation.start_time - attempt.start_time, evaluation.end_time - attempt.start_time
+        if begin >= 0 and evaluation.end_time <= attempt.end_time + 1:
+            curve = energy_curve(record, attempt, near)
+            before, own = joules_between(curve, 0.0, begin), joules_between(curve, begin, end)
+            if before is not None and own is not None:
+                return earlier + before, own
+        earlier += attempt.total_j or 0.0
+    raise TraceError(f"no power trace covers the evaluation at step {evaluation.step}")
+
+
+def deployed_cost(evaluation: Evaluation, record: StageRecord | None, near: Path) -> Deployment:
+    """Joules per generated token [J], mean power [W] and how they were obtained; null with a `reason`.
+
+    The energy of the generation's seconds comes from the meter's trace; where that is gone, or does not say when they were,
+    from the mean power of the whole evaluation, which loading the model lowers or raises (`method` says which).
+    `components` splits the figure by component, in the proportion of the stage's record, with each one's instrument.
+    """
+    generation = evaluation.generation or Generation()
+    tokens, seconds = generation.generated_tokens, generation.seconds
+    if not tokens or not seconds:
+        return Deployment(reason=generation.reason or "the evaluation generated no text")
+    spent = record.spent if record is not None else None
+    if record is None or spent is None or not spent.value:
+        return Deployment(reason="the evaluation has no energy figure")
+    traced = _traced(generation.start_time, seconds, record, near)
+    joules = spent.value / record.duration_seconds * seconds if traced is None else traced
+    components = []
+    for name in record.energy.total.boundary:
+        part: Component = getattr(record.energy, name)
+        components.append(
+            DeployedComponent(
+                component=name,
+                joules_per_token=joules / tokens * (part.joules or 0.0) / spent.value,
+                instrument=instrument(part.method),
+                whose=record.place(name, record.attempts[-1]),
+                uncertainty_pct=part.uncertainty_pct,
+            )
+        )
+    return Deployment(
+        joules_per_token=joules / tokens,
+        tokens=tokens,
+        seconds=seconds,
+        watts=joules / seconds,
+        boundary=record.energy.total.boundary,
+        components=components,
+        method="mean power of the evaluation" if traced is None else "trace",
+    )
+
+
+def _traced(start_time: float | None, seconds: float, record: StageRecord, near: Path) -> float | None:
+    """Energy [J] of the seconds of generation by the trace of the last attempt; None where that cannot be told."""
+    if start_time is None or not record.attempts:
+        return None
+    attempt = record.attempts[-1]
+    begin = start_time - attempt.start_time
+    try:
+        curve = energy_curve(record, attempt, near)
+    except TraceError:
+        return None  # the caller falls back and says so in `method`
+    return joules_between(curve, begin, begin + seconds)

@@ -15,15 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from workflow_scripts.accounting.model import SummaryStage
 from workflow_scripts.artefact import ArtefactError, read_json
 from workflow_scripts.energy.ledger import HOSTS, Attempt, LedgerError, in_order, read_with_hosts
+from workflow_scripts.energy.model import AttemptRecord, StageRecord
 from workflow_scripts.energy.record import build_record
 from workflow_scripts.energy.state import Lock
-from workflow_scripts.plan.dry_run import options
 
 Standing = Literal["current", "superseded", "unfinished", "in progress"]
+RECORD_SCHEMA = SummaryStage.model_fields["schema_"].default
 RECORDS = ("*/stages/*.json", "*/*/stages/*.json", "models/*/checks/*.record.json")
-RECORD_SCHEMA = "energy-stage/1"
 
 
 @dataclass
@@ -33,29 +34,34 @@ class Version:
     stage: str
     fingerprint: str
     folder: Path
-    records: list[dict[str, Any]]
+    records: list[StageRecord]
     start: dict[str, Any]
     standing: Standing
 
     @property
-    def attempts(self) -> list[dict[str, Any]]:
+    def attempts(self) -> list[AttemptRecord]:
         """Every attempt at the stage and at its parts, once."""
-        return [attempt for record in self.records for attempt in record["attempts"]]
+        return [attempt for record in self.records for attempt in record.attempts]
 
     @property
     def began(self) -> float:
         """Start of the first attempt [s since the epoch]."""
-        return min(float(attempt["start_time"]) for attempt in self.attempts)
+        return min(attempt.start_time for attempt in self.attempts)
 
     @property
-    def command(self) -> dict[str, list[str]]:
-        """Options of the stage's command line."""
-        return options(self.start.get("command", []))
+    def outputs(self) -> list[str]:
+        """What it makes: artefact and record."""
+        return [path for path in (self.start.get("output"), self.start.get("record")) if path]
+
+    @property
+    def files(self) -> set[str]:
+        """What it has read."""
+        return set(self.start["provenance"].get("files") or {})
 
     @property
     def place(self) -> tuple[str, str]:
         """What a newer version replaces: the stage at the place where it writes."""
-        return self.stage, self.command.get("out", [self.start.get("experiment") or ""])[0]
+        return self.stage, next(iter(self.outputs), self.start.get("experiment") or "")
 
 
 @dataclass
@@ -69,7 +75,7 @@ class Found:
     versions: list[Version] = field(default_factory=list)
     damaged: list[dict[str, str]] = field(default_factory=list)
     silent: list[str] = field(default_factory=list)
-    orphans: list[dict[str, Any]] = field(default_factory=list)
+    orphans: list[StageRecord] = field(default_factory=list)
     imported: int = 0
 
 
@@ -83,35 +89,33 @@ def read_versions(root: Path) -> Found:
     found.versions.sort(key=lambda v: (v.stage, v.began, v.fingerprint))
     _supersede_unused(found.versions)
     known = {version.fingerprint for version in found.versions}
-    originals = {mark: r for mark, copies in records.items() for r in copies if "shared_by" not in r}
+    originals = {mark: r for mark, each in records.items() for r in each if r.copied_from is None and r.shared_by is None}
     alone = [record for mark, record in sorted(originals.items()) if mark not in known]
-    found.orphans = [record for record in alone if "imported" not in record["provenance"]]
+    found.orphans = [record for record in alone if record.provenance.imported is None]
     found.imported = len(alone) - len(found.orphans)
     return found
 
 
-def _records(root: Path, found: Found) -> dict[str, list[dict[str, Any]]]:
-    """Stage records in the results by their fingerprint."""
-    by_mark: dict[str, list[dict[str, Any]]] = {}
+def _records(root: Path, found: Found) -> dict[str, list[SummaryStage]]:
+    """Stage records in the results by their fingerprint, copies of shared ones among them."""
+    by_mark: dict[str, list[SummaryStage]] = {}
     for path in sorted({path for pattern in RECORDS for path in root.glob(pattern)}):
-        if record := _record(path, found):
-            by_mark.setdefault(record["provenance"]["fingerprint"], []).append(record)
+        if (record := _record(path, found)) and (mark := record.provenance.fingerprint):
+            by_mark.setdefault(mark, []).append(record)
     return by_mark
 
 
-def _record(path: Path, found: Found) -> dict[str, Any] | None:
-    """A stage record with a fingerprint; None for anything else. Damage is noted."""
+def _record(path: Path, found: Found) -> SummaryStage | None:
+    """A stage record; None for anything else. Damage is noted."""
     try:
-        record = read_json(path)
+        content = read_json(path)
+        return SummaryStage.read(path) if isinstance(content, dict) and content.get("schema") == RECORD_SCHEMA else None
     except (ArtefactError, OSError, UnicodeDecodeError) as error:
         found.damaged.append({"path": str(path), "reason": str(error)})
         return None
-    if not isinstance(record, dict) or record.get("schema") != RECORD_SCHEMA:
-        return None
-    return record if (record.get("provenance") or {}).get("fingerprint") else None
 
 
-def _version(folder: Path, records: dict[str, list[dict[str, Any]]], found: Found) -> Version | None:
+def _version(folder: Path, records: dict[str, list[SummaryStage]], found: Found) -> Version | None:
     """The version of one state folder; None where nothing was spent that is known."""
     stage = folder.parent.name
     own = _attempts(folder / "attempts", stage, found)
@@ -125,8 +129,7 @@ def _version(folder: Path, records: dict[str, list[dict[str, Any]]], found: Foun
     standing: Standing = "in progress" if held else "unfinished"
     if not held and finished:
         standing = "current" if folder.name in records or _names(start.get("record"), folder.name) else "superseded"
-    plain = [record.model_dump(mode="json", by_alias=True) for record in made]
-    return Version(stage, folder.name, folder, plain, start, standing)
+    return Version(stage, folder.name, folder, made, start, standing)
 
 
 def _names(path: str | None, mark: str) -> bool:
@@ -134,7 +137,7 @@ def _names(path: str | None, mark: str) -> bool:
     if path is None or not Path(path).is_file():
         return False
     record = _record(Path(path), Found())
-    return record is not None and record["provenance"]["fingerprint"] == mark
+    return record is not None and record.provenance.fingerprint == mark
 
 
 def _attempts(folder: Path, stage: str, found: Found) -> list[Attempt]:
@@ -164,10 +167,8 @@ def _attempts(folder: Path, stage: str, found: Found) -> list[Attempt]:
 
 def _supersede_unused(versions: Sequence[Version]) -> None:
     """Mark shared artefacts as superseded whose every user has been replaced by a newer version."""
-    texts = {id(v): " ".join(v.start.get("command", [])) for v in versions}
-    outputs = {id(v): [p for p in (v.place[1], v.start.get("record")) if p] for v in versions}
     kept = [v for v in versions if v.standing == "current" and v.start.get("experiment") is None]
-    users = {id(v): [u for u in versions if u is not v and any(path in texts[id(u)] for path in outputs[id(v)])] for v in kept}
+    users = {id(v): [u for u in versions if u is not v and not u.files.isdisjoint(v.outputs)] for v in kept}
     gone = _replaced(versions)
     changed = True
     while changed:

@@ -1,4 +1,4 @@
-"""The training block of the settings as arguments of the Hugging Face Trainer and of TRL's trainers."""
+"""The training block of the settings as arguments of the Hugging Face Trainer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from trl import DPOConfig, SFTConfig
+from transformers import TrainingArguments
 
 from workflow_scripts.distill.models import compute_dtype
 from workflow_scripts.distill.parallel import world_size
@@ -20,15 +20,23 @@ class OptimizerMissing(RuntimeError):
     """The chosen optimizer is not installed."""
 
 
-def arguments(training: Training, seed: int, steps: int, folder: Path, log_interval: int) -> dict[str, Any]:
-    """Trainer arguments shared by all pipelines; steps are optimizer steps, checkpoints go to `folder`.
+def arguments(
+    training: Training,
+    seed: int,
+    steps: int,
+    folder: Path,
+    log_interval: int,
+    kind: type[TrainingArguments] = TrainingArguments,
+    **more: Any,
+) -> TrainingArguments:
+    """Trainer arguments of a `kind`; steps are optimizer steps, checkpoints go to `folder`, `more` is the kind's own.
 
     Raises OptimizerMissing when the package of the optimizer is not there.
     """
     check_optimizer(training.optimizer)
     batch = training.batch_size // world_size()
     bf16 = compute_dtype(training.dtype) is torch.bfloat16
-    return {
+    shared = {
         "output_dir": str(folder),
         "max_steps": steps,
         "per_device_train_batch_size": batch,
@@ -59,28 +67,14 @@ def arguments(training: Training, seed: int, steps: int, folder: Path, log_inter
         "disable_tqdm": True,
         "remove_unused_columns": False,
         "dataloader_pin_memory": torch.cuda.is_available(),
-        "max_length": None,
     }
+    config = kind(**shared | more)
+    if config.n_gpu > 1:  # reading it sets the devices up
+        config._n_gpu = 1  # one per process: the Trainer would else wrap the model in DataParallel where it sees several
+    return config
 
 
 def check_optimizer(name: str) -> None:
     """Raise OptimizerMissing when `training.optimizer` needs a package that is not installed."""
     if reason := missing_optimizer(name):
         raise OptimizerMissing(reason)
-
-
-def sft_config(shared: dict[str, Any]) -> SFTConfig:
-    """TRL configuration of kd, sft and baseline; rows are prepared already."""
-    return _one_device(SFTConfig(**shared, dataset_kwargs={"skip_prepare_dataset": True}, packing=False))
-
-
-def dpo_config(shared: dict[str, Any], beta: float, loss_type: str) -> DPOConfig:
-    """TRL configuration of dpo, with the reference policy's log-probabilities computed once."""
-    return _one_device(DPOConfig(**shared, beta=beta, loss_type=loss_type, precompute_ref_log_probs=True))
-
-
-def _one_device(config: Any) -> Any:
-    """One device per process: the Trainer would else wrap the model in DataParallel where it sees several GPUs."""
-    if config.n_gpu > 1:  # reading it sets the devices up
-        config._n_gpu = 1
-    return config

@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from workflow_scripts.artefact import sha256
+from workflow_scripts.artefact import LOGIT_FORMATS, sha256
 from workflow_scripts.distill.batching import Batch, hidden_states, pad_rows
 from workflow_scripts.distill.losses import SparseTeacher
 from workflow_scripts.distill.random_draws import DrawnShard, draw_all, read_draws, uniforms
@@ -27,7 +27,6 @@ from workflow_scripts.distill.seeds import prompt_seed
 
 _LOW_BITS = 1 << 16
 MAX_VOCABULARY = 2 * _LOW_BITS
-FORMATS = {"top_k": "top_k/1", "random": "random/1"}
 
 
 class CacheError(ValueError):
@@ -111,10 +110,10 @@ class LogitCache:
         self._folder = folder
         self._where: dict[int, _Place] = {}
         self._open: dict[str, Any] = {}
-        made = facts.get("format", FORMATS["top_k"])
-        if made not in FORMATS.values():
-            raise CacheError(f"{folder}: format {made!r} is none of {sorted(FORMATS.values())}: rebuild the cache")
-        self._drawn = made == FORMATS["random"]
+        made = facts.get("format", LOGIT_FORMATS["top_k"])
+        if made not in LOGIT_FORMATS.values():
+            raise CacheError(f"{folder}: format {made!r} is none of {sorted(LOGIT_FORMATS.values())}: rebuild the cache")
+        self._drawn = made == LOGIT_FORMATS["random"]
         for entry in facts["shards"]:
             path = folder / entry["file"]
             if verify and sha256(path) != facts["files"][entry["file"]]["sha256"]:

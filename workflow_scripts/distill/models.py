@@ -171,7 +171,8 @@ def convert_gguf(gguf: Path, destination: Path) -> None:
     options = {"gguf_file": gguf.name, "dtype": torch.float32, "local_files_only": True}
     quantization = transformers.GgufConfig(dequantize=True)
     with _read_once():
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, quantization_config=quantization, **options)
+        config = transformers.AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, config=config, quantization_config=quantization, **options)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
     model.save_pretrained(destination)
     tokenizer.save_pretrained(destination)
@@ -181,11 +182,16 @@ def convert_gguf(gguf: Path, destination: Path) -> None:
 def _read_once() -> Iterator[None]:
     """Let transformers parse a GGUF file once, not for configuration, weights and tokenizer each (saves half of the time)."""
     import gguf
+    import numpy as np
 
-    names = ("GGUFReader", "get_tensor_name_map")
-    originals = {name: getattr(gguf, name) for name in names}
-    for name, original in originals.items():
-        setattr(gguf, name, functools.lru_cache(original))
+    class Reader(gguf.GGUFReader):
+        """Its bytes are a plain array: a memmap makes an object with a file of its own for each of a million slices."""
+
+        data = property(lambda self: self._bytes, lambda self, mapped: setattr(self, "_bytes", mapped.view(np.ndarray)))
+
+    originals = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    for name, original in (originals | {"GGUFReader": Reader}).items():
+        setattr(gguf, name, functools.cache(original))
     try:
         yield
     finally:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import Olmo2Config, Olmo2ForCausalLM
 
 from workflow_scripts.distill.models import ModelError
 from workflow_scripts.settings.shapes import Shape, config_values
@@ -30,6 +29,8 @@ def write_random_model(
     The same shape, seed and type give the same tensors, whatever `shard_bytes` is. Raises ModelError when the tokenizer has
     more tokens than the model has embedding rows.
     """
+    from transformers import Olmo2Config, Olmo2ForCausalLM
+
     if len(tokenizer) > shape.vocab_size:
         raise ModelError(
             f"vocab_size = {shape.vocab_size}, but the tokenizer has {len(tokenizer)} tokens: set vocab_size to at least that"

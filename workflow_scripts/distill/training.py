@@ -1,19 +1,18 @@
-"""Trainings on the Hugging Face Trainer: one fused loss for kd, sft and baseline; TRL's DPO for preferences."""
+"""Trainings of kd, sft and baseline on the Hugging Face Trainer, with one fused loss; what trainings share."""
 
 from __future__ import annotations
 
 import os
 import time
 import types
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch.utils.data import Sampler
-from transformers import PrinterCallback
-from trl import DPOTrainer, SFTTrainer
+from transformers import PrinterCallback, Trainer
 
 from workflow_scripts.distill import checkpoints
 from workflow_scripts.distill.batching import pad_rows
@@ -58,7 +57,7 @@ class _FixedOrder(Sampler[int]):
         return iter(self._order)
 
 
-class _OrderedSampling:
+class OrderedSampling:
     """Trainer mix-in: the data order is the one given, and evaluations on the way keep their time.
 
     The log entry of an evaluation, which a checkpoint keeps, has `evaluation`: step, held-out loss, start and end [unix s], by
@@ -118,13 +117,14 @@ def _distillation_forward(
     return {"loss": terms.total, "cross_entropy": terms.cross_entropy, "kl": terms.kl}
 
 
-class DistillationTrainer(_OrderedSampling, SFTTrainer):
+class DistillationTrainer(OrderedSampling, Trainer):
     """SFT and KD with one fused loss, averaged over the loss tokens of the whole optimizer step."""
 
     def __init__(self, *args: Any, order: Sequence[int], kd: KdLoss | None, **kwargs: Any) -> None:
         self.order = order
         super().__init__(*args, **kwargs)
         self._kd = kd
+        self._metrics: dict[str, dict[str, list[float]]] = {mode: defaultdict(list) for mode in ("train", "eval")}
         self.model.forward = types.MethodType(_distillation_forward, self.model)
         self.model_accepts_loss_kwargs = True
 
@@ -154,6 +154,13 @@ class DistillationTrainer(_OrderedSampling, SFTTrainer):
         cross_entropy, tokens = self._held_out.tolist()
         output.metrics["eval_loss"] = cross_entropy / tokens
         return output
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The Trainer's log line, with the mean of each metric since the last one (named `eval_…` in an evaluation)."""
+        mode, prefix = ("train", "") if self.model.training else ("eval", "eval_")
+        means = {f"{prefix}{name}": sum(values) / len(values) for name, values in self._metrics[mode].items()}
+        super().log(logs | means, start_time)
+        self._metrics[mode].clear()
 
 
 class Collator:
@@ -208,20 +215,6 @@ class Collator:
         return {"input_ids": [self._pad_id], "loss_mask": [0]}
 
 
-class PreferenceTrainer(_OrderedSampling, DPOTrainer):
-    """TRL's DPO with a fixed data order, on pairs that are tokens already (`prompt_ids`, `chosen_ids`, `rejected_ids`).
-
-    TRL would tokenise the texts anew and append an end token to answers that were cut, and so teach to stop in mid-sentence.
-    """
-
-    def __init__(self, *args: Any, order: Sequence[int], **kwargs: Any) -> None:
-        self.order = order
-        super().__init__(*args, **kwargs)
-
-    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        return dataset
-
-
 def compile_layers(model: Any, cache: Path) -> None:
     """Compile the decoder layers, each alone and for any length: the first compiled one serves for all of them.
 
@@ -246,9 +239,9 @@ def whole_batches(order: Sequence[int], batch_size: int, filler: int) -> list[in
     return [*order, *[filler] * missing]
 
 
-def row_numbers(numbers: Iterable[int]) -> Dataset:
+def row_numbers(numbers: Iterable[int]) -> list[dict[str, int]]:
     """A data set of row numbers; the collator holds the rows themselves."""
-    return Dataset.from_dict({"row": list(numbers)})
+    return [{"row": number} for number in numbers]
 
 
 def full_weights(trainer: Any) -> dict[str, torch.Tensor] | None:

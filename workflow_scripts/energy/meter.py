@@ -2,7 +2,7 @@
 
     python -m workflow_scripts.energy.meter --stage NAME --role ROLE --record FILE --log FILE --state DIR
         --options JSON [--experiment NAME --pipeline NAME] [--codecarbon DIR] [--idle FILE]
-        [--prerun-settings JSON] [--settings JSON] [--code DIGEST] [--input NAME=MANIFEST …] [--file FILE …]
+        [--prerun-settings JSON] [--settings JSON] [--code DIGEST] [--input NAME=MANIFEST …] [--file FILE …] [--output FILE]
         [--part N-of-M | --parts RECORD …] -- COMMAND …
 
 The stage is a process of its own, so that nothing it does can stop the sampling. Its output goes to the log file. SIGTERM
@@ -94,7 +94,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(prog="workflow_scripts.energy.meter", allow_abbrev=False)
     for name in ("stage", "role", "record", "log", "state", "options"):
         parser.add_argument(f"--{name}", required=True)
-    for name in ("experiment", "pipeline", "codecarbon", "idle", "prerun-settings", "settings", "code", "part"):
+    for name in ("experiment", "pipeline", "codecarbon", "idle", "prerun-settings", "settings", "code", "output", "part"):
         parser.add_argument(f"--{name}")
     for name in ("input", "file", "parts"):
         parser.add_argument(f"--{name}", nargs="*", default=[])
@@ -292,6 +292,7 @@ class _Run:
             "devices": self.sampler.devices(),
             "trace": str(self.trace_path),
             "record": self.options.record,
+            "output": self.options.output,
             "command": self.command,
             "provenance": self.known,
             "time": time.time(),  # last: the stage starts right after, and its wall clock is set against this

@@ -2,20 +2,81 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    computed_field,
+    model_serializer,
+    model_validator,
+)
 
-CLASSES = ("measured", "integrated", "modelled", "unavailable")
+from workflow_scripts.artefact import ArtefactError, read_json
+from workflow_scripts.energy.uncertainty import KWH, Energy, Instrument, instrument, percent
+
 EnergyClass = Literal["measured", "integrated", "modelled", "unavailable"]
 Role = Literal["prerun", "data", "teacher", "student", "evaluation", "accounting"]
 
 
-class _Closed(BaseModel):
+class Closed(BaseModel):
+    """Part of a document of ours: unknown keys are refused. What is computed from other fields is not read, but computed."""
+
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_computed(cls, content: Any) -> Any:
+        if isinstance(content, dict) and cls.model_computed_fields:
+            return {key: value for key, value in content.items() if key not in cls.model_computed_fields}
+        return content
 
-class Component(_Closed):
+
+class Open(BaseModel):
+    """Facts of which some are named here: others are kept, and what was not given is not written."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @model_serializer(mode="wrap")
+    def _as_given(self, handler: SerializerFunctionWrapHandler) -> Any:
+        return {key: value for key, value in handler(self).items() if key in self.model_fields_set}
+
+
+class Document(Closed):
+    """A JSON file of ours, with its schema's name in `schema`."""
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a file. Raises ArtefactError that names the file, what is wrong and what to do."""
+        content, wanted = read_json(path), cls.model_fields["schema_"].default
+        found = content.get("schema") if isinstance(content, dict) else type(content).__name__
+        if found != wanted:
+            raise ArtefactError(f"{path}: schema {found!r}, this program reads {wanted}")
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ArtefactError(f"{path}: {where}: {first['msg']}: delete it and make it again") from None
+
+    def content(self) -> dict[str, Any]:
+        """What is written to the file."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+def is_none(value: object) -> bool:
+    """Fields that are not written when they are None."""
+    return value is None
+
+
+class Component(Closed):
     """Energy of one component; `joules` is null with a `reason` when it is not known, and 0 only from a counter.
 
     Where `scope` is `job`, `joules` is the job's `share` (of CPU time) of `host_joules`; elsewhere `share` is for information.
@@ -32,18 +93,23 @@ class Component(_Closed):
     reason: str | None = None
 
 
-class Total(_Closed):
+class Total(Closed):
     """Sum over the boundary's components, with the worst of their classes and their propagated uncertainty."""
 
     joules: float | None
     energy_class: EnergyClass = Field(alias="class")
     boundary: list[str]
-    uncertainty_j: float | None = None
-    uncertainty_pct: float | None = None
+    uncertainty_j: float | None = None  # of the record's energy value, set by the record
     reason: str | None = None
 
+    @computed_field
+    @property
+    def uncertainty_pct(self) -> float | None:
+        """Half-width [%]; None when it is not known."""
+        return percent(self.uncertainty_j, self.joules)
 
-class EnergyFigures(_Closed):
+
+class EnergyFigures(Closed):
     """All components and their total."""
 
     gpu: Component
@@ -53,7 +119,7 @@ class EnergyFigures(_Closed):
     total: Total
 
 
-class Sampling(_Closed):
+class Sampling(Closed):
     """How well the attempt was sampled; `j_in_gaps` are joules extrapolated over time that no source covered."""
 
     period_s: float
@@ -64,7 +130,7 @@ class Sampling(_Closed):
     j_in_gaps: float
 
 
-class AttemptRecord(_Closed):
+class AttemptRecord(Closed):
     """One run of the stage, finished or not."""
 
     id: str
@@ -90,7 +156,7 @@ class AttemptRecord(_Closed):
     resumed_from: dict[str, int] | None
 
 
-class Work(_Closed):
+class Work(Closed):
     """Typed token counts; null when the stage did not count them. Types are never added together."""
 
     loss: int | None
@@ -102,7 +168,7 @@ class Work(_Closed):
     steps: int | None
 
 
-class Carbon(_Closed):
+class Carbon(Closed):
     """Emissions: total energy x PUE x intensity. Grams are null where the intensity is not known."""
 
     grams: float | None
@@ -114,8 +180,70 @@ class Carbon(_Closed):
     reason: str | None
 
 
-class StageRecord(_Closed):
-    """One stage of an experiment. The first block are the launch guide's keys, in its units (J, W, s, kWh, kg)."""
+class Device(Open):
+    """A GPU of the stage."""
+
+    uuid: str | None = None
+    name: str | None = None
+
+
+class Idle(Open):
+    """Watts of the idle host by component, and why no energy above them is stated."""
+
+    watts: dict[str, float | None] = Field(default_factory=dict)
+    stable: bool = True
+    reason: str | None = None
+    above_idle_reason: str | None = None
+
+
+class InputFile(Closed):
+    """A file that the stage read."""
+
+    bytes: int
+    sha256: str
+    mtime_ns: int
+
+
+class Provenance(Open):
+    """Versions, host and code. Records of earlier versions lack the last four; `imported` is of other systems' records."""
+
+    fingerprint: str | None = None
+    git_commit: str | None = None
+    git_dirty: bool | None = None
+    host: str | None = None
+    cpu: str | None = None
+    cpu_count: int | None = None
+    platform: str | None = None
+    python: str | None = None
+    packages: dict[str, str] = Field(default_factory=dict)
+    imported: dict[str, Any] | None = None
+    settings: dict[str, Any] | None = None  # what the stage read of the configuration
+    inputs: dict[str, str] | None = None  # argument -> manifest
+    files: dict[str, InputFile] | None = None  # by path
+    code: str | None = None  # digest
+
+
+class IntermediateEvaluation(Open):
+    """An evaluation inside a training: step, held-out loss, Unix seconds."""
+
+    step: int
+    eval_loss: float | None
+    start_time: float
+    end_time: float
+
+
+class Metrics(Open):
+    """What the stage reported at its end, mostly numbers by name."""
+
+    ended_by: str | None = None
+    evaluations: list[IntermediateEvaluation] = Field(default_factory=list)
+
+
+class StageRecord(Document):
+    """One stage of an experiment. The first block are the launch guide's keys, in its units (J, W, s, kWh, kg).
+
+    `copied_from` is the file of a record of a shared artefact of which this is a copy.
+    """
 
     stage_id: str
     stage_name: str
@@ -125,14 +253,11 @@ class StageRecord(_Closed):
     tokens_processed: int | None
     tokens_unit: str | None
     gpu_energy_joules: float | None
-    gpu_avg_power_watts: float | None
     gpu_peak_power_watts: float | None
     cpu_energy_joules: float | None
     codecarbon_energy_kwh: float | None
     codecarbon_emissions_kg: float | None
     total_energy_joules: float | None
-    total_energy_kwh: float | None
-    kwh_total: float | None
     joules_per_token: float | None
     tokens_per_second: float | None
     nvml_poll_interval_ms: int
@@ -150,11 +275,78 @@ class StageRecord(_Closed):
     above_idle_j: float | None
     joules_per_token_by_type: dict[str, float | None]
     attempts: list[AttemptRecord]
-    devices: list[dict[str, Any]]
+    devices: list[Device]
     work: Work
-    metrics: dict[str, Any]
+    metrics: Metrics
     carbon: Carbon
-    idle: dict[str, Any] | None
+    idle: Idle | None
     overhead: dict[str, float]
-    provenance: dict[str, Any]
+    provenance: Provenance
     warnings: list[str]
+    copied_from: str | None = Field(None, exclude_if=is_none)
+
+    @model_validator(mode="after")
+    def _one_uncertainty(self) -> Self:
+        self.energy.total.uncertainty_j = self.spent.half_width if self.spent is not None else None
+        return self
+
+    @computed_field
+    @property
+    def total_energy_kwh(self) -> float | None:
+        """The total [kWh]."""
+        return None if self.total_energy_joules is None else self.total_energy_joules / KWH
+
+    @computed_field
+    @property
+    def kwh_total(self) -> float | None:
+        """The total [kWh] under the launch guide's other name."""
+        return self.total_energy_kwh
+
+    @computed_field
+    @property
+    def gpu_avg_power_watts(self) -> float | None:
+        """Mean power of the GPUs over all attempts."""
+        known = self.gpu_energy_joules is not None and self.duration_seconds > 0
+        return self.gpu_energy_joules / self.duration_seconds if known and self.gpu_energy_joules is not None else None
+
+    @property
+    def spent(self) -> Energy | None:
+        """The stage's energy value; None when it is not known, or is a number that no meter gives."""
+        joules, figures = self.total_energy_joules, self.energy.total
+        if joules is None or not math.isfinite(joules) or joules < 0:
+            return None
+        errors: dict[Instrument, float] = {}
+        value = Energy(joules, errors, energy_class=figures.energy_class, boundaries=frozenset([self.boundary]))
+        for name in figures.boundary:
+            part: Component = getattr(self.energy, name)
+            if part.joules is None or (part.uncertainty_pct is None and part.joules):
+                return replace(value, errors=None)
+            for place, share in self.sensors(name).items():
+                key, width = (instrument(part.method), place), part.joules * share * (part.uncertainty_pct or 0.0) / 100
+                errors[key] = errors.get(key, 0.0) + width
+        return value if errors else replace(value, errors=None)
+
+    def sensors(self, component: str) -> dict[str, float]:
+        """Hosts (or GPUs) that gave a component, with their share of its joules; the sensors of each err on their own."""
+        by_place: dict[str, float] = {}
+        for attempt in self.attempts:
+            place = self.place(component, attempt)
+            by_place[place] = by_place.get(place, 0.0) + (attempt.joules.get(component) or 0.0)
+        whole = sum(by_place.values())
+        return {place: j / whole for place, j in by_place.items() if j} if whole > 0 else {"+".join(by_place): 1.0}
+
+    def place(self, component: str, attempt: AttemptRecord) -> str:
+        """GPUs of the stage, or hosts of an attempt: where the sensors of a component are."""
+        if component == "gpu":
+            return "+".join(sorted({str(device.uuid) for device in self.devices}))
+        return "+".join(sorted(attempt.hosts or [attempt.host]))
+
+    @property
+    def boundary(self) -> str:
+        """Components of the total, as one word."""
+        return "+".join(self.energy.total.boundary)
+
+
+def boundary_of(records: Iterable[StageRecord]) -> list[str]:
+    """Boundaries of the records that have a figure."""
+    return sorted({record.boundary for record in records if record.spent is not None})

@@ -14,6 +14,7 @@ from typing import Any
 
 from workflow_scripts import __version__
 from workflow_scripts.energy.host import cpu_brand
+from workflow_scripts.energy.model import Provenance
 from workflow_scripts.energy.state import Identity
 
 _PACKAGES = ("torch", "transformers", "trl", "datasets", "codecarbon", "snakemake", "nvidia-ml-py")
@@ -42,11 +43,11 @@ def provenance(fingerprint: str, identity: Identity) -> dict[str, Any]:
     }
 
 
-def bug_report(stage: str, known: dict[str, Any]) -> str:
+def bug_report(stage: str, known: Provenance) -> str:
     """One line that tells a maintainer what ran: version, commit, stage, settings, versions of what computes, platform."""
-    commit = (known["git_commit"] or "unknown")[:12] + (", changed" if known["git_dirty"] else "")
-    versions = ", ".join(f"{name} {version}" for name, version in known["packages"].items())
+    commit = (known.git_commit or "unknown")[:12] + (", changed" if known.git_dirty else "")
+    versions = ", ".join(f"{name} {version}" for name, version in known.packages.items())
     return (
         f"for a bug report: distillation-energy-benchmark {__version__} (commit {commit}), stage {stage}, "
-        f"fingerprint {known['fingerprint'][:12]}, Python {known['python']}, {versions}, {known['platform']}"
+        f"fingerprint {(known.fingerprint or 'unknown')[:12]}, Python {known.python}, {versions}, {known.platform}"
     )

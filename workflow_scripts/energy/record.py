@@ -8,8 +8,8 @@ from typing import Any
 
 from workflow_scripts.energy.carbon import intensity
 from workflow_scripts.energy.ledger import Attempt
-from workflow_scripts.energy.model import CLASSES, AttemptRecord, Component, EnergyFigures, StageRecord, Total, Work
-from workflow_scripts.energy.uncertainty import instrument, propagate
+from workflow_scripts.energy.model import AttemptRecord, Component, EnergyFigures, StageRecord, Total, Work
+from workflow_scripts.energy.uncertainty import worst
 from workflow_scripts.progress import TOKEN_TYPES
 
 _UNCERTAINTY_KEYS = (
@@ -52,7 +52,6 @@ def build_record(own: Sequence[Attempt], overhead: dict[str, float], split: Sequ
     total = figures.total.joules
     wasted = _sum(part.wasted_j for part in parts)
     emissions = _codecarbon(attempts)
-    gpu = figures.gpu.joules
     peak = [a.gpu_peak_watts for a in attempts if a.gpu_peak_watts is not None]
     idle, above_idle = _above_idle(figures.total, duration, labels)
     statuses = {"completed": "complete", "lost": "partial"}
@@ -67,15 +66,12 @@ def build_record(own: Sequence[Attempt], overhead: dict[str, float], split: Sequ
             "parts": labels.get("parts"),
             "tokens_processed": tokens,
             "tokens_unit": unit,
-            "gpu_energy_joules": gpu,
-            "gpu_avg_power_watts": gpu / duration if gpu is not None and duration > 0 else None,
+            "gpu_energy_joules": figures.gpu.joules,
             "gpu_peak_power_watts": max(peak, default=None),
             "cpu_energy_joules": figures.cpu.joules,
             "codecarbon_energy_kwh": emissions["energy_kwh"] if emissions else None,
             "codecarbon_emissions_kg": emissions["emissions_kg"] if emissions else None,
             "total_energy_joules": total,
-            "total_energy_kwh": total / 3.6e6 if total is not None else None,
-            "kwh_total": total / 3.6e6 if total is not None else None,
             "joules_per_token": total / tokens if total is not None and tokens else None,
             "tokens_per_second": tokens / duration if tokens and duration > 0 else None,
             "nvml_poll_interval_ms": options["nvml_poll_interval_ms"],
@@ -184,20 +180,11 @@ def _figures(attempts: Sequence[Attempt], options: dict[str, Any]) -> EnergyFigu
     components = {name: _component(attempts, name, options) for name in ("gpu", "cpu", "dram", "node")}
     inside = [name for name in POLICIES[options["total_energy_policy"]] if components[name].joules is not None]
     joules = _sum(components[name].joules for name in inside)
-    worst = max((components[name].energy_class for name in inside), key=CLASSES.index, default="unavailable")
-    parts = [
-        (instrument(c.method), c.joules, c.uncertainty_pct)
-        for c in (components[name] for name in inside)
-        if c.joules is not None and c.uncertainty_pct is not None
-    ]
-    uncertainty = propagate(parts) if inside else None
     total = Total.model_validate(
         {
             "joules": joules,
-            "class": worst,
+            "class": worst(components[name].energy_class for name in inside),
             "boundary": inside,
-            "uncertainty_j": uncertainty,
-            "uncertainty_pct": 100 * uncertainty / joules if uncertainty is not None and joules else None,
             "reason": None if inside else "no source inside the boundary gave a figure",
         }
     )
@@ -219,7 +206,7 @@ def _component(attempts: Sequence[Attempt], name: str, options: dict[str, Any]) 
     return Component.model_validate(
         {
             "joules": joules,
-            "class": max((entry["class"] for entry in known), key=CLASSES.index),
+            "class": worst(entry["class"] for entry in known),
             "method": known[-1]["method"],
             "scope": scope,
             "share": share,

@@ -11,6 +11,7 @@ stage's record adds up the merge and all parts, as the meter's does.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -48,15 +49,15 @@ def recover(folder: Path) -> StageRecord:
     return record
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Recover all folders; returns 1 when one could not be read."""
-    if len(sys.argv) < 2:
-        print("usage: python -m workflow_scripts.energy.recover STATE_FOLDER …", file=sys.stderr)
-        return 2
+    parser = argparse.ArgumentParser(prog="workflow_scripts.energy.recover", allow_abbrev=False)
+    parser.add_argument("folders", nargs="+", metavar="STATE_FOLDER")
+    roots = parser.parse_args(arguments).folders
     failed = 0
-    folders = sorted({p.parent for root in sys.argv[1:] for p in Path(root).absolute().glob("**/attempts")})
+    folders = sorted({p.parent for root in roots for p in Path(root).absolute().glob("**/attempts")})
     if not folders:
-        print(f"no attempts below {', '.join(sys.argv[1:])}", file=sys.stderr)
+        print(f"no attempts below {', '.join(roots)}", file=sys.stderr)
         return 1
     for folder in folders:
         try:

@@ -1,9 +1,20 @@
-"""Uncertainty of sums of energies."""
+"""The energy value: joules with class, boundary and half-width by instrument, however often they are added up or shared out.
+
+An instrument of one host, or of one set of GPUs, errs in one direction (systematic, JCGM 100:2008, 5.2): the half-widths of its
+figures add up linearly. Instruments are independent of each other, and so are those of two hosts: they add in quadrature.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Self, TypeVar
+
+CLASSES = ("measured", "integrated", "modelled", "unavailable")  # best first
+KWH = 3.6e6  # J
+Instrument = tuple[str, str]  # name, and its host or its GPUs
 
 
 def instrument(method: str | None) -> str:
@@ -11,13 +22,100 @@ def instrument(method: str | None) -> str:
     return (method or "unknown").split()[0]
 
 
-def propagate(parts: Iterable[tuple[str, float, float]]) -> float:
-    """Uncertainty of a sum [J] from (instrument, joules, relative uncertainty [%]) of its parts.
+def worst(classes: Iterable[str]) -> str:
+    """The worst class of the parts of a sum; `unavailable` without parts."""
+    return max(classes, key=CLASSES.index, default="unavailable")
 
-    Errors of one instrument are systematic, so they add up linearly; different instruments are independent, so they add in
-    quadrature (JCGM 100:2008, 5.1 and 5.2).
+
+@dataclass(frozen=True)
+class Figure:
+    """A value, its half-widths by instrument, and its spread over runs.
+
+    `errors` is None when a half-width is not known. `spread` is the sample standard deviation over `runs`, None for one run.
     """
-    by_instrument: dict[str, float] = {}
-    for name, joules, percent in parts:
-        by_instrument[name] = by_instrument.get(name, 0.0) + joules * percent / 100
-    return math.sqrt(sum(value**2 for value in by_instrument.values()))
+
+    value: float
+    errors: Mapping[Instrument, float] | None = field(default_factory=dict)
+    spread: float | None = None
+    runs: int = 1
+
+    def __add__(self, other: Self) -> Self:
+        """The sum within one run."""
+        errors = None
+        if self.errors is not None and other.errors is not None:
+            keys = {**self.errors, **other.errors}
+            errors = {key: self.errors.get(key, 0.0) + other.errors.get(key, 0.0) for key in keys}
+        return replace(self, value=self.value + other.value, errors=errors, spread=None, runs=1)
+
+    def scaled(self, factor: float) -> Self:
+        """The figure times a known number."""
+        errors = None if self.errors is None else {key: width * factor for key, width in self.errors.items()}
+        spread = None if self.spread is None else self.spread * factor
+        return replace(self, value=self.value * factor, errors=errors, spread=spread)
+
+    @property
+    def half_width(self) -> float | None:
+        """Half-width by the instruments alone; None when it is not known."""
+        return None if self.errors is None else math.hypot(*self.errors.values())
+
+
+@dataclass(frozen=True)
+class Energy(Figure):
+    """Joules, with the worst class of the parts and the boundaries of the stages that are in them."""
+
+    energy_class: str | None = None
+    boundaries: frozenset[str] = frozenset()
+
+    def __add__(self, other: Self) -> Self:
+        """The sum within one run, of the worst class."""
+        known = [found for found in (self.energy_class, other.energy_class) if found is not None]
+        both = self.boundaries | other.boundaries
+        return replace(super().__add__(other), energy_class=worst(known) if known else None, boundaries=both)
+
+    @property
+    def kwh(self) -> float:
+        """Energy [kWh]."""
+        return self.value / KWH
+
+    @property
+    def uncertainty_kwh(self) -> float | None:
+        """Half-width [kWh]; None when it is not known."""
+        return None if self.half_width is None else self.half_width / KWH
+
+    @property
+    def uncertainty_pct(self) -> float | None:
+        """Half-width [%]; None when it is not known, or of nothing."""
+        return percent(self.half_width, self.value)
+
+    def with_errors_of(self, part: Energy) -> Energy:
+        """The energy with the errors, class and boundaries of a part of it, errors in proportion."""
+        if part.value <= 0:
+            return replace(self, errors={} if self.value == 0 else None)
+        return part.scaled(self.value / part.value)
+
+
+F = TypeVar("F", bound=Figure)
+
+
+def percent(half_width: float | None, value: float | None) -> float | None:
+    """A half-width relative to its value [%]."""
+    return 100 * half_width / value if half_width is not None and value else None
+
+
+def total(energies: Iterable[Energy]) -> Energy:
+    """Sum within one run; nothing is 0 J without a class."""
+    return sum(energies, start=Energy(0.0))
+
+
+def mean(figures: Sequence[F]) -> F:
+    """Mean over runs, with the sample standard deviation from two runs on."""
+    whole = figures[0]
+    for figure in figures[1:]:
+        whole += figure
+    spread = statistics.stdev(f.value for f in figures) if len(figures) > 1 else None
+    return replace(whole.scaled(1 / len(figures)), spread=spread, runs=len(figures))
+
+
+def propagate(parts: Iterable[tuple[str, float, float]]) -> float:
+    """Half-width of a sum [J] from (instrument, joules, relative half-width [%]) of its parts on one host."""
+    return total(Energy(joules, {(name, ""): joules * pct / 100}) for name, joules, pct in parts).half_width or 0.0

@@ -11,7 +11,6 @@ sets it against the outcome. Starts nothing else.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -31,6 +30,7 @@ from workflow_scripts.estimate.pricing import ZERO, Cost, Sample, UnpricedError,
 from workflow_scripts.estimate.work import TASKS, Task, Work, amount, done, expected
 from workflow_scripts.pipelines import STAGES
 from workflow_scripts.plan.dry_run import DryRunError, PlannedJob, planned
+from workflow_scripts.plan.plan import Job
 from workflow_scripts.plan.slices import settings_mark
 from workflow_scripts.settings.load import deep_merge
 
@@ -169,9 +169,9 @@ class Estimator:
     def remade(self, past: Past) -> str | None:
         """Manifest of a prepared model that a past stage read and that is another one now."""
         for path in (past.inputs[name] for name in ("student", "policy", "model", "teacher") if name in past.inputs):
-            facts, was = self.made.facts(path), past.record.provenance.get("files", {}).get(path)
+            facts, was = self.made.facts(path), (past.record.provenance.files or {}).get(path)
             trained = facts is None or facts.get("source") == "trained"
-            if was and not trained and was["sha256"] != sha256(self.made.path(path)):
+            if was and not trained and was.sha256 != sha256(self.made.path(path)):
                 return path
         return None
 
@@ -217,7 +217,7 @@ def row_of(group: Sequence[PlannedJob], estimator: Estimator, now: float) -> For
         label=job.stage if owner in ("comparison", "local") else f"{job.stage} {owner}",
         record=job.record,
         jobs=dict(Counter(one.rule for one in group)),
-        settings=settings_mark(json.dumps(job.settings, sort_keys=True, separators=(",", ":"))),
+        settings=settings_mark(Job(job.settings).identity),
         made_at=now,
         **dict.fromkeys(("basis", "unit", "tokens", "kwh", "hours", "grams", "reason")),
         notes=[],

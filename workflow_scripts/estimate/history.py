@@ -34,7 +34,7 @@ class Hardware:
     def of(cls, record: StageRecord) -> Hardware:
         """Hardware of a record."""
         origin = record.provenance
-        return cls(origin["cpu"], origin["cpu_count"], tuple(sorted(str(d.get("name")) for d in record.devices)))
+        return cls(origin.cpu, origin.cpu_count, tuple(sorted(str(device.name) for device in record.devices)))
 
     @classmethod
     def here(cls) -> Hardware:
@@ -82,7 +82,8 @@ def read_record(path: Path) -> StageRecord | None:
     """A stage record; None for a summary's copy of a shared one. Raises ArtefactError naming the file when it is damaged."""
     try:
         content = read_json(path)
-        return None if "shared_by" in content else StageRecord.model_validate(content)
+        copied = "shared_by" in content or "copied_from" in content
+        return None if copied else StageRecord.model_validate(content)
     except (OSError, TypeError, ValueError) as error:
         raise ArtefactError(f"{path} is no stage record: {' '.join(str(error).split())[:150]}") from None
 
@@ -106,11 +107,12 @@ def read_history(root: Path) -> tuple[list[Past], list[str]]:
             continue
         if record is None:
             continue
-        mark, inputs = record.provenance.get("fingerprint", str(path)), record.provenance.get("inputs")
-        if inputs is None:
+        origin = record.provenance
+        mark = origin.fingerprint or str(path)
+        if origin.inputs is None:
             older.add(mark)
         else:
-            found.setdefault(mark, Past(record, record.provenance.get("settings") or {}, inputs, made.get("parameters")))
+            found.setdefault(mark, Past(record, origin.settings or {}, origin.inputs, made.get("parameters")))
     if older:
         notes.append(f"{len(older)} record(s) are of an older version, which does not name settings and inputs: not used")
     return sorted(found.values(), key=lambda past: -past.record.end_time), notes

@@ -18,7 +18,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from workflow_scripts.accounting.load import missing_stages
 from workflow_scripts.accounting.model import ExperimentSummary
 from workflow_scripts.importers.first_system import summaries
 from workflow_scripts.importers.first_system.attempts import Attempt, attempts_of, match_rows, utc_offset
@@ -88,13 +87,10 @@ def import_runs(folders: Sequence[Path], out: Path, given: Given, utc_offset_hou
         if reason := summaries.refusal(folder):
             report.add("refused", experiment.name, reason)
             continue
-        own = {stage: attempts[id(source)] for stage, source in experiment.stages.items()}
-        records = {
-            stage: build(experiment, stage, source, own[stage], source.rows, report)
-            for stage, source in experiment.stages.items()
-        }
         shared = {stage: sharing[id(source)] for stage, source in experiment.stages.items()}
-        summary = summaries.summarise(experiment, records, shared)
+        own = {stage: attempts[id(source)] for stage, source in experiment.stages.items()}
+        stages = {stage: build(experiment, stage, own[stage], shared[stage], report) for stage in own}
+        summary = summaries.summarise(experiment, stages, shared)
         summaries.write(folder, summary, own)
         written.append(folder / summaries.SUMMARY)
         _tell(summary, report)
@@ -106,16 +102,13 @@ def _from_rows(run: RunFolder, attempts: dict[int, list[Attempt]], hours: float 
     left = run.rows
     for source in run.sources:
         source.rows = [row for row in run.rows if row.project == source.stage_id]
-        left = match_rows(attempts[id(source)], [source.stage_id, str(source.summary.get("experiment_name"))], left)
+        left = match_rows(attempts[id(source)], source, left)
     if not left:
         return []
     offset = hours * 3600 if hours is not None else utc_offset(run.sources)
     if offset is None:
-        report.add(
-            "noted",
-            run.path,
-            "CodeCarbon's times have no zone and no file tells it: taken as UTC (--utc-offset says otherwise)",
-        )
+        text = "CodeCarbon's times have no zone and no file tells it: taken as UTC (--utc-offset says otherwise)"
+        report.add("noted", run.path, text)
     by_project: dict[str, list[Row]] = {}
     for row in left:
         by_project.setdefault(row.project, []).append(row)
@@ -136,14 +129,14 @@ def _tell(summary: ExperimentSummary, report: Report) -> None:
     """One line per experiment, and the stages without which it has no total, as the comparison will say as well."""
     parts = []
     for stage, record in summary.stages.items():
-        total, tokens = record["energy"]["total"], record["tokens_processed"]
-        kwh = "unknown energy" if total["joules"] is None else f"{record['total_energy_kwh']:.6f} kWh"
-        how = f"{total['class']}, {'+'.join(total['boundary']) or 'nothing'}"
-        done = f"{tokens:,} {record['tokens_unit']} tokens" if tokens else "tokens unknown"
+        spent, tokens = record.spent, record.tokens_processed
+        kwh = "unknown energy" if spent is None else f"{spent.kwh:.6f} kWh"
+        how = f"{record.energy.total.energy_class}, {record.boundary or 'nothing'}"
+        done = f"{tokens:,} {record.tokens_unit} tokens" if tokens else "tokens unknown"
         parts.append(f"{stage} {kwh} ({how}), {done}")
     report.add("imported", summary.experiment_name, f"{summary.pipeline}: {'; '.join(parts)}")
-    for text in missing_stages({"pipeline": summary.pipeline, "stages": summary.stages}):
-        report.add("missing", summary.experiment_name, f"{text} (--into gives it one from another folder)")
+    for problem in summary.problems:
+        report.add("missing", summary.experiment_name, f"{problem.text} (--into gives it one from another folder)")
 
 
 if __name__ == "__main__":

@@ -1,27 +1,26 @@
-"""The jobs that Snakemake would run, as Snakemake itself says: a dry run, read through its logger plugin interface.
+"""The jobs that Snakemake would run, as Snakemake itself says: a dry run in a process of its own.
 
     python -m workflow_scripts.plan.dry_run OUT.jsonl [snakemake arguments …]
 
-Writes one JSON line per planned job with a shell command: rule, reason, command, and the working directory that its paths
-are relative to. What is stale is Snakemake's decision alone. Its own arguments (targets, --configfile, --workflow-profile …)
-are passed on; `-n` is added.
+Writes one JSON line per metered job that is stale. What is stale is Snakemake's decision alone. Its own arguments (targets,
+--configfile, --workflow-profile …) are passed on; `-n` is added.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-import shlex
+import re
 import subprocess
 import sys
 import tempfile
-import types
 from collections.abc import Sequence
-from dataclasses import dataclass
-from logging import ERROR, WARNING, LogRecord
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-METER = "workflow_scripts.energy.meter"
+from workflow_scripts.plan.slices import Content
 
 
 class DryRunError(RuntimeError):
@@ -30,24 +29,21 @@ class DryRunError(RuntimeError):
 
 @dataclass(frozen=True)
 class PlannedJob:
-    """One metered job of the plan: what it is, what it reads, and the record that it will write.
-
-    `settings` are the configuration keys that its rule reads, under their names; `inputs` are manifests by argument name.
-    """
+    """One metered job of the plan: what it reads (nested, with the configuration's names), and why it is stale."""
 
     rule: str
     stage: str
     reason: str
     experiment: str | None
-    settings: dict[str, Any]
-    inputs: dict[str, str]
-    record: str
-    part: str | None = None  # 1-of-4, for a part
-    parts: int = 0  # of a merge
+    settings: Content
+    inputs: dict[str, str]  # argument name -> manifest
+    record: str  # that it will write
+    part: str | None = None  # N-of-M of a part
+    parts: int = 0  # that a merge gathers
 
 
 def planned(arguments: Sequence[str]) -> tuple[list[PlannedJob], Path]:
-    """Metered jobs of Snakemake's plan for these arguments, and the folder that their paths are relative to.
+    """Stale metered jobs of Snakemake's plan for these arguments, and the folder that their paths are relative to.
 
     Raises DryRunError when Snakemake refuses to plan (it has said why on standard error).
     """
@@ -56,78 +52,65 @@ def planned(arguments: Sequence[str]) -> tuple[list[PlannedJob], Path]:
         result = subprocess.run([sys.executable, "-m", "workflow_scripts.plan.dry_run", str(out), *arguments], check=False)
         if result.returncode != 0:
             raise DryRunError("snakemake -n failed, see above")
-        lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-    jobs = [parse(line["rule"], line["reason"], line["command"]) for line in lines if METER in line["command"]]
-    return jobs, Path(lines[0]["folder"]) if lines else Path.cwd()
+        where, *lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    return [PlannedJob(**line) for line in lines], Path(where)
 
 
-def parse(rule: str, reason: str, command: str) -> PlannedJob:
-    """A planned job from its shell command, `meter options -- stage options`."""
-    words = shlex.split(command)
-    split = words.index("--")
-    meter = options(words[:split])
-    return PlannedJob(
-        rule=rule,
-        stage=meter["stage"][0],
-        reason=reason,
-        experiment=meter.get("experiment", [None])[0],
-        settings=json.loads(meter.get("settings", ["{}"])[0]),
-        inputs=dict(named.split("=", 1) for named in meter.get("input", [])),
-        record=meter["record"][0],
-        part=meter.get("part", [None])[0],
-        parts=len(meter.get("parts", [])),
-    )
+def short_reason(reason: str) -> str:
+    """Snakemake's reason in a few words: what changed from what to what, else its first clause."""
+    if found := re.search(r"before: (.*?) now: (.*?) ?(?:;|$)", reason):
+        pairs = {side: _values(text) for side, text in zip(("before", "now"), found.groups(), strict=True)}
+        keys = list(dict.fromkeys([*pairs["before"], *pairs["now"]]))
+        return ", ".join(f"{key}: {pairs['before'].get(key, '-')} -> {pairs['now'].get(key, '-')}" for key in keys)
+    clause = reason.partition(";")[0]
+    head, colon, rest = clause.partition(":")
+    names = [name.strip() for name in rest.split(",")]
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{head}:{names[0] and ' ' + names[0]}{more}" if colon else head
 
 
-def options(words: Sequence[str]) -> dict[str, list[str]]:
-    """Values of `--name value …` and `--name=value`, by name; words before the first option are left out."""
-    found: dict[str, list[str]] = {}
-    name = None
-    for word in words:
-        if word.startswith("--"):
-            name, equals, value = word[2:].partition("=")
-            found[name] = [value] if equals else []
-        elif name is not None:
-            found[name].append(word)
-    return found
+def _values(text: str) -> dict[str, str]:
+    """`'key=value','key=value'` as a mapping; values may hold commas."""
+    lines = re.findall(r"'((?:[^'\\]|\\.)*)'|([\w./-]+=[0-9a-f]+)", text)
+    return dict((quoted or bare).split("=", 1) for quoted, bare in lines if "=" in (quoted or bare))
 
 
 def write_plan(out: Path, arguments: Sequence[str]) -> int:
-    """Run `snakemake -n` in this process, with its jobs written to `out`; returns Snakemake's exit code."""
+    """Run `snakemake -n` in this process, with its stale jobs written to `out`; returns Snakemake's exit code."""
     from snakemake.cli import args_to_api, parse_args
     from snakemake.exceptions import print_exception
-    from snakemake_interface_logger_plugins.base import LogHandlerBase
-    from snakemake_interface_logger_plugins.common import LogEvent
-    from snakemake_interface_logger_plugins.registry import LoggerPluginRegistry
 
-    with out.open("w", encoding="utf-8") as handle:
+    from workflow_scripts.plan import snakemake_internals
 
-        class LogHandler(LogHandlerBase):
-            """Writes planned jobs to the file, warnings and errors to standard error."""
+    parser, parsed = parse_args([*arguments, "--dry-run", "--quiet", "all"])
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            done = args_to_api(parsed, parser)
+    except Exception as error:  # as Snakemake's own main does
+        print_exception(error)
+        done = False
+    if not done:
+        return 1
+    lines = [str(Path.cwd()), *(asdict(job_of(*found)) for found in snakemake_internals.stale_jobs())]
+    out.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+    return 0
 
-            writes_to_stream = True
-            writes_to_file = False
-            has_filter = True
-            has_formatter = True
-            needs_rulegraph = False
 
-            def emit(self, record: LogRecord) -> None:
-                fields = vars(record)
-                if fields.get("event") == LogEvent.JOB_INFO and fields.get("shellcmd"):
-                    line = {"rule": fields["rule_name"], "reason": fields["reason"], "command": fields["shellcmd"]}
-                    handle.write(json.dumps(line | {"folder": str(Path.cwd())}) + "\n")
-                elif record.levelno >= ERROR or (record.levelno >= WARNING and record.getMessage()):
-                    print(record.getMessage(), file=sys.stderr)
-
-        plugin = types.ModuleType("snakemake_logger_plugin_plan")
-        plugin.LogHandler = LogHandler  # type: ignore[attr-defined]
-        LoggerPluginRegistry().register_plugin(plugin.__name__, plugin)
-        parser, parsed = parse_args([*arguments, "--dry-run", "--logger", "plan"])
-        try:
-            return 0 if args_to_api(parsed, parser) else 1
-        except Exception as error:  # as Snakemake's own main does
-            print_exception(error)
-            return 1
+def job_of(metered: Any, job: Any, reason: str) -> PlannedJob:
+    """What is kept of a job of Snakemake's DAG."""
+    planned_job = metered.job(job.wildcards)
+    return PlannedJob(
+        rule=metered.name,
+        stage=metered.stage,
+        reason=reason,
+        experiment=getattr(job.wildcards, "experiment", None),
+        settings=planned_job.settings,
+        inputs=dict(planned_job.inputs),
+        record=str(job.output.record),
+        part=getattr(job.wildcards, "part", None),
+        parts=len(getattr(job.input, "parts", [])),
+    )
 
 
 if __name__ == "__main__":

@@ -111,6 +111,7 @@ class Metered:
                 *(["--input", *(f"{key}={path}" for key, path in job.inputs.items())] if job.inputs else []),
                 *(["--file", *files] if files else []),
                 *self.of_parts(wildcards, input),
+                f"--output={output[0]}",
                 f"--record={output.record}",
             ]
 

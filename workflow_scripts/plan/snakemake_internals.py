@@ -2,6 +2,7 @@
 
 - `one_meter`: a resource limit that no option of the user takes away.
 - `compare_with_records`: the check of parameters asks the records on disk, too.
+- `remember`, `stale_jobs`: the plan of a dry run, read after it.
 - `last_request`, `planned_jobs`: jobs of the DAG and what they ask for.
 """
 
@@ -98,6 +99,27 @@ def differences(record: Path, planned: set[str], inputs: Iterable[str]) -> tuple
             old |= {f"{name}={known['sha256'][:12]}"} if known else set()
             new.add(f"{name}={content[:12]}")
     return old, new
+
+
+_SEEN: list[tuple[Any, dict[str, Any]]] = []
+
+
+def remember(workflow: Any, metered: Iterable[Any]) -> None:
+    """Keep the workflow and its metered rules for `stale_jobs`."""
+    _SEEN.append((workflow, {rule.name: rule for rule in metered}))
+
+
+def stale_jobs() -> list[tuple[Any, Any, str]]:
+    """Metered rule, job and reason of everything that the workflow that was read last would run, inputs first."""
+    workflow, rules = _SEEN[-1]
+    order = [job for level in workflow.dag.toposorted() for job in level]
+    jobs = [job for job in order if job.rule.name in rules and workflow.dag.needrun(job)]
+    return [(rules[job.rule.name], job, _reason(workflow.dag, job)) for job in jobs]
+
+
+def _reason(dag: Any, job: Any) -> str:
+    """Why a job is stale; a dry run has declared it finished since."""
+    return str(dag.reason(job)).removeprefix("Finished (was: ").removesuffix(")").strip()
 
 
 def planned_jobs(workflow: Any) -> list[Any]:

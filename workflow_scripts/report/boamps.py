@@ -18,11 +18,11 @@ from typing import Any
 from jsonschema import Draft4Validator
 from referencing import Registry
 
-from workflow_scripts.accounting.costs import in_order, own_stages
-from workflow_scripts.accounting.errors import figure_of, total
+from workflow_scripts.accounting.model import ExperimentSummary, SummaryStage
+from workflow_scripts.energy.model import Component
+from workflow_scripts.energy.uncertainty import KWH, total
 
 SCHEMAS = Path(__file__).with_name("boamps_schema")
-CLASSES = ("measured", "integrated", "modelled", "unavailable")
 FORMAT = {"formatVersion": "1.1.0", "formatVersionSpecificationUri": "https://github.com/Boavizta/BoAmps/tree/main/model"}
 STAGES = {
     "student_train": "finetuning",
@@ -42,14 +42,14 @@ class BoampsError(ValueError):
 
 
 def reports(
-    summary: Mapping[str, Any], config: Mapping[str, Any], model: Mapping[str, Any]
+    summary: ExperimentSummary, config: Mapping[str, Any], model: Mapping[str, Any]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Validated reports by `experiment` and stage name, and why others are left out.
 
     `config` is the resolved configuration, `model` the facts of the trained model's manifest.
     """
-    stages = in_order(own_stages(dict(summary)))
-    left_out = {name: _why(r) for name, r in stages.items() if r["total_energy_joules"] is None}
+    stages = summary.in_order
+    left_out = {name: r.energy.total.reason or "no energy figure" for name, r in stages.items() if r.spent is None}
     made = {name: _report(summary, config, model, {name: r}) for name, r in stages.items() if name not in left_out}
     if left_out:
         left_out[WHOLE] = f"without a figure of {', '.join(sorted(left_out))} there is no total"
@@ -73,26 +73,22 @@ def _validator() -> Draft4Validator:
     return Draft4Validator(next(s for s in contents if s["title"] == "report"), registry=registry)
 
 
-def _why(record: Mapping[str, Any]) -> str:
-    return str(record["energy"]["total"].get("reason") or "no energy figure")
-
-
 def _report(
-    summary: Mapping[str, Any], config: Mapping[str, Any], model: Mapping[str, Any], stages: Mapping[str, dict[str, Any]]
+    summary: ExperimentSummary, config: Mapping[str, Any], model: Mapping[str, Any], stages: Mapping[str, SummaryStage]
 ) -> dict[str, Any]:
     name = next(iter(stages)) if len(stages) == 1 else WHOLE
     records = list(stages.values())
-    last = max(r["end_time"] for r in records)
-    mark = f"{summary['experiment_id']}/{name}/{last!r}"
-    uncertainty = _uncertainty_pct(records)
+    last = max(r.end_time for r in records)
+    mark = f"{summary.experiment_id}/{name}/{last!r}"
+    uncertainty = total(r.spent for r in records if r.spent is not None).uncertainty_pct
     quality = next((word for bound, word in QUALITIES if uncertainty is not None and uncertainty <= bound * (1 + 1e-9)), None)
-    origin = records[-1]["provenance"]
+    origin = records[-1].provenance
     report: dict[str, Any] = {
         "header": {
             **FORMAT,
             "reportId": str(uuid.uuid5(uuid.NAMESPACE_URL, mark)),
             "reportDatetime": _date(last),
-            "reportStatus": "final" if all(r["status"] == "complete" for r in records) else "draft",
+            "reportStatus": "final" if all(r.status == "complete" for r in records) else "draft",
         },
         "task": {
             "taskStage": "+".join(dict.fromkeys(STAGES.get(stage, PREPARING) for stage in stages)),
@@ -102,32 +98,27 @@ def _report(
             "taskDescription": _description(summary, stages, uncertainty),
         },
         "measures": [_measure(records)],
-        "system": {"os": origin["platform"]},
-        "software": {"language": "python", "version": origin["python"]},
+        "system": {"os": origin.platform},
+        "software": {"language": "python", "version": origin.python},
         "infrastructure": {"infraType": "other", "components": _components(records)},
         "environment": _environment(config, records),
     }
     return report | ({"quality": quality} if quality else {})
 
 
-def _uncertainty_pct(records: list[dict[str, Any]]) -> float | None:
-    whole = total(figure for r in records if (figure := figure_of(r)) is not None)
-    return 100 * whole.half_width / whole.value if whole.half_width is not None and whole.value else None
-
-
 def _algorithm(
-    summary: Mapping[str, Any], config: Mapping[str, Any], model: Mapping[str, Any], stages: Mapping[str, dict[str, Any]]
+    summary: ExperimentSummary, config: Mapping[str, Any], model: Mapping[str, Any], stages: Mapping[str, SummaryStage]
 ) -> dict[str, Any]:
     """The trained model; for a stage of the teacher alone, the teacher."""
-    packages = next(iter(stages.values()))["provenance"]["packages"]
+    packages = next(iter(stages.values())).provenance.packages
     framework = (
         {"framework": "transformers", "frameworkVersion": packages["transformers"]} if "transformers" in packages else {}
     )
-    if all(r["role"] == "teacher" for r in stages.values()):
+    if all(r.role == "teacher" for r in stages.values()):
         return {"algorithmType": "llm", "foundationModelName": config["model"]["teacher"], **framework}
     return {
         "algorithmType": "llm",
-        "trainingType": TRAINING.get(summary["pipeline"], "direct preference optimisation"),
+        "trainingType": TRAINING.get(summary.pipeline, "direct preference optimisation"),
         "foundationModelName": config["model"]["student"],
         "parametersNumber": model["parameters"] / 1e9,
         "optimizer": config["training"]["optimizer"],
@@ -135,9 +126,9 @@ def _algorithm(
     }
 
 
-def _datasets(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _datasets(records: list[SummaryStage]) -> list[dict[str, Any]]:
     """Tokens read and written, as far as they were counted."""
-    sums = {key: [r["work"][key] for r in records if r["work"].get(key)] for key in ("input", "generated")}
+    sums = {key: [count for r in records if (count := getattr(r.work, key))] for key in ("input", "generated")}
     found = [
         {"dataUsage": usage, "dataType": "token", "dataQuantity": sum(sums[key])}
         for usage, key in (("input", "input"), ("output", "generated"))
@@ -146,63 +137,61 @@ def _datasets(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found or [{"dataUsage": "input", "dataType": "text"}]
 
 
-def _description(summary: Mapping[str, Any], stages: Mapping[str, dict[str, Any]], uncertainty: float | None) -> str:
+def _description(summary: ExperimentSummary, stages: Mapping[str, SummaryStage], uncertainty: float | None) -> str:
     """What the fields cannot say, in sentences."""
-    records = stages.values()
-    worst = max((r["energy"]["total"]["class"] for r in records), key=CLASSES.index)
-    boundary = " | ".join(sorted({"+".join(r["energy"]["total"]["boundary"]) for r in records}))
-    wasted = sum(r["wasted_j"] or 0.0 for r in records) / 3.6e6
-    shared = [f"{name} ({len(r['shared_by'])} experiments)" for name, r in stages.items() if len(r.get("shared_by", [])) > 1]
+    whole = total(r.spent for r in stages.values() if r.spent is not None)
+    wasted = sum(r.wasted_j or 0.0 for r in stages.values()) / KWH
+    shared = [name for name, r in stages.items() if r.experiment is None]
     return " ".join(
         [
-            f"Experiment {summary['experiment_name']}, pipeline {summary['pipeline']}; stages: {', '.join(stages)}.",
-            f"Energy class {worst}, boundary {boundary}, uncertainty "
+            f"Experiment {summary.experiment_name}, pipeline {summary.pipeline}; stages: {', '.join(stages)}.",
+            f"Energy class {whole.energy_class}, boundary {' | '.join(sorted(whole.boundaries))}, uncertainty "
             + ("unknown." if uncertainty is None else f"+/- {uncertainty:.1f} %."),
             f"Of it {wasted:.6g} kWh were wasted by attempts that failed. PUE is not in it.",
-            *([f"Counted whole although shared: {', '.join(shared)}."] if shared else []),
+            *([f"Counted whole although other experiments can use it: {', '.join(shared)}."] if shared else []),
         ]
     )
 
 
-def _measure(records: list[dict[str, Any]]) -> dict[str, Any]:
+def _measure(records: list[SummaryStage]) -> dict[str, Any]:
     methods = {name: _methods(records, (name,)) for name in ("cpu", "gpu")}
     everything = _methods(records, ("gpu", "cpu", "dram", "node"))
-    codecarbon = records[-1]["provenance"]["packages"].get("codecarbon")
+    codecarbon = records[-1].provenance.packages.get("codecarbon")
     return {
         "measurementMethod": " + ".join(everything),
         **({"version": codecarbon} if codecarbon and all("CodeCarbon" in m for m in everything) else {}),
         **{f"{name}TrackingMode": " + ".join(found) for name, found in methods.items() if found},
-        "powerConsumption": sum(r["total_energy_joules"] for r in records) / 3.6e6,
-        "measurementDuration": sum(r["duration_seconds"] for r in records),
-        "measurementDateTime": _date(min(r["start_time"] for r in records)),
+        "powerConsumption": total(r.spent for r in records if r.spent is not None).kwh,
+        "measurementDuration": sum(r.duration_seconds for r in records),
+        "measurementDateTime": _date(min(r.start_time for r in records)),
     }
 
 
-def _methods(records: list[dict[str, Any]], names: tuple[str, ...]) -> list[str]:
-    inside = [r["energy"][n] for r in records for n in names if n in r["energy"]["total"]["boundary"]]
-    return list(dict.fromkeys(part["method"] for part in inside if part["method"]))
+def _methods(records: list[SummaryStage], names: tuple[str, ...]) -> list[str]:
+    inside: list[Component] = [getattr(r.energy, n) for r in records for n in names if n in r.energy.total.boundary]
+    return list(dict.fromkeys(part.method for part in inside if part.method))
 
 
-def _components(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _components(records: list[SummaryStage]) -> list[dict[str, Any]]:
     """CPUs (logical ones) by name, and GPUs by name and UUID; RAM without its size, which no record has."""
-    cpus = {(r["provenance"]["host"], r["provenance"]["cpu"]): r["provenance"]["cpu_count"] for r in records}
+    cpus = {(r.provenance.host, r.provenance.cpu): r.provenance.cpu_count for r in records}
     gpus: dict[str, set[str]] = {}
-    for device in (d for r in records for d in r["devices"]):
-        gpus.setdefault(str(device.get("name")), set()).add(str(device.get("uuid")))
+    for device in (d for r in records for d in r.devices):
+        gpus.setdefault(str(device.name), set()).add(str(device.uuid))
     found: list[dict[str, Any]] = [
         {"componentName": str(name), "componentType": "cpu", "nbComponent": count or 1} for (_, name), count in cpus.items()
     ]
     found += [{"componentName": name, "componentType": "gpu", "nbComponent": len(ids)} for name, ids in sorted(gpus.items())]
-    if any("dram" in r["energy"]["total"]["boundary"] for r in records):
+    if any("dram" in r.energy.total.boundary for r in records):
         found.append({"componentType": "ram", "nbComponent": 1})
     return found
 
 
-def _environment(config: Mapping[str, Any], records: list[dict[str, Any]]) -> dict[str, Any]:
-    carbon = records[-1]["carbon"]
+def _environment(config: Mapping[str, Any], records: list[SummaryStage]) -> dict[str, Any]:
+    carbon = records[-1].carbon
     country = config["energy"]["country_iso_code"]
-    place = carbon["region"] if carbon["region"] != country else None
-    known = {"location": place, "powerSourceCarbonIntensity": carbon["intensity_g_per_kwh"]}
+    place = carbon.region if carbon.region != country else None
+    known = {"location": place, "powerSourceCarbonIntensity": carbon.intensity_g_per_kwh}
     return {"country": country, **{k: v for k, v in known.items() if v is not None}}
 
 

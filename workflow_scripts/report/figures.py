@@ -21,8 +21,9 @@ import matplotlib.pyplot as plt
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
-from workflow_scripts.accounting.reuse import ONE_RUN
-from workflow_scripts.report.rounding import number, rounded
+from workflow_scripts.accounting.model import ExperimentSummary
+from workflow_scripts.accounting.rows import BreakEven, Comparison
+from workflow_scripts.report.rounding import number, rounded, unit_of
 
 matplotlib.rcParams["svg.hashsalt"] = "comparison"  # else ids in the file are random
 matplotlib.rcParams["hatch.linewidth"] = 0.8
@@ -43,173 +44,140 @@ _QUALITY = {
     "kl_to_teacher": "KL to the teacher [nats/token], lower is better",
     "top1_agreement": "top-1 agreement with the teacher, higher is better",
 }
-_PREFIXES = ((1e6, "GWh"), (1e3, "MWh"), (1.0, "kWh"), (1e-3, "Wh"), (0.0, "mWh"))
 
 
-def unit_of(kwh: float) -> tuple[float, str]:
-    """Factor from kWh and the unit in which a quantity of this size is read well."""
-    for size, name in _PREFIXES:
-        if abs(kwh) >= size:
-            return (1 / size if size else 1e6), name
-    return 1.0, "kWh"
-
-
-def energy_by_stage(summaries: list[dict[str, Any]], path: Path, unlike: list[str]) -> None:
+def energy_by_stage(summaries: list[ExperimentSummary], path: Path, unlike: list[str]) -> None:
     """Stacked bars: every stage of each experiment in the style of its role; a stage without a figure is named at the bar."""
-    totals = [s.get("total_energy_kwh") or 0.0 for s in summaries]
-    factor, unit = unit_of(max(totals) or _known_kwh(summaries))
+    known = [sum(spent.kwh for r in s.own.values() if (spent := r.spent) is not None) for s in summaries]
+    factor, unit = unit_of(max(known, default=0.0))
     figure, axes = plt.subplots(figsize=(9, 1.9 + 0.6 * len(summaries)), layout="constrained")
     names, right = [], 0.0
     for row, summary in enumerate(summaries):
-        left, unknown = 0.0, [text.split()[1] for text in summary.get("problems", []) if text.startswith("stage ")]
+        left, whole = 0.0, summary.spent() if not summary.problems else None
         for role, (colour, hatch) in ROLE_STYLE.items():
-            for stage, record in summary["stages"].items():
-                if record.get("role") != role or "lineage" in record:
-                    continue
-                if record.get("total_energy_joules") is None:
-                    unknown.append(stage)
-                    continue
-                width = record["total_energy_joules"] / 3.6e6 * factor
+            for width in (spent.kwh * factor for r in summary.of(role) if (spent := r.spent) is not None):
                 axes.barh(row, width, left=left, color=colour, hatch=hatch, edgecolor="white", linewidth=0.8, height=0.7)
                 left += width
-        spread, label = summary["energy"].get("uncertainty_j"), f"{rounded(left, 3)} {unit}"
-        if spread is not None and not unknown:
-            spread *= factor / 3.6e6
-            axes.errorbar(left, row, xerr=spread, color="black", capsize=4, linewidth=1.2)
-            label = f"{number(left, spread, digits=3)} {unit}"
-        end = left + (spread or 0.0) if not unknown else left
-        axes.text(end, row, f"  {label if not unknown else '≥ ' + label}", va="center", fontsize=9)
+        label, end = f"{rounded(left, 3)} {unit}", left
+        if whole is not None and (spread := whole.uncertainty_kwh) is not None:
+            axes.errorbar(left, row, xerr=spread * factor, color="black", capsize=4, linewidth=1.2)
+            label, end = f"{number(left, spread * factor, digits=3)} {unit}", left + spread * factor
+        axes.text(end, row, f"  {label if whole is not None else '≥ ' + label}", va="center", fontsize=9)
         right = max(right, end)
+        unknown = [*(problem.stage for problem in summary.problems), *(n for n, r in summary.own.items() if r.spent is None)]
         missing = textwrap.fill(f"no figure: {', '.join(dict.fromkeys(unknown))}", 30) if unknown else ""
-        names.append("\n".join(filter(None, (summary["experiment_name"], missing))))
+        names.append("\n".join(filter(None, (summary.experiment_name, missing))))
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlim(0, right * 1.28 or 1)
-    classes = sorted({s["energy"].get("class") or "unavailable" for s in summaries})
+    classes = sorted({s.energy.energy_class for s in summaries})
     axes.set_xlabel(f"energy at the IT boundary [{unit}], {'/'.join(classes)}")
     keys = [Patch(facecolor=c, hatch=h, edgecolor="white", label=role) for role, (c, h) in ROLE_STYLE.items()]
     figure.legend(handles=keys, loc="outside upper center", ncol=5, frameon=False, handlelength=2.2, handleheight=1.2)
     save(figure, path, unlike)
 
 
-def _known_kwh(summaries: list[dict[str, Any]]) -> float:
-    sums = [sum(r.get("total_energy_joules") or 0.0 for r in s["stages"].values()) / 3.6e6 for s in summaries]
-    return max(sums, default=0.0)
-
-
-def energy_quality(comparison: dict[str, Any], quality: str, path: Path, unlike: list[str]) -> None:
+def energy_quality(comparison: Comparison, path: Path) -> None:
     """Energy against quality, one point per experiment (mean of its runs); the Pareto front is filled and joined."""
-    points = _points(comparison, quality)
-    refused = comparison["pareto_refused"]
-    if not points or (refused and "not compared" in refused):
+    quality, refused = comparison.quality, comparison.pareto_refused
+    known = [(row, row.column("total_with_lineage_kwh_mean"), row.column(f"{quality}_mean")) for row in comparison.groups]
+    points = [(row, x, y) for row, x, y in known if x is not None and y is not None]
+    if not points or comparison.quality_refused:
         empty(path, refused or f"no experiment has both an energy and {quality}")
         return
-    factor, unit = unit_of(max(point["x"] for point in points))
+    factor, unit = unit_of(max(x for _, x, _ in points))
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    front = sorted((p for p in points if p["front"]), key=lambda p: p["x"])
-    axes.step([p["x"] * factor for p in front], [p["y"] for p in front], ":", where="post", color="#777777", zorder=1)
-    for i, point in enumerate(points):
+    front = sorted((x * factor, y) for row, x, y in points if row.pareto)
+    axes.step([x for x, _ in front], [y for _, y in front], ":", where="post", color="#777777", zorder=1)
+    half_widths = {row.experiment: row.total_with_lineage_uncertainty_kwh for row in comparison.experiments}
+    for i, (row, x, y) in enumerate(points):
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-        x, spread = point["x"] * factor, point["dx"] * factor if point["dx"] is not None else None
-        axes.errorbar(x, point["y"], xerr=spread, yerr=point["dy"], color=colour, alpha=0.6, capsize=4, linewidth=1.2, zorder=2)
-        fill = colour if point["front"] else "white"
-        label = point["name"] + (f" (mean of {point['runs']} runs)" if point["runs"] > 1 else "")
-        axes.plot(x, point["y"], marker, markersize=9, color=colour, markerfacecolor=fill, linestyle="", label=label, zorder=3)
+        # the instruments' half-width, from two runs on the runs' spread if that is larger
+        spreads = [*(half_widths[name] for name in row.members), row.column("total_with_lineage_kwh_sd")]
+        spread = max((width * factor for width in spreads if width is not None), default=None)
+        axes.errorbar(
+            x * factor,
+            y,
+            xerr=spread,
+            yerr=row.column(f"{quality}_sd"),
+            color=colour,
+            alpha=0.6,
+            capsize=4,
+            linewidth=1.2,
+            zorder=2,
+        )
+        fill, label = colour if row.pareto else "white", row.group + (f" (mean of {row.runs} runs)" if row.runs > 1 else "")
+        axes.plot(x * factor, y, marker, markersize=9, color=colour, markerfacecolor=fill, linestyle="", label=label, zorder=3)
     axes.margins(x=0.12, y=0.15)
     axes.set_xlabel(f"energy of the experiment, its starting policy's included [{unit}]")
     axes.set_ylabel(_QUALITY.get(quality, quality))
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside upper center", ncol=columns(p["name"] for p in points), frameon=False)
+    figure.legend(loc="outside upper center", ncol=columns(row.group for row, _, _ in points), frameon=False)
     title = f"no Pareto front: {refused}" if refused else "filled, dotted line: Pareto front"
     axes.set_title(textwrap.fill(title, 90), fontsize=9, loc="right")
-    save(figure, path, unlike)
+    save(figure, path, comparison.differs)
 
 
-def _points(comparison: dict[str, Any], quality: str) -> list[dict[str, Any]]:
-    """Groups with a total and a quality; `dx` is the instruments' half-width, from two runs on the runs' spread if larger."""
-    uncertainties = {row["experiment"]: row["total_uncertainty_kwh"] for row in comparison["experiments"]}
-    points = []
-    for row in comparison["groups"]:
-        x, y = row["total_with_lineage_kwh_mean"], row[f"{quality}_mean"]
-        if x is None or y is None:
-            continue
-        known = [u for name in row["members"] if (u := uncertainties[name]) is not None]
-        spreads = [*known, *([row["total_with_lineage_kwh_sd"]] if row["total_with_lineage_kwh_sd"] is not None else [])]
-        points.append(
-            {
-                "name": row["group"],
-                "runs": row["runs"],
-                "front": row["pareto"],
-                "x": x,
-                "dx": max(spreads, default=None),
-                "y": y,
-                "dy": row[f"{quality}_sd"],
-            }
-        )
-    return points
-
-
-def cost_by_reuse(comparison: dict[str, Any], path: Path, unlike: list[str]) -> None:
+def cost_by_reuse(comparison: Comparison, path: Path) -> None:
     """E(N) against N with its 95 % band, the baseline as a level, N* marked with its interval."""
-    rows = [row for row in comparison["amortised"] if row["teacher_share_kwh"] > 0]
+    rows = [row for row in comparison.amortised if row.teacher_share_kwh > 0]
     if not rows:
         empty(path, "no experiment with a teacher's output has a known cost")
         return
-    by_name = {name: [r for r in rows if r["experiment"] == name] for name in dict.fromkeys(r["experiment"] for r in rows)}
-    factor, unit = unit_of(max(r["amortised_kwh"] for r in rows))
+    by_name = {name: [r for r in rows if r.experiment == name] for name in dict.fromkeys(r.experiment for r in rows)}
+    factor, unit = unit_of(max(r.amortised_kwh for r in rows))
     figure, axes = plt.subplots(figsize=(8.5, 5.4), layout="constrained")
-    order = [row["group"] for row in comparison["groups"]]
-    stars = {row["experiment"]: row for row in comparison["break_even"]}
+    order, baseline = [row.group for row in comparison.groups], rows[0].baseline_kwh
+    stars = {row.experiment: row for row in comparison.break_even}
     for name, own in by_name.items():
         i, label = order.index(name), name
         colour = COLOURS[i % len(COLOURS)]
-        reuses = [r["reuses"] for r in own]
-        axes.plot(reuses, [r["amortised_kwh"] * factor for r in own], color=colour, linestyle=DASHES[i % len(DASHES)])
-        if own[0]["low_kwh"] is not None:
-            low, high = ([r[key] * factor for r in own] for key in ("low_kwh", "high_kwh"))
+        reuses = [r.reuses for r in own]
+        axes.plot(reuses, [r.amortised_kwh * factor for r in own], color=colour, linestyle=DASHES[i % len(DASHES)])
+        if own[0].low_kwh is not None:
+            low, high = ([(r.column(key) or 0.0) * factor for r in own] for key in ("low_kwh", "high_kwh"))
             axes.fill_between(reuses, low, high, color=colour, alpha=0.12, linewidth=0)
         star = stars.get(name)
         if star is not None:
             label += f": {_pays(star)}"
         axes.plot([], [], color=colour, linestyle=DASHES[i % len(DASHES)], marker=MARKERS[i % len(MARKERS)], label=label)
-        here = next(r for r in own if r["here"])
-        axes.plot(here["reuses"], here["amortised_kwh"] * factor, MARKERS[i % len(MARKERS)], color=colour, markersize=7)
-        if star is not None and star["reuses"]:
-            _mark(axes, star, rows[0]["baseline_kwh"] * factor, reuses, colour)
-    if rows[0]["baseline_kwh"] is not None:
-        label = f"{comparison['baseline']}: no teacher"
-        axes.axhline(rows[0]["baseline_kwh"] * factor, color="black", linewidth=1.2, label=label)
+        here = next(r for r in own if r.here)
+        axes.plot(here.reuses, here.amortised_kwh * factor, MARKERS[i % len(MARKERS)], color=colour, markersize=7)
+        if star is not None and star.reuses and baseline is not None:
+            _mark(axes, star, star.reuses, baseline * factor, reuses[-1], colour)
+    if baseline is not None:
+        label = f"{comparison.baseline}: no teacher"
+        axes.axhline(baseline * factor, color="black", linewidth=1.2, label=label)
     axes.set_xscale("log")
-    axes.set_xlim(0.9, max(r["reuses"] for r in rows) * 1.1)
+    axes.set_xlim(0.9, max(r.reuses for r in rows) * 1.1)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_ylim(bottom=0)
     axes.set_xlabel("N, students that use the teacher's output (markers: as many as here)")
     axes.set_ylabel(f"teacher's output / N + training [{unit}]")
     axes.grid(alpha=0.3, which="both")
     figure.legend(loc="outside upper center", ncol=1 if len(by_name) < 5 else 2, frameon=False)
-    save(figure, path, unlike)
+    save(figure, path, comparison.differs)
 
 
-def _pays(star: dict[str, Any]) -> str:
+def _pays(star: BreakEven) -> str:
     """The break-even in a few words."""
-    if star["reuses"] is None:
-        return star["verdict"].partition(":")[0]
-    text = f"pays from N* = {star['reuses']:.3g}"
-    if star["low"] is None:
-        return f"{text} (one run: no interval)" if star["interval"] == ONE_RUN else text
-    high = f"{star['high']:.3g}" if star["high"] is not None else "never"
-    meters = "" if star["interval"].endswith("runs") else "; meters only, one run"
-    return f"{text} (95 %: {star['low']:.3g} to {high}{meters})"
+    if star.reuses is None:
+        return star.status
+    text = f"pays from N* = {star.reuses:.3g}"
+    if star.low is None:
+        return f"{text} (one run: no interval)" if star.basis == "one instrument" else text
+    high = f"{star.high:.3g}" if star.high is not None else "never"
+    return f"{text} (95 %: {star.low:.3g} to {high}{'' if star.basis == 'runs' else '; meters only, one run'})"
 
 
-def _mark(axes: Any, star: dict[str, Any], level: float, reuses: list[int], colour: str) -> None:
+def _mark(axes: Any, star: BreakEven, reuses: float, level: float, last: int, colour: str) -> None:
     """N* on the baseline's level: a star, and a bar for its interval, to the edge where the upper bound is `never`."""
-    if star["reuses"] > reuses[-1]:
+    if reuses > last:
         return  # beyond the axis; the legend has the number
-    axes.plot(star["reuses"], level, marker="*", markersize=15, color=colour, markeredgecolor="black", zorder=4)
-    if star["low"] is not None:
-        right = star["high"] if star["high"] is not None else reuses[-1]
-        axes.plot([star["low"], min(right, reuses[-1])], [level, level], color=colour, linewidth=4, alpha=0.5, zorder=3)
+    axes.plot(reuses, level, marker="*", markersize=15, color=colour, markeredgecolor="black", zorder=4)
+    if star.low is not None:
+        right = min(star.high, last) if star.high is not None else last
+        axes.plot([star.low, right], [level, level], color=colour, linewidth=4, alpha=0.5, zorder=3)
 
 
 def columns(names: Iterable[str]) -> int:

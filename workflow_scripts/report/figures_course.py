@@ -9,10 +9,11 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from workflow_scripts.accounting.costs import stage_key
-from workflow_scripts.accounting.evaluations import on_the_way
-from workflow_scripts.accounting.runs import group
-from workflow_scripts.accounting.traces import TraceError, energy_curve, loss_curve, power_curve
+from workflow_scripts.accounting.groups import group
+from workflow_scripts.accounting.model import ExperimentSummary
+from workflow_scripts.accounting.rows import StageKey, stage_key, users
+from workflow_scripts.accounting.traces import TraceError, energy_curve, intermediate_evaluations, loss_curve, power_curve
+from workflow_scripts.energy.model import StageRecord
 from workflow_scripts.report.figures import COLOURS, DASHES, MARKERS, ROLE_STYLE, columns, empty, save
 
 COLUMNS = 4
@@ -23,7 +24,7 @@ METRICS = {
 }
 
 
-def power(summaries: list[dict[str, Any]], path: Path) -> list[str]:
+def power(summaries: list[ExperimentSummary], path: Path) -> list[str]:
     """A panel per run of a stage, shared ones once: mean power [W] over time; attempts follow one another, split by a line.
 
     Returns a warning that names the stages without a trace.
@@ -47,25 +48,25 @@ def _some(texts: list[str]) -> str:
     return "; ".join(texts[:3]) + more
 
 
-def _stages(summaries: list[dict[str, Any]]) -> list[tuple[str, str, dict[str, Any], Path]]:
+def _stages(summaries: list[ExperimentSummary]) -> list[tuple[str, str, StageRecord, Path]]:
     """Title, role, record, summary path of every run of a stage that has energy, in the order of the roles."""
-    found: dict[Any, tuple[str, str, dict[str, Any], Path]] = {}
+    found: dict[StageKey, tuple[str, str, StageRecord, Path]] = {}
+    shares = users(summaries)
     for summary in summaries:
-        for stage, record in summary["stages"].items():
-            if record.get("total_energy_joules") is None or "lineage" in record:
-                continue
-            shared = len(record.get("shared_by") or []) > 1
-            title = stage if shared else f"{stage}\n{summary['experiment_name']}"
-            found.setdefault(stage_key(stage, record), (title, record["role"], record, Path(summary.get("path", "."))))
+        for stage, record in summary.own.items():
+            if record.spent is not None:
+                key = stage_key(stage, record)
+                title = stage if len(shares[key]) > 1 else f"{stage}\n{summary.experiment_name}"
+                found.setdefault(key, (title, record.role, record, summary.path))
     order = list(ROLE_STYLE)
     return sorted(found.values(), key=lambda entry: order.index(entry[1]) if entry[1] in order else len(order))
 
 
-def _attempts(record: dict[str, Any], near: Path) -> tuple[list[Any], list[str]]:
+def _attempts(record: StageRecord, near: Path) -> tuple[list[Any], list[str]]:
     """Power curves of the attempts that have a figure, and why some have no curve; a merge of half a second has no figure."""
     curves, reasons = [], []
-    for attempt in record.get("attempts") or []:
-        if attempt["total_j"] is None:
+    for attempt in record.attempts:
+        if attempt.total_j is None:
             continue
         try:
             curves.append(power_curve(energy_curve(record, attempt, near)))
@@ -103,25 +104,23 @@ def _grid(panels: list[Any], path: Path) -> None:
     save(figure, path, [])
 
 
-def loss(summaries: list[dict[str, Any]], path: Path) -> list[str]:
+def loss(summaries: list[ExperimentSummary], path: Path) -> list[str]:
     """A panel per metric: trainings' losses over the joules of the training, attempts that were repeated included.
 
-    Held-out losses are drawn over what the training itself had used, without the evaluations on the way.
+    Held-out losses are drawn over what the training itself had used, without the intermediate evaluations.
 
     Returns a warning that names the trainings whose ledger cannot be read.
     """
     curves: dict[str, dict[str, list[tuple[float, float]]]] = {metric: {} for metric in METRICS}
     missing = []
     for summary in summaries:
-        for record in (r for r in summary["stages"].values() if r.get("role") == "student" and "lineage" not in r):
-            if record.get("total_energy_joules") is None:
-                continue
+        for record in (r for r in summary.of("student") if r.spent is not None):
             try:
                 for metric, own in curves.items():
-                    if points := _points(record, metric, Path(summary.get("path", "."))):
-                        own[summary["experiment_name"]] = points
+                    if points := _points(record, metric, summary.path):
+                        own[summary.experiment_name] = points
             except TraceError as error:
-                missing.append(f"{summary['experiment_name']} ({error})")
+                missing.append(f"{summary.experiment_name} ({error})")
     shown = {metric: own for metric, own in curves.items() if own}
     if shown:
         _loss_panels(shown, {name: each.name for each in group(summaries) for name in each.members}, path)
@@ -130,17 +129,18 @@ def loss(summaries: list[dict[str, Any]], path: Path) -> list[str]:
     return [f"no loss over joules of {len(missing)} training(s): {_some(missing)}"] if missing else []
 
 
-def _points(record: dict[str, Any], metric: str, near: Path) -> list[tuple[float, float]]:
-    """Points (joules, value); those of evaluations on the way at the joules of the training without the evaluations.
+def _points(record: StageRecord, metric: str, near: Path) -> list[tuple[float, float]]:
+    """Points (joules, value); those of intermediate evaluations at the joules of the training without the evaluations.
 
     Raises TraceError where these are not known: a point at other joules would not compare with those of other trainings.
     """
-    known = on_the_way(record, near) if metric == "eval_loss" else None
+    known = intermediate_evaluations(record, near) if metric == "eval_loss" else None
     if known is None:
         return loss_curve(record, metric, near)
-    if known["joules"] is None:
-        raise TraceError(f"held-out loss: {known['reason']}")
-    return [(point["training_joules"], point["eval_loss"]) for point in known["points"]]
+    if known.joules is None:
+        raise TraceError(f"held-out loss: {known.reason}")
+    points = [(point.training_joules, point.eval_loss) for point in known.points]
+    return [(joules, loss) for joules, loss in points if joules is not None and loss is not None]
 
 
 def _loss_panels(shown: dict[str, dict[str, list[tuple[float, float]]]], group_of: dict[str, str], path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_PREFIXES = ((1e6, "GWh"), (1e3, "MWh"), (1.0, "kWh"), (1e-3, "Wh"), (0.0, "mWh"))
+
 
 def number(value: float | None, error: float | None = None, factor: float = 1.0, digits: int = 4) -> str:
     """Four digits, with an error of two where there is one; empty where the value is not known."""
@@ -13,3 +15,11 @@ def number(value: float | None, error: float | None = None, factor: float = 1.0,
 def rounded(value: float, digits: int) -> str:
     """A value rounded to so many significant digits."""
     return f"{float(f'{value:.{digits}g}'):.10g}"
+
+
+def unit_of(kwh: float) -> tuple[float, str]:
+    """Factor from kWh and the unit in which a quantity of this size is read well."""
+    for size, name in _PREFIXES:
+        if abs(kwh) >= size:
+            return (1 / size if size else 1e6), name
+    return 1.0, "kWh"

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
-from workflow_scripts.artefact import ArtefactError, read_json
+from tabulate import tabulate
+
+from workflow_scripts.accounting.rows import BreakEven, Comparison
+from workflow_scripts.artefact import ArtefactError
+from workflow_scripts.report.pages import basis
 
 COLUMNS = (
     ("experiment", "experiment", "{}"),
@@ -30,7 +33,7 @@ def main() -> int:
     """Print the table, the break-even lines and where the answer is."""
     path = Path(sys.argv[1])
     try:
-        comparison = read_json(path)
+        comparison = Comparison.read(path)
     except ArtefactError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -41,47 +44,42 @@ def main() -> int:
     return 0
 
 
-def render(comparison: dict[str, Any]) -> list[str]:
+def render(comparison: Comparison) -> list[str]:
     """Lines of the table. `-` stands for what does not apply or is not known."""
-    rows = [[title for _, title, _ in COLUMNS]]
-    for entry in comparison["experiments"]:
-        rows.append(["-" if entry[key] is None else form.format(entry[key]) for key, _, form in COLUMNS])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
-    lines = [
-        "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
-        for row in rows
+    cells = [
+        ["-" if (value := row.column(key)) is None else form.format(value) for key, _, form in COLUMNS]
+        for row in comparison.experiments
     ]
-    lines.insert(1, "  ".join("-" * w for w in widths))
-    classes = sorted({entry["energy_class"] for entry in comparison["experiments"]})
-    boundaries = sorted({entry["boundary"] for entry in comparison["experiments"]})
-    lines.append(
-        f"Energy: {'/'.join(classes)}, boundary {' | '.join(boundaries)}. J/token: training energy per loss token. CE, KL: "
-        "nats per token on held-out text."
-    )
-    lines.append(f"Stages of the compared experiments, shared ones once: {comparison['campaign_kwh']:.6f} kWh")
-    for row in comparison["break_even"]:
-        lines.append(
-            f"Teacher output of {row['experiment']} pays against {comparison['baseline']}: {row['verdict']}{_sure(row)}"
-        )
-    for row in comparison.get("repayment", []):
-        if row["tokens"] is not None:
-            lines.append(f"{row['experiment']} repays its training against serving {row['reference']}: {row['verdict']}")
-    for entry in comparison["experiments"]:
-        if entry["lineage_kwh"] is not None:
-            lines.append(
-                f"{entry['experiment']} starts from a policy whose training cost {entry['lineage_kwh']:.6f} kWh, "
-                "which its total leaves out"
-            )
-    lines += [f"warning: {text}" for text in comparison["warnings"]]
-    return lines
+    align = ("left", *("right",) * (len(COLUMNS) - 1))
+    table = tabulate(cells, [title for _, title, _ in COLUMNS], "simple", colalign=align, disable_numparse=True)
+    return [
+        table,
+        f"{basis(comparison)} J/token: training energy per loss token. CE, KL: nats per token on held-out text.",
+        f"Stages of the compared experiments, shared ones once: {comparison.campaign_kwh:.6f} kWh",
+        *(
+            f"Teacher output of {row.experiment} pays against {comparison.baseline}: {row.verdict}{_sure(row)}"
+            for row in comparison.break_even
+        ),
+        *(
+            f"{row.experiment} repays its training against serving {row.reference}: {row.verdict}"
+            for row in comparison.repayment
+            if row.tokens is not None
+        ),
+        *(
+            f"{row.experiment} starts from a policy whose training cost {row.lineage_kwh:.6f} kWh, which its total leaves out"
+            for row in comparison.experiments
+            if row.lineage_kwh is not None
+        ),
+        *(f"warning: {text}" for text in comparison.warnings),
+    ]
 
 
-def _sure(row: dict[str, Any]) -> str:
+def _sure(row: BreakEven) -> str:
     """How sure a break-even is, in brackets."""
-    if row.get("low") is None:
-        return f" (interval: {row['interval']})" if row["reuses"] is not None else ""
-    high = f"{row['high']:.1f}" if row["high"] is not None else "never"
-    return f" ({row['low']:.1f} to {high}: {row['interval']})"
+    if row.low is None:
+        return f" (interval: {row.interval})" if row.reuses is not None else ""
+    high = f"{row.high:.1f}" if row.high is not None else "never"
+    return f" ({row.low:.1f} to {high}: {row.interval})"
 
 
 if __name__ == "__main__":

@@ -69,8 +69,8 @@ def render() -> dict[Path, str]:
     return {
         ROOT / "config" / "README.md": "".join(parts),
         ROOT / "config" / "schema.json": json.dumps(editor_schema(), indent=1) + "\n",
-        RECORD_SCHEMA: json.dumps(StageRecord.model_json_schema(), indent=1) + "\n",
-        SUMMARY_SCHEMA: json.dumps(ExperimentSummary.model_json_schema(), indent=1) + "\n",
+        RECORD_SCHEMA: json.dumps(StageRecord.model_json_schema(mode="serialization"), indent=1) + "\n",
+        SUMMARY_SCHEMA: json.dumps(ExperimentSummary.model_json_schema(mode="serialization"), indent=1) + "\n",
         FORECAST_SCHEMA: json.dumps(Forecast.model_json_schema(), indent=1) + "\n",
     }
 

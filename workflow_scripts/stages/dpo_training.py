@@ -17,11 +17,12 @@ from datasets import Dataset
 
 from workflow_scripts.artefact import inherited, open_artefact
 from workflow_scripts.distill import training
-from workflow_scripts.distill.arguments import arguments, check_optimizer, dpo_config
+from workflow_scripts.distill.arguments import arguments, check_optimizer
 from workflow_scripts.distill.budget import EnergyBudget
 from workflow_scripts.distill.models import check_context, load_model, load_tokenizer, model_facts, open_model
 from workflow_scripts.distill.order import training_order
 from workflow_scripts.distill.parallel import die_with_launcher, is_main, world_size
+from workflow_scripts.distill.preference_training import PreferenceTrainer, dpo_options
 from workflow_scripts.distill.work import ExampleWork, WorkCallback, work_per_step
 from workflow_scripts.progress import Progress, state_dir
 from workflow_scripts.stages.runtime.common import Arguments, build_dir, publish, restore, run_stage
@@ -58,16 +59,16 @@ def dpo_training(args: Arguments) -> None:
     if world_size() > 1:  # every process needs as many pairs: the last, short batch is left out
         order = order[: len(order) // options.batch_size * options.batch_size]
     step_count = math.ceil(len(order) / (options.batch_size * options.gradient_accumulation_steps))
-    shared = arguments(options, settings.experiment.seed, step_count, checkpoints, log_interval)
+    own = dpo_options(settings.dpo.beta, settings.dpo.loss_type)
     model = load_model(policy_folder, torch.float32, settings.model.attn_implementation)
     if options.compile:
         training.compile_layers(model, state_dir() / "compiled")
     held_out = None
     if options.eval_steps:
         held_out = Dataset.from_parquet(str(pairs_folder / "evaluation.parquet"), cache_dir=str(state_dir() / "datasets"))
-    trainer = training.PreferenceTrainer(
+    trainer = PreferenceTrainer(
         model=model,
-        args=dpo_config(shared, settings.dpo.beta, settings.dpo.loss_type),
+        args=arguments(options, settings.experiment.seed, step_count, checkpoints, log_interval, **own),
         train_dataset=pairs.select_columns(COLUMNS),
         eval_dataset=held_out.select_columns(COLUMNS) if held_out else None,
         processing_class=tokenizer,

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import yaml
 
-from workflow_scripts.artefact import ArtefactError, open_artefact, read_json, write_json
+from workflow_scripts.accounting.model import ExperimentSummary
+from workflow_scripts.artefact import ArtefactError, open_artefact, write_json
 from workflow_scripts.report import boamps, model_card
 
 
@@ -26,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.add_argument(f"--{name}", required=True, type=Path)
     options = parser.parse_args(arguments)
     try:
-        summary = read_json(options.summary)
+        summary = ExperimentSummary.read(options.summary)
         config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
         _, model = open_artefact(options.model, "model")
         reports, left_out = boamps.reports(summary, config, model)

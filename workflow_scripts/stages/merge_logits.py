@@ -9,8 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from workflow_scripts.artefact import inherited, read_json
-from workflow_scripts.distill.logit_cache import FORMATS
+from workflow_scripts.artefact import LOGIT_FORMATS, inherited, read_json
 from workflow_scripts.progress import Progress
 from workflow_scripts.stages.runtime.common import Arguments, build_dir, publish, run_stage
 from workflow_scripts.stages.runtime.units import Units, unit_count
@@ -40,7 +39,7 @@ def merge_logits(args: Arguments) -> None:
         "tokenizer_sha256": corpus["tokenizer_sha256"],
         "corpus_sha256": corpus["corpus_sha256"],
         "vocab_size": teacher["vocab_size"],
-        "format": FORMATS[options.sampling],
+        "format": LOGIT_FORMATS[options.sampling],
         "k": max(shard["width"] for shard in shards),
         "draws": options.sampling_draws if options.sampling == "random" else None,
         "seed": options.sampling_seed if options.sampling == "random" else None,

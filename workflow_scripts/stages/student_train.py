@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from workflow_scripts.artefact import inherited, open_artefact, read_json
+from workflow_scripts.artefact import LOGIT_FORMATS, inherited, open_artefact, read_json
 from workflow_scripts.distill import training
-from workflow_scripts.distill.arguments import arguments, check_optimizer, sft_config
+from workflow_scripts.distill.arguments import arguments, check_optimizer
 from workflow_scripts.distill.budget import EnergyBudget
 from workflow_scripts.distill.corpus import loss_tokens, read_table
-from workflow_scripts.distill.logit_cache import FORMATS, LogitCache
+from workflow_scripts.distill.logit_cache import LogitCache
 from workflow_scripts.distill.losses import KdLoss
 from workflow_scripts.distill.models import check_context, load_model, load_tokenizer, model_facts, open_model
 from workflow_scripts.distill.order import training_order
@@ -60,12 +60,11 @@ def student_train(args: Arguments) -> None:
     planned = sum(step.loss for step in steps)
     with Progress("loss", total=planned) as progress:
         callback = WorkCallback(progress, steps, run.training, training.ended_by(options, planned), EnergyBudget.of(options))
-        shared = arguments(options, settings.experiment.seed, len(steps), checkpoints, log_interval)
         evaluation = read_table(corpus_folder / "evaluation.parquet") if options.eval_steps else []
         held_out = training.whole_batches(range(len(rows), len(rows) + len(evaluation)), options.batch_size, training.FILLER)
         trainer = training.DistillationTrainer(
             model=model,
-            args=sft_config(shared),
+            args=arguments(options, settings.experiment.seed, len(steps), checkpoints, log_interval),
             train_dataset=training.row_numbers([*range(len(rows)), training.FILLER]),
             eval_dataset=training.row_numbers(held_out) if evaluation else None,
             processing_class=tokenizer,
@@ -113,7 +112,7 @@ def cache_facts(args: Arguments, corpus: dict[str, Any]) -> dict[str, Any]:
     distillation = args.settings.distillation
     expected = {name: corpus[name] for name in ("corpus_sha256", "tokenizer_sha256")}
     expected["teacher_weights_sha256"] = read_json(args.inputs["teacher"])["weights_sha256"]
-    expected["format"] = FORMATS[distillation.sampling]
+    expected["format"] = LOGIT_FORMATS[distillation.sampling]
     if distillation.sampling == "top_k":
         return expected | {"k": distillation.top_k_logits}
     return expected | {"draws": distillation.sampling_draws, "seed": distillation.sampling_seed}

@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from workflow_scripts.artefact import ArtefactError, read_json, write_json
+from workflow_scripts.accounting.model import ExperimentSummary, SummaryStage
+from workflow_scripts.artefact import ArtefactError, write_json
 from workflow_scripts.stages.runtime.wandb_run import Run, WandbChoice, energy_metrics, logged_name, run_id
 
 QUALITIES = (
@@ -31,12 +32,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     choice = WandbChoice.model_validate_json(options.wandb)
     try:
-        summary = read_json(Path(options.summary))
+        summary = ExperimentSummary.read(Path(options.summary))
     except ArtefactError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     logged = figures(summary)
-    run = Run(choice, run_id(choice.experiment, own_training(summary)["provenance"]["fingerprint"]), {})
+    run = Run(choice, run_id(choice.experiment, own_training(summary).provenance.fingerprint or ""), {})
     run.conclude(logged, json.loads(options.config))
     run.finish()
     note = {
@@ -52,35 +53,39 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def own_training(summary: dict[str, Any]) -> dict[str, Any]:
+def own_training(summary: ExperimentSummary) -> SummaryStage:
     """The record of the experiment's own training."""
-    return next(r for r in summary["stages"].values() if r["role"] == "student" and "lineage" not in r)
+    return summary.of("student")[0]
 
 
-def figures(summary: dict[str, Any]) -> dict[str, float]:
+def figures(summary: ExperimentSummary) -> dict[str, float]:
     """What a finished experiment is listed with: joules and kWh by stage, by role and in total, J per token, and quality.
 
     What is not known is left out. `energy/<stage>/…` continues what the training has logged while it ran; the training's last
     metrics are said again, because a synced piece of a run replaces the list of the pieces before. Of those only numbers are:
     not what ended it, not the list of its evaluations.
     """
-    metrics = own_training(summary).get("metrics") or {}
-    found: dict[str, Any] = {logged_name(k): v for k, v in metrics.items() if _is_number(v)}
-    for stage, record in summary["stages"].items():
-        if "lineage" not in record and record["total_energy_joules"] is not None:
-            found |= energy_metrics(stage, record["total_energy_joules"])
-            found |= {f"{key}/{stage}": record[key] for key in ("joules_per_token", "tokens_per_second", "duration_seconds")}
-    found |= {f"energy/role/{role}/kwh": entry["kwh"] for role, entry in summary["roles"].items()}
-    found |= {f"energy/{key}": summary["energy"][key] for key in ("uncertainty_j", "uncertainty_pct")}
-    found["energy/total/kwh"] = summary["total_energy_kwh"]
-    found["energy/total/joules"] = summary["total_energy_joules"]
-    found["energy/generated_joules_per_token"] = ((summary.get("deployment") or {}).get("model") or {}).get("joules_per_token")
-    evaluation = summary.get("quality") or {}
-    judged = [evaluation, evaluation.get("preference") or {}, evaluation.get("generation") or {}]
-    for prefix, entry in zip(("quality", "quality/preference", "quality/generation"), judged, strict=True):
-        found |= {f"{prefix}/{key}": entry.get(key) for key in QUALITIES if key in entry}
-    tasks = (evaluation.get("tasks") or {}).get("metrics") or {}
-    found |= {f"quality/{name}": entry["value"] for name, entry in tasks.items()}
+    said = own_training(summary).metrics.model_dump()
+    found: dict[str, Any] = {logged_name(key): value for key, value in said.items() if _is_number(value)}
+    for name, stage in summary.own.items():
+        if stage.spent is not None:
+            found |= energy_metrics(name, stage.spent.value)
+            found |= {
+                f"{key}/{name}": getattr(stage, key) for key in ("joules_per_token", "tokens_per_second", "duration_seconds")
+            }
+    found |= {f"energy/role/{role}/kwh": entry.kwh for role, entry in summary.roles.items()}
+    found |= {f"energy/{key}": getattr(summary.energy, key) for key in ("uncertainty_j", "uncertainty_pct")}
+    found |= {"energy/total/kwh": summary.total_energy_kwh, "energy/total/joules": summary.total_energy_joules}
+    if "model" in summary.deployment:
+        found["energy/generated_joules_per_token"] = summary.deployment["model"].joules_per_token
+    quality = summary.quality
+    for prefix, entry in {
+        "quality": quality,
+        "quality/preference": quality.preference,
+        "quality/generation": quality.generation,
+    }.items():
+        found |= {f"{prefix}/{key}": value for key in QUALITIES if (value := getattr(entry, key, None)) is not None}
+    found |= {f"quality/{name}": entry.value for name, entry in quality.metrics.items()}
     return {key: float(value) for key, value in found.items() if value is not None}
 
 

@@ -2,13 +2,19 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
+from tests.helpers.summaries import baseline, kd, policy_cost, read, stage, summary
+from workflow_scripts.accounting.fairness import differences, incomplete
 from workflow_scripts.accounting.formulas import break_even_reuse, pareto_front
-from workflow_scripts.accounting.summary import SummaryError, adopted_record, read_records
-from workflow_scripts.accounting.totals import sum_of
-from workflow_scripts.stages.comparison import break_even, differences, with_lineage
+from workflow_scripts.accounting.load import Loaded
+from workflow_scripts.accounting.model import SummaryStage, sum_of
+from workflow_scripts.accounting.reuse import break_even
+from workflow_scripts.accounting.summary import SummaryPlan, adopted_record, read_records
+from workflow_scripts.artefact import ArtefactError
+from workflow_scripts.stages.comparison import compare
 
 
 def test_formulas() -> None:
@@ -30,91 +36,109 @@ def test_a_sum_with_an_unknown_member_is_unknown() -> None:
     assert sum_of([]) is None
 
 
-def summary(name: str, teacher, student: float, split: str = "s") -> dict:
-    return {
-        "experiment_name": name,
-        "roles": {
-            "teacher": {"joules": teacher, "stages": int(name != "gold")},
-            "student": {"kwh": student / 3.6e6, "joules": student, "stages": 1},
-        },
-        "energy": {"boundary": ["cpu"], "class": "modelled", "complete": True},
-        "stages": {"student_train": {"provenance": {"cpu": "x"}, "devices": []}},
-        "quality": {"split_sha256": split},
-        "comparable": {"seed": 1},
-        "lineage": None,
-    }
+def dpo(student: float, lineage: dict | None = None, teacher: float | None = 700.0) -> dict:
+    stages = {"teacher_generation": stage(teacher, "teacher", "pairs"), "dpo_training": stage(student, "student", "dpo")}
+    return summary("dpo", "dpo", stages, lineage=lineage)
 
 
 def test_a_policy_costs_what_its_ancestor_cost() -> None:
     """DPO on a baseline policy can never be cheaper than that baseline."""
-    dpo = summary("dpo", 700, 500) | {"lineage": {"total_energy_kwh": 870 / 3.6e6}}
-    rows = break_even([summary("gold", None, 870), dpo], "gold")
-    assert rows[0]["reuses"] is None
-    assert with_lineage(dpo, 1.0) == 1.0 + 870 / 3.6e6
-    assert with_lineage(dpo, None) is None
+    policy = read(dpo(500, policy_cost(870 / 3.6e6)))
+    rows = break_even([read(baseline(student=870)), policy], "gold")
+    assert rows[0].reuses is None
+    assert policy.with_policy is not None and policy.with_policy.value == pytest.approx(1200 + 870)
+    assert read(dpo(500, policy_cost(870 / 3.6e6), teacher=None)).with_policy is None
 
 
 def test_break_even_names_never_and_unknown() -> None:
-    rows = break_even(
-        [summary("gold", None, 50), summary("kd", 100, 30), summary("sft", 100, 60), summary("dpo", None, 1)], "gold"
-    )
-    assert [(r["experiment"], r["reuses"]) for r in rows] == [("kd", pytest.approx(5.0)), ("sft", None), ("dpo", None)]
-    assert rows[0]["verdict"] == "after 5.0 reuses"
-    assert rows[1]["verdict"].startswith("never")
-    assert rows[2]["verdict"].startswith("unknown")
+    experiments = [baseline(student=50), kd("kd", 100, 30), kd("sft", 100, 60, cache="other"), dpo(1, teacher=None)]
+    rows = break_even([read(each) for each in experiments], "gold")
+    assert [(r.experiment, r.reuses) for r in rows] == [("kd", pytest.approx(5.0)), ("sft", None), ("dpo", None)]
+    assert rows[0].verdict == "after 5.0 reuses"
+    assert [row.status for row in rows] == ["pays", "never", "unknown"]
+    assert rows[1].verdict.startswith("never")
+    assert rows[2].verdict.startswith("unknown")
+
+
+def named(*summaries: dict) -> list[str]:
+    return [difference.text for difference in differences([read(each) for each in summaries])]
 
 
 def test_differing_evaluation_splits_are_named() -> None:
-    assert differences([summary("a", 1, 1), summary("b", 1, 1)]) == []
-    assert differences([summary("a", 1, 1), summary("b", 1, 1, split="t")]) == ["evaluation split differs: a: s; b: t"]
+    split = {"quality": {"split_sha256": "t"}}
+    first = baseline("a", quality={"split_sha256": "s"})
+    assert named(first, baseline("b", quality={"split_sha256": "s"})) == []
+    assert named(first, baseline("b", **split)) == ["evaluation split differs: a: s; b: t"]
 
 
 def test_trainings_that_ended_by_different_budgets_are_named() -> None:
-    first, second = summary("a", 1, 1), summary("b", 1, 1)
+    first, second = baseline("a"), baseline("b")
     for each, ended in ((first, "token_budget"), (second, "energy_budget_kwh")):
-        each["stages"] = {
-            "old": {"role": "student", "lineage": "c", "metrics": {"ended_by": "max_epochs"}},
-            "student_train": {"role": "student", "metrics": {"ended_by": ended}},
-        }
-    assert differences([first, second]) == ["end of the training differs: a: token_budget; b: energy_budget_kwh"]
+        old = stage(1.0, "student", "old", metrics={"ended_by": "max_epochs"}) | {"lineage": "c"}
+        each["stages"] = {"old": old, "student_train": stage(1.0, "student", "new", metrics={"ended_by": ended})}
+    assert named(first, second) == ["end of the training differs: a: token_budget; b: energy_budget_kwh"]
 
 
 def test_what_should_agree_and_does_not_is_named() -> None:
-    other = summary("b", 1, 1) | {"comparable": {"seed": 2}}
-    assert differences([summary("a", 1, 1), other]) == ["seed differs: a: 1; b: 2"]
-    unknown = summary("b", 1, 1)
-    unknown["energy"] = unknown["energy"] | {"complete": False}
-    assert differences([summary("a", 1, 1), unknown]) == ["b: a stage has no energy figure, so it has no total"]
+    assert named(baseline("a"), baseline("b", comparable={"seed": 2})) == ["seed differs: a: 1; b: 2"]
+    unknown = read(kd("b", None, 1.0))
+    assert incomplete([read(baseline("a")), unknown]) == ["b: a stage has no energy figure, so it has no total"]
 
 
-def test_a_record_of_another_schema_is_named(tmp_path) -> None:
+def test_a_record_of_another_schema_is_named(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     path.write_text(json.dumps({"schema": "energy-stage/9"}))
-    plan = {"shared": {"prerun": str(path)}, "own": {}, "sharing": {}, "teacher_manifest": None}
-    with pytest.raises(SummaryError, match="r.json: schema 'energy-stage/9', this program reads energy-stage/1"):
+    nothing = {"experiment": "e", "pipeline": "kd", "training_stage": "t", "own": {}, "evaluation": "e", "output_dir": "o"}
+    plan = SummaryPlan.model_validate({**nothing, "shared": {"prerun": str(path)}, "prerun": "p"})
+    with pytest.raises(ArtefactError, match="r.json: schema 'energy-stage/9', this program reads energy-stage/1"):
         read_records(plan)
 
 
-def test_the_energy_of_an_adopted_data_set_is_its_record_or_unavailable(tmp_path) -> None:
+def test_the_energy_of_an_adopted_data_set_is_its_record_or_unavailable(tmp_path: Path) -> None:
     """Never the few joules of looking at it."""
     manifest, data = tmp_path / "a" / "b" / "manifest.json", tmp_path / "mine" / "data"
     manifest.parent.mkdir(parents=True)
     data.mkdir(parents=True)
     manifest.write_text(json.dumps({"path": str(data), "adopted": True}))
-    adoption = {
-        "stage_id": "t",
-        "stage_name": "t",
-        "shared_by": [],
-        "energy": {"total": {}},
-        "warnings": [],
-        "total_energy_joules": 3,
-        "cpu_energy_joules": 3,
-        "carbon": {"grams": 0.1, "region": "CAN", "reason": None},
-    }
+    adoption = SummaryStage.model_validate(stage(3.0, "teacher", "t"))
+    adoption.carbon.grams, adoption.carbon.region = 0.1, "CAN"
     found = adopted_record(manifest, adoption)
-    assert found["total_energy_joules"] is None and found["cpu_energy_joules"] is None
-    assert found["carbon"] == {"grams": None, "region": "CAN", "reason": found["energy"]["total"]["reason"]}
-    assert found["energy"]["total"]["reason"] == f"the data set at {data} was made elsewhere and no record lies beside it"
+    assert found.total_energy_joules is None and found.cpu_energy_joules is None and found.energy.cpu.joules is None
+    assert (found.spent, found.total_energy_kwh, found.energy.total.uncertainty_pct) == (None, None, None)
+    reason = f"the data set at {data} was made elsewhere and no record lies beside it"
+    assert (found.carbon.grams, found.carbon.region, found.carbon.reason) == (None, "CAN", reason)
+    assert found.energy.total.reason == reason
     (data.parent / "stages").mkdir()
-    (data.parent / "stages" / "synthetic_generation.json").write_text(json.dumps({"total_energy_joules": 5000}))
-    assert adopted_record(manifest, adoption)["total_energy_joules"] == 5000
+    (data.parent / "stages" / "synthetic_generation.json").write_text(json.dumps(stage(5000.0, "teacher", "u")))
+    assert adopted_record(manifest, adoption).total_energy_joules == 5000
+
+
+def test_two_hosts_err_on_their_own_and_one_host_does_not_wherever_it_is_shown() -> None:
+    """Two stages of 100 J +/- 5 % by RAPL: sqrt(5^2 + 5^2) J on two hosts, 5 + 5 J on one."""
+    for hosts, expected in (("hi", 50**0.5), ("hh", 10.0)):
+        stages = {
+            "preprocess": stage(100.0, "data", "d", host=hosts[0]),
+            "student_train": stage(100.0, "student", "s", host=hosts[1]),
+        }
+        content = summary("gold", "baseline", stages, energy={"uncertainty_j": 10.0, "uncertainty_pct": 5.0})
+        found = read(content)
+        (row,) = compare(Loaded([found]), "cross_entropy", None).experiments
+        assert found.energy.uncertainty_j == pytest.approx(expected), "computed, not what an older file says"
+        assert found.energy.uncertainty_pct == pytest.approx(expected / 2)
+        assert (row.total_uncertainty_kwh or 0) * 3.6e6 == pytest.approx(expected)
+        assert row.total_with_lineage_uncertainty_kwh == pytest.approx(row.total_uncertainty_kwh)
+
+
+def test_attempts_on_two_hosts_err_on_their_own() -> None:
+    record = stage(200.0, "student", "s")
+    first = record["attempts"][0] | {"joules": {"cpu": 100.0}}
+    record["attempts"] = [first, first | {"id": "2", "host": "i", "hosts": ["i"]}]
+    made = SummaryStage.model_validate(record)
+    assert made.energy.total.uncertainty_j == pytest.approx(50**0.5)
+    assert made.spent is not None and made.spent.errors == {("RAPL", "h"): 5.0, ("RAPL", "i"): 5.0}
+
+
+def test_a_counter_that_did_not_move_adds_nothing_to_the_uncertainty() -> None:
+    parts = [("cpu", "RAPL", 5.0, 100.0), ("dram", "RAPL", None, 0.0)]
+    made = SummaryStage.model_validate(stage(100.0, "student", "s", parts=parts))
+    assert made.energy.total.uncertainty_j == pytest.approx(5.0)

@@ -66,7 +66,7 @@ def columns(row: dict) -> tuple:
 
 
 def test_every_joule_is_in_one_column(campaign: Ledgers) -> None:
-    found = bill(campaign.root)
+    found = bill(campaign.root).content()
     assert columns(found["total"]) == (360, 142, 310, 33, 845)
     assert {row["stage"]: columns(row) for row in found["stages"]} == {
         "evaluation": (0, 12, 0, 0, 12),
@@ -100,7 +100,7 @@ def test_the_total_is_the_sum_of_all_attempts_on_disk(campaign: Ledgers) -> None
     for path in (campaign.root / "state").rglob("*.jsonl"):
         last = [json.loads(line) for line in path.read_text().splitlines()][-1]
         spent += last["joules"]["cpu"]["joules"] or 0.0
-    total = bill(campaign.root)["total"]
+    total = bill(campaign.root).content()["total"]
     assert total["joules"] == pytest.approx(spent) == pytest.approx(sum(columns(total)[:4]))
 
 
@@ -122,7 +122,7 @@ def test_damage_is_named_and_the_rest_is_charged(campaign: Ledgers) -> None:
     (attempts / "number.jsonl").write_text("7\n")
     (attempts / "silent.jsonl").write_text("")
     (campaign.root / "gold" / "stages" / "evaluation.json").write_text('{"schema": "energy-stage/1", ')
-    found = bill(campaign.root)
+    found = bill(campaign.root).content()
     assert columns(found["total"]) == (360, 142, 310, 33, 845)
     reasons = {Path(entry["path"]).name: entry["reason"] for entry in found["damaged"]}
     assert set(reasons) == {"cut.jsonl", "foreign.jsonl", "poor.jsonl", "number.jsonl", "evaluation.json"}
@@ -134,7 +134,7 @@ def test_damage_is_named_and_the_rest_is_charged(campaign: Ledgers) -> None:
 def test_a_record_whose_only_ledger_is_damaged_is_charged_as_it_stands(campaign: Ledgers) -> None:
     (ledger,) = (campaign.folder("student_train", "gold") / "attempts").iterdir()
     ledger.write_bytes(b"\x00" * 4096 + b"\n")
-    found = bill(campaign.root)
+    found = bill(campaign.root).content()
     assert columns(found["total"]) == (360, 142, 310, 33, 845)
     assert [Path(entry["path"]) for entry in found["damaged"]] == [ledger]
     (row,) = (row for row in found["versions"] if row["fingerprint"] == "gold")
@@ -146,22 +146,22 @@ def test_records_elsewhere_are_found_by_their_ledgers(tmp_path: Path) -> None:
     made = Ledgers(tmp_path / "results")
     outside = tmp_path / "runs" / "kd" / "student_train.json"
     made.attempt("student_train", "mark", 7.0, experiment="kd", record=str(outside))
-    assert columns(bill(made.root)["total"]) == (0, 0, 7, 0, 7), "finished, and its record is nowhere"
+    assert columns(bill(made.root).content()["total"]) == (0, 0, 7, 0, 7), "finished, and its record is nowhere"
     made.publish("student_train", "mark", str(outside))
-    assert columns(bill(made.root)["total"]) == (7, 0, 0, 0, 7)
+    assert columns(bill(made.root).content()["total"]) == (7, 0, 0, 0, 7)
 
 
 def test_parts_that_are_not_merged_are_charged_once(tmp_path: Path) -> None:
     made = Ledgers(tmp_path / "results")
     made.attempt("logit_caching", "m", 3.0, part="1-of-2")
     made.attempt("logit_caching", "m", 4.0, None, part="2-of-2")
-    assert columns(bill(made.root)["total"]) == (0, 7, 0, 0, 7)
+    assert columns(bill(made.root).content()["total"]) == (0, 7, 0, 0, 7)
     (made.folder("logit_caching", "m", "2-of-2") / "lock.json").write_text(owner())
-    assert columns(bill(made.root)["total"]) == (0, 0, 0, 7, 7), "a part is worked on, so the stage is"
+    assert columns(bill(made.root).content()["total"]) == (0, 0, 0, 7, 7), "a part is worked on, so the stage is"
     (made.folder("logit_caching", "m", "2-of-2") / "lock.json").write_text('{"host"')
-    assert columns(bill(made.root)["total"]) == (0, 0, 0, 7, 7), "its owner is writing its name"
+    assert columns(bill(made.root).content()["total"]) == (0, 0, 0, 7, 7), "its owner is writing its name"
     (made.folder("logit_caching", "m", "2-of-2") / "lock.json").write_text(owner(started=1))
-    assert columns(bill(made.root)["total"]) == (0, 7, 0, 0, 7), "the lock of a dead process"
+    assert columns(bill(made.root).content()["total"]) == (0, 7, 0, 0, 7), "the lock of a dead process"
 
 
 def test_a_deleted_state_folder_leaves_what_the_record_says(campaign: Ledgers) -> None:
@@ -176,7 +176,7 @@ def test_a_deleted_state_folder_leaves_what_the_record_says(campaign: Ledgers) -
     for path in sorted(folder.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     folder.rmdir()
-    found = bill(campaign.root)
+    found = bill(campaign.root).content()
     assert columns(found["total"]) == (360, 142, 310, 33, 845), "the copy of a record from elsewhere is no cost of this folder"
     assert any("1 record(s) have no readable ledger" in note for note in found["notes"])
     assert any("1 imported record(s)" in note for note in found["notes"])
@@ -186,7 +186,7 @@ def test_a_stage_without_any_figure_is_unknown_and_not_zero(tmp_path: Path, caps
     made = Ledgers(tmp_path / "results")
     made.attempt("experiment_summary", "m", None, experiment="kd")
     made.publish("experiment_summary", "m", "kd/stages/experiment_summary.json")
-    assert columns(bill(made.root)["total"]) == (None,) * 5
+    assert columns(bill(made.root).content()["total"]) == (None,) * 5
     assert main([str(made.root)]) == 0
     (line,) = (text for text in capsys.readouterr().out.splitlines() if text.startswith("experiment_summary"))
     assert line.split()[3:] == ["?"] * 5

@@ -8,13 +8,14 @@ import math
 import pandas as pd
 import pytest
 
-from tests.helpers.summaries import baseline, kd, served, stage, summary, write
-from workflow_scripts.accounting import costs, errors, fairness
+from tests.helpers.summaries import baseline, kd, policy_cost, read, served, stage, summary, write
+from workflow_scripts.accounting import fairness, reuse
 from workflow_scripts.accounting.formulas import amortised, served_tokens_until_repaid
+from workflow_scripts.accounting.groups import averages, group
 from workflow_scripts.accounting.load import Loaded, load
-from workflow_scripts.accounting.reuse import amortised_rows, break_even, repayment
-from workflow_scripts.accounting.runs import averages, group
-from workflow_scripts.report import tables
+from workflow_scripts.accounting.rows import ExperimentRow, users
+from workflow_scripts.accounting.sampling import only_one_instrument
+from workflow_scripts.energy.uncertainty import Figure
 from workflow_scripts.stages.comparison import compare, main
 
 FIGURES = ("energy_by_stage", "energy_quality", "cost_by_reuse", "power", "loss_by_joules")
@@ -22,7 +23,24 @@ TABLES = ("comparison", "stage_energy", "amortised", "runs", "break_even", "repa
 
 
 def compared(*summaries: dict, baseline: str | None = "gold", quality: str = "cross_entropy") -> dict:
-    return compare(Loaded([s | {"problems": [], "partial": []} for s in summaries]), quality, baseline)[0]
+    return compare(Loaded([read(s) for s in summaries]), quality, baseline).content()
+
+
+def break_even(summaries: list[dict], baseline: str) -> list[dict]:
+    return [row.model_dump() for row in reuse.break_even([read(s) for s in summaries], baseline)]
+
+
+def repayment(summaries: list[dict]) -> list[dict]:
+    return [row.model_dump() for row in reuse.repayment([read(s) for s in summaries])]
+
+
+def amortised_rows(summaries: list[dict], baseline: str, shares: dict[str, int]) -> tuple[list[dict], list[str]]:
+    rows, left_out = reuse.amortised_rows([read(s) for s in summaries], baseline, shares)
+    return [row.model_dump() for row in rows], left_out
+
+
+def differing(*summaries: dict) -> list[str]:
+    return [difference.text for difference in fairness.differences([read(s) for s in summaries])]
 
 
 def run(folder, paths: list[str], *options: str) -> tuple[int, dict]:
@@ -52,10 +70,10 @@ def test_break_even_of_one_instrument_and_one_run_each_has_no_interval() -> None
 
 def test_an_unknown_uncertainty_is_no_error_that_cancels() -> None:
     meter = {("rapl", "h"): 5.0}
-    assert errors.only_one_instrument([errors.Figure(100.0, meter), errors.Figure(90.0, meter)])
-    assert not errors.only_one_instrument([errors.Figure(100.0, meter), errors.Figure(90.0, None)])
-    assert not errors.only_one_instrument([errors.Figure(100.0, meter), errors.Figure(90.0, {("rapl", "other"): 5.0})])
-    assert not errors.only_one_instrument([errors.Figure(100.0, meter), errors.Figure(90.0, meter, spread=1.0, runs=2)])
+    assert only_one_instrument([Figure(100.0, meter), Figure(90.0, meter)])
+    assert not only_one_instrument([Figure(100.0, meter), Figure(90.0, None)])
+    assert not only_one_instrument([Figure(100.0, meter), Figure(90.0, {("rapl", "other"): 5.0})])
+    assert not only_one_instrument([Figure(100.0, meter), Figure(90.0, meter, spread=1.0, runs=2)])
 
 
 def test_break_even_of_two_hosts_may_be_never() -> None:
@@ -128,12 +146,12 @@ def test_a_starting_policy_is_charged_to_both_who_use_it() -> None:
     gold = baseline(student=800)
     policy = gold["stages"]["student_train"] | {"lineage": "gold"}
     stages = {"teacher_generation": stage(300, "teacher", "pairs"), "dpo_training": stage(200, "student", "dpo")}
-    dpo = summary("dpo", "dpo", stages | {"student_train": policy}, lineage={"total_energy_kwh": 800 / 3.6e6})
+    dpo = summary("dpo", "dpo", stages | {"student_train": policy}, lineage=policy_cost(800 / 3.6e6))
     comparison = compared(gold, dpo)
     assert comparison["campaign_kwh"] * 3.6e6 == pytest.approx(800 + 300 + 200)
     assert [row["charged_kwh"] * 3.6e6 for row in comparison["experiments"]] == pytest.approx([400, 900])
     assert comparison["break_even"][0]["verdict"].startswith("never"), "500 of its own and 800 before it are no saving"
-    assert costs.student_cost(group([dpo])[0]).value == pytest.approx(1000)
+    assert group([read(dpo)])[0].student.value == pytest.approx(1000)
 
 
 def seeds(*energies: float, entropies=None) -> list[dict]:
@@ -153,14 +171,15 @@ def seeds(*energies: float, entropies=None) -> list[dict]:
 def test_seeds_become_mean_and_sample_deviation() -> None:
     """1, 2, 4: mean 7/3, sample standard deviation sqrt(7/3)."""
     summaries = seeds(100.0, 100.0, 100.0, entropies=[1.0, 2.0, 4.0])
-    groups = group(summaries)
+    read_back = [read(s) for s in summaries]
+    groups = group(read_back)
     assert [(g.name, len(g.runs)) for g in groups] == [("kd", 3)]
-    table = tables.experiments(summaries, costs.users(summaries))
-    (row,) = averages(groups, table)
+    table = [ExperimentRow.of(s, "kd", users(read_back)) for s in read_back]
+    (row,) = (found.model_dump() for found in averages(groups, table))
     assert row["cross_entropy_mean"] == pytest.approx(7 / 3)
     assert row["cross_entropy_sd"] == pytest.approx(math.sqrt(7 / 3))
     assert row["kl_to_teacher_mean"] is None and row["kl_to_teacher_n"] == 0
-    (alone,) = averages(group(summaries[:1]), table)
+    (alone,) = (found.model_dump() for found in averages(group(read_back[:1]), table))
     assert alone["cross_entropy_sd"] is None and alone["group"] == "kd_seed1"
 
 
@@ -177,8 +196,8 @@ def test_the_spread_over_seeds_is_in_the_interval() -> None:
 
 def test_the_order_of_seeds_does_not_matter_and_seeds_are_no_difference() -> None:
     gold = [baseline(f"gold_{i}", seedless_fingerprint="gold", comparable={"seed": i}) for i in (2, 1)]
-    assert fairness.differences([*gold, *seeds(1.0, 2.0)]) == []
-    assert fairness.differences([baseline(comparable={"seed": 1}), *seeds(1.0, 2.0)]) == ["seed differs: gold: 1; kd: 1, 2"]
+    assert differing(*gold, *seeds(1.0, 2.0)) == []
+    assert differing(baseline(comparable={"seed": 1}), *seeds(1.0, 2.0)) == ["seed differs: gold: 1; kd: 1, 2"]
 
 
 def test_the_front_and_how_sure_it_is() -> None:
@@ -266,10 +285,11 @@ def test_one_point_is_no_front_and_no_quality_is_no_point() -> None:
 
 def test_differences_of_every_kind_are_named() -> None:
     other = kd("kd", 600, 700, comparable={"seed": 2, "optimizer": "adafactor", "token budget": 5})
-    other["energy"] = other["energy"] | {"class": "modelled"}
+    for record in other["stages"].values():
+        record["energy"]["total"] |= {"class": "modelled"}
     other["stages"]["student_train"]["devices"] = [{"name": "L40S"}]
     gold = baseline(comparable={"seed": 1, "optimizer": "adamw", "token budget": 4})
-    assert fairness.differences([gold, other]) == [
+    assert differing(gold, other) == [
         "hardware differs: gold: x; kd: L40S, x",
         "energy class differs: gold: measured; kd: modelled",
         "seed differs: gold: 1; kd: 2",
@@ -326,7 +346,7 @@ def test_two_experiments_of_one_name_are_told_apart(tmp_path) -> None:
     write(tmp_path / "one", baseline())
     write(tmp_path / "two", baseline(student=2000.0))
     loaded = load([tmp_path / folder / "gold" / "experiment_summary.json" for folder in ("one", "two")])
-    assert [s["experiment_name"] for s in loaded.summaries] == ["gold", "gold#2"]
+    assert [s.experiment_name for s in loaded.summaries] == ["gold", "gold#2"]
     assert "is called gold#2 here" in loaded.warnings[0]
 
 
@@ -336,12 +356,11 @@ def test_tables_are_tidy_and_the_same_twice(tmp_path) -> None:
     assert run(tmp_path, paths)[0] == 0
     folder = tmp_path / "out"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert {f"{name}.svg" for name in FIGURES} | {f"{name}.{kind}" for name in TABLES for kind in ("csv", "parquet")} <= set(
-        before
-    )
+    assert {f"{name}.svg" for name in FIGURES} | {f"{name}.csv" for name in TABLES} <= set(before)
     assert run(tmp_path, paths)[0] == 0
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    sizes = {name: pd.read_parquet(folder / f"{name}.parquet").shape[0] for name in TABLES}
+    assert not list(folder.glob("*.parquet"))
+    sizes = {name: pd.read_csv(folder / f"{name}.csv").shape[0] for name in TABLES}
     assert sizes["comparison"] == 3 and sizes["stage_energy"] == 1 + 2 + 2 and sizes["runs"] == 2
     frame = pd.read_csv(folder / "stage_energy.csv")
     assert frame.groupby("experiment")["joules"].sum().to_dict() == {"gold": 1000, "kd_seed1": 1290, "kd_seed2": 1310}
@@ -355,3 +374,28 @@ def test_a_single_experiment_without_baseline_has_all_files(tmp_path) -> None:
     for name in TABLES:
         assert list(pd.read_csv(out.with_name(f"{name}.csv")).columns), name
     assert json.loads(out.read_text())["break_even"] == []
+
+
+def test_a_summary_without_lineage_and_quality_is_compared(tmp_path) -> None:
+    bare = kd("bare", 600, 700)
+    for key in ("lineage", "quality", "references", "comparable", "deployment"):
+        del bare[key]
+    code, comparison = run(tmp_path, write(tmp_path, baseline(), bare))
+    assert code == 0 and comparison["counts"]["read"] == 2
+    assert comparison["break_even"][0]["reuses"] == pytest.approx(2)
+
+
+def test_a_missing_stage_is_named_at_its_bar(tmp_path) -> None:
+    """By the stage's name, whatever its problem's sentence says."""
+    headless = kd("headless", 600, 700)
+    del headless["stages"]["logit_caching"]
+    broken = kd("broken", 600, 700)
+    broken["stages"]["student_train"]["total_energy_joules"] = -1.0
+    assert run(tmp_path, write(tmp_path, baseline(), headless, broken))[0] == 0
+    text = (tmp_path / "out" / "energy_by_stage.svg").read_text()
+    assert "<!-- no figure: logit_caching -->" in text and "<!-- no figure: student_train -->" in text
+
+
+def test_the_comparison_finds_by_itself_who_shares_a_record() -> None:
+    rows = compared(kd("a", 600, 700), kd("b", 600, 800), kd("c", 600, 900, cache="its own"), baseline=None)["experiments"]
+    assert [row["teacher_users"] for row in rows] == [2, 2, 1]

@@ -8,17 +8,27 @@ from pathlib import Path
 
 import pytest
 
-from workflow_scripts.accounting.deployment import deployed_cost
-from workflow_scripts.accounting.evaluations import on_the_way
-from workflow_scripts.accounting.traces import TraceError, energy_curve, joules_between, locate, loss_curve, power_curve
+from tests.helpers.summaries import stage
+from workflow_scripts.accounting.model import Evaluation
+from workflow_scripts.accounting.traces import (
+    TraceError,
+    energy_curve,
+    intermediate_evaluations,
+    joules_between,
+    locate,
+    loss_curve,
+    power_curve,
+)
+from workflow_scripts.accounting.traces import deployed_cost as deployed
 from workflow_scripts.distill.work import WorkCallback
+from workflow_scripts.energy.model import Metrics, StageRecord
 from workflow_scripts.progress import Progress
 from workflow_scripts.report import figures_course
 
 ROWS = "elapsed_s,gpu_w,gpu_j,cpu_j,dram_j,tokens\n1.0,,,100,,\n2.0,,,200,40,5\n4.0,,,400,80,9\n10.0,,,1600,200,9\n"
 
 
-def record(folder: Path, charged: dict[str, float | None], rows: str = ROWS, ident: str = "a1") -> dict:
+def record(folder: Path, charged: dict[str, float | None], rows: str = ROWS, ident: str = "a1") -> StageRecord:
     """A record with one attempt, whose trace and empty ledger lie under `folder`."""
     trace = folder / "state" / "traces" / f"{ident}.csv.gz"
     trace.parent.mkdir(parents=True, exist_ok=True)
@@ -27,21 +37,21 @@ def record(folder: Path, charged: dict[str, float | None], rows: str = ROWS, ide
     (folder / "state" / "attempts").mkdir(exist_ok=True)
     known = {name: value for name, value in charged.items() if value is not None}
     total = sum(known.values())
-    attempt = {"id": ident, "trace": f"state/traces/{ident}.csv.gz", "joules": charged, "total_j": total, "start_time": 500.0}
-    parts = {name: {"joules": value, "method": "RAPL", "uncertainty_pct": 5.0} for name, value in known.items()}
-    return {
-        "energy": {**parts, "total": {"boundary": list(known)}},
-        "total_energy_joules": total,
-        "duration_seconds": 10.0,
-        "attempts": [attempt],
-        "devices": [],
-    }
+    parts = [(name, "RAPL", 5.0, value) for name, value in known.items()]
+    made = stage(total, "student", ident, parts=parts, start_time=500.0)
+    trace = f"state/traces/{ident}.csv.gz"
+    made["attempts"][0] |= {"id": ident, "trace": trace, "joules": charged, "total_j": total, "end_time": 510.0}
+    return StageRecord.model_validate(made)
+
+
+def deployed_cost(evaluation: dict | None, record: StageRecord | None, near: Path) -> dict:
+    return deployed(Evaluation.model_validate(evaluation or {}), record, near).model_dump()
 
 
 def test_the_area_under_the_power_is_the_bill(tmp_path) -> None:
     """The first 2 s, when dram had no figure, count at their mean (240 J / 2 s); then 80, then 220 W."""
     made = record(tmp_path, {"gpu": None, "cpu": 1600.0, "dram": 200.0})
-    curve = energy_curve(made, made["attempts"][0], tmp_path / "x")
+    curve = energy_curve(made, made.attempts[0], tmp_path / "x")
     assert curve["joules"].tolist() == [0, 240, 480, 1800]
     edges, watts = power_curve(curve)
     assert edges.tolist() == [0, 2, 4, 6, 8, 10]
@@ -53,7 +63,7 @@ def test_the_area_under_the_power_is_the_bill(tmp_path) -> None:
 def test_a_share_of_the_host_scales_its_trace(tmp_path) -> None:
     """The job is charged a quarter of the host's cpu and half of its dram."""
     made = record(tmp_path, {"gpu": None, "cpu": 400.0, "dram": 100.0})
-    curve = energy_curve(made, made["attempts"][0], tmp_path / "x")
+    curve = energy_curve(made, made.attempts[0], tmp_path / "x")
     assert curve["joules"].tolist() == pytest.approx([0, 50 + 20, 100 + 40, 500])
 
 
@@ -62,14 +72,14 @@ def test_traces_that_are_gone_or_damaged_are_named(tmp_path) -> None:
     path = tmp_path / "state" / "traces" / "a1.csv.gz"
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(TraceError, match="a1.csv.gz cannot be read"):
-        energy_curve(made, made["attempts"][0], tmp_path / "x")
+        energy_curve(made, made.attempts[0], tmp_path / "x")
     path.with_suffix("").write_text(ROWS + "12.0,,")
     path.unlink()
     assert locate("state/traces/a1.csv.gz", tmp_path / "x") == path.with_suffix(""), "a killed meter has not compressed it"
-    assert energy_curve(made, made["attempts"][0], tmp_path / "x")["joules"].iloc[-1] == 1600
+    assert energy_curve(made, made.attempts[0], tmp_path / "x")["joules"].iloc[-1] == 1600
     path.with_suffix("").unlink()
     with pytest.raises(TraceError, match="is not there any more"):
-        energy_curve(made, made["attempts"][0], tmp_path / "x")
+        energy_curve(made, made.attempts[0], tmp_path / "x")
 
 
 def ledger(folder: Path, ident: str, *lines: tuple[float, dict]) -> None:
@@ -82,7 +92,7 @@ def test_loss_over_joules_of_a_resumed_training(tmp_path) -> None:
     """The second attempt begins where the first one's 300 J end, and says the loss of step 2 again."""
     made = record(tmp_path, {"cpu": 300.0}, ident="a1")
     second = record(tmp_path, {"cpu": 200.0}, ident="a2")
-    made["attempts"] += second["attempts"]
+    made.attempts += second.attempts
     measured = [{"metrics": {"loss": 5.0}, "measured": {"loss": 1}}, {"metrics": {"loss": 5.0}, "measured": {"loss": 2}}]
     ledger(
         tmp_path,
@@ -98,35 +108,34 @@ def test_loss_over_joules_of_a_resumed_training(tmp_path) -> None:
     assert loss_curve(made, "kl", tmp_path / "x") == []
 
 
-def evaluated(*evaluations: tuple[int, float, float, float]) -> dict:
+def evaluated(*evaluations: tuple[int, float, float, float]) -> Metrics:
     keys = ("step", "eval_loss", "start_time", "end_time")
-    return {"evaluations": [dict(zip(keys, entry, strict=True)) for entry in evaluations]}
+    return Metrics.model_validate({"evaluations": [dict(zip(keys, entry, strict=True)) for entry in evaluations]})
 
 
-def test_evaluations_on_the_way_are_taken_out_of_the_joules_of_their_points(tmp_path) -> None:
+def test_intermediate_evaluations_are_taken_out_of_the_joules_of_their_points(tmp_path) -> None:
     """The trace has 120 W to 4 s and 220 W to 10 s; another attempt of 1100 J went before."""
     made = record(tmp_path, {"cpu": 1600.0, "dram": 200.0}, ident="a2")
-    before = record(tmp_path, {"cpu": 1000.0, "dram": 100.0}, ident="a1")["attempts"][0]
-    made["attempts"] = [before | {"start_time": 100.0, "end_time": 110.0}, made["attempts"][0] | {"end_time": 510.0}]
-    made["metrics"] = evaluated((2, 5.0, 502.0, 503.0), (4, 4.0, 505.0, 507.0))
-    found = on_the_way(made, tmp_path / "x")
+    before = record(tmp_path, {"cpu": 1000.0, "dram": 100.0}, ident="a1").attempts[0]
+    made.attempts = [before.model_copy(update={"start_time": 100.0, "end_time": 110.0}), made.attempts[0]]
+    made.metrics = evaluated((2, 5.0, 502.0, 503.0), (4, 4.0, 505.0, 507.0))
+    found = intermediate_evaluations(made, tmp_path / "x")
     assert found is not None
-    assert (found["count"], found["seconds"], found["reason"]) == (2, 3.0, None)
-    assert found["joules"] == pytest.approx(120 + 440)
+    assert (found.count, found.seconds, found.reason) == (2, 3.0, None)
+    assert found.joules == pytest.approx(120 + 440)
     first, second = 1100 + 240, 1100 + 480 + 220 - 120
-    assert [p["training_joules"] for p in found["points"]] == pytest.approx([first, second])
+    assert [p.training_joules for p in found.points] == pytest.approx([first, second])
     drawn = figures_course._points(made, "eval_loss", tmp_path / "x")
     assert [x for x, _ in drawn] == pytest.approx([first, second]) and [y for _, y in drawn] == [5.0, 4.0]
 
 
 def test_an_evaluation_without_a_trace_has_no_joules_and_a_reason(tmp_path) -> None:
     made = record(tmp_path, {"cpu": 1600.0, "dram": 200.0})
-    made["attempts"][0]["end_time"] = 510.0
-    assert on_the_way(made, tmp_path / "x") is None, "no evaluations"
-    made["metrics"] = evaluated((2, 5.0, 502.0, 503.0), (4, 4.0, 600.0, 601.0))
-    found = on_the_way(made, tmp_path / "x")
-    assert found is not None and found["joules"] is None
-    assert found["reason"] == "no power trace covers the evaluation at step 4"
+    assert intermediate_evaluations(made, tmp_path / "x") is None, "no evaluations"
+    made.metrics = evaluated((2, 5.0, 502.0, 503.0), (4, 4.0, 600.0, 601.0))
+    found = intermediate_evaluations(made, tmp_path / "x")
+    assert found is not None and found.joules is None
+    assert found.reason == "no power trace covers the evaluation at step 4"
     with pytest.raises(TraceError, match="held-out loss: no power trace covers the evaluation at step 4"):
         figures_course._points(made, "eval_loss", tmp_path / "x")
 
@@ -171,7 +180,7 @@ def test_generation_at_the_very_end_and_before_the_first_sample_are_on_the_trace
 
 
 def test_an_evaluation_shorter_than_the_samplers_start_has_no_cost_but_a_reason(tmp_path) -> None:
-    made = record(tmp_path, {"cpu": None, "dram": None}) | {"total_energy_joules": None}
+    made = record(tmp_path, {"cpu": None, "dram": None}).model_copy(update={"total_energy_joules": None})
     cost = deployed_cost({"generation": {"generated_tokens": 10, "seconds": 0.1, "start_time": 500.0}}, made, tmp_path / "x")
     assert (cost["joules_per_token"], cost["reason"]) == (None, "the evaluation has no energy figure")
 

@@ -9,32 +9,17 @@ import jsonschema
 import pytest
 import yaml
 
-from tests.helpers.summaries import stage
+from tests.helpers.summaries import baseline, read, stage
+from workflow_scripts.accounting.model import ExperimentSummary
 from workflow_scripts.accounting.summary import main, seedless_fingerprint
 
 SCHEMA = json.loads(Path(__file__).parents[3].joinpath("workflow_scripts/accounting/summary_schema.json").read_text())
 GUIDE = ("total_energy_kwh", "stages", "tokens", "throughput", "joules_per_token", "total_tokens_processed")
-TOKENS = ("loss", "input", "generated", "padded", "discarded")
 
 
 def record(joules: float, role: str, wasted: float = 0.0, loss: int | None = None) -> dict:
-    made = stage(joules, role, f"{role} {joules}")
-    made["energy"]["cpu"]["uncertainty_pct"] = 5.0
-    return made | {
-        "schema": "energy-stage/1",
-        "end_time": 1010.0,
-        "gpu_energy_joules": None,
-        "cpu_energy_joules": joules,
-        "useful_j": joules - wasted,
-        "wasted_j": wasted,
-        "carbon": {"grams": joules / 100},
-        "tokens_processed": loss,
-        "tokens_unit": "loss" if loss else None,
-        "tokens_per_second": loss / 10 if loss else None,
-        "joules_per_token": joules / loss if loss else None,
-        "work": dict.fromkeys(TOKENS) | {"loss": loss},
-        "warnings": [],
-    }
+    made = stage(joules, role, f"{role} {joules}", loss=loss)
+    return made | {"useful_j": joules - wasted, "wasted_j": wasted, "carbon": made["carbon"] | {"grams": joules / 100}}
 
 
 def make(folder, config: dict) -> list[str]:
@@ -61,7 +46,6 @@ def make(folder, config: dict) -> list[str]:
         "own": {name: str(folder / f"{name}.json") for name in ("student_train", "evaluation")},
         "evaluation": str(folder / "own.json"),
         "references": {"student": str(reference), "teacher": str(reference)},
-        "sharing": {"logit_caching": ["kd", "kd2", "kd3"]},
         "comparable": {"seed": 1},
         "lineage": None,
         "teacher_manifest": None,
@@ -92,7 +76,8 @@ def test_the_summary_has_what_the_guide_names_and_the_sums_are_right(tmp_path, m
     assert found["joules_per_token"] == 5 and found["throughput"]["student_train"] == 6
     assert (found["energy"]["class"], found["energy"]["boundary"]) == ("measured", ["cpu"])
     assert found["energy"]["uncertainty_j"] == pytest.approx(0.05 * 1250), "one instrument: linear"
-    assert found["reuse"] == {"logit_caching": {"experiments": 3, "names": ["kd", "kd2", "kd3"]}}
+    assert found["stages"]["logit_caching"]["copied_from"] == str(tmp_path / "logit_caching.json")
+    assert "reuse" not in found and "shared_by" not in found["stages"]["logit_caching"], "it does not know who is compared"
     assert found["quality"]["cross_entropy"] == 4
     assert found["carbon_grams"] == 12.5
     assert found["config_fingerprint"] in found["experiment_id"] and len(found["config_fingerprint"]) == 12
@@ -151,8 +136,7 @@ def test_every_role_says_how_its_energy_was_obtained_and_what_of_it_was_wasted(t
 def test_a_stage_without_a_figure_leaves_no_total_and_no_grams(tmp_path, monkeypatch) -> None:
     nothing = stage(None, "teacher", "t")
     nothing["energy"]["total"] |= {"class": "unavailable", "reason": "no source"}
-    unknown = {"useful_j": None, "wasted_j": None, "carbon": {"grams": None}, "cpu_energy_joules": None}
-    found = summed(tmp_path, monkeypatch, {"logit_caching": nothing | unknown})
+    found = summed(tmp_path, monkeypatch, {"logit_caching": nothing})
     for key in ("total_energy_joules", "total_energy_kwh", "overall_joules_per_token", "carbon_grams"):
         assert found[key] is None, key
     assert found["energy"] == {
@@ -175,19 +159,35 @@ def test_a_partial_record_is_named(tmp_path, monkeypatch) -> None:
 
 
 def test_runs_of_one_experiment_differ_in_the_seed_only(tmp_path) -> None:
-    plan = {"lineage": None}
     config = {"experiment": {"seed": 1, "description": "a"}, "training": {"lr": 1}, "model": {"policy": "base_1"}}
     other_seed = config | {"experiment": {"seed": 2, "description": "b"}}
     other_rate = config | {"training": {"lr": 2}}
-    assert seedless_fingerprint(plan, config) == seedless_fingerprint(plan, other_seed)
-    assert seedless_fingerprint(plan, config) != seedless_fingerprint(plan, other_rate)
+    assert seedless_fingerprint(None, config) == seedless_fingerprint(None, other_seed)
+    assert seedless_fingerprint(None, config) != seedless_fingerprint(None, other_rate)
 
 
-def test_starting_policies_of_two_seeds_are_one_policy(tmp_path) -> None:
+def test_starting_policies_of_two_seeds_are_one_policy() -> None:
     found = set()
     for seed in (1, 2):
-        parent = tmp_path / f"{seed}.json"
-        parent.write_text(json.dumps({"experiment_name": f"base_{seed}", "seedless_fingerprint": "base"}))
-        config = {"experiment": {"seed": seed}, "model": {"policy": f"base_{seed}"}}
-        found.add(seedless_fingerprint({"lineage": str(parent)}, config))
+        parent = read(baseline(f"base_{seed}", seedless_fingerprint="base"))
+        found.add(seedless_fingerprint(parent, {"experiment": {"seed": seed}, "model": {"policy": f"base_{seed}"}}))
     assert len(found) == 1
+
+
+def test_a_plan_that_says_who_shares_gives_the_same_bytes(tmp_path, monkeypatch) -> None:
+    """Another set of compared experiments changes no summary."""
+    arguments, out = make(tmp_path, CONFIG), tmp_path / "out" / "experiment_summary.json"
+    written = []
+    for more in ({}, {"sharing": {"logit_caching": ["kd", "kd2"]}}):
+        arguments[1] = json.dumps(json.loads(arguments[1]) | more)
+        monkeypatch.setattr("sys.argv", ["summary", *arguments])
+        assert main() == 0
+        written.append(out.read_bytes())
+    assert written[0] == written[1]
+
+
+def test_a_summary_is_read_back_as_it_was_written(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("sys.argv", ["summary", *make(tmp_path, CONFIG)])
+    assert main() == 0
+    path = tmp_path / "out" / "experiment_summary.json"
+    assert ExperimentSummary.read(path).content() == json.loads(path.read_text())

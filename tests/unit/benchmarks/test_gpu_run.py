@@ -1,4 +1,4 @@
-"""The arithmetic of tests/gpu: FLOPs against PyTorch's own counter, joules of a window from a trace made by hand."""
+"""The arithmetic of benchmarks/gpu: FLOPs against PyTorch's own counter, joules of a window from a trace made by hand."""
 
 from __future__ import annotations
 

@@ -146,6 +146,7 @@ print("ended by", done.metrics["ended_by"], "after", done.progress.steps, "steps
 """
 
 
+@pytest.mark.slow
 def test_the_meter_tells_a_resumed_training_what_earlier_attempts_have_used(tmp_path: Path) -> None:
     """40 J a step, 150 J to spend. The first attempt dies in step 3 with 120 J used, 2 steps saved; 30 J are left."""
     bench = Bench(tmp_path)

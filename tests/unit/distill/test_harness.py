@@ -34,6 +34,7 @@ def toy_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="w0", bos_token="w1", eos_token="w2")
 
 
+@pytest.mark.slow
 @needs_lm_eval
 def test_a_local_task_gives_the_accuracy_of_our_own_computation(toy_model, monkeypatch) -> None:
     """Each choice's log-likelihood from a plain softmax over the whole text, one at a time; acc_norm divides by bytes."""
@@ -67,6 +68,7 @@ def test_a_local_task_gives_the_accuracy_of_our_own_computation(toy_model, monke
     assert limited["metrics"]["capitals/acc"]["examples"] == 2
 
 
+@pytest.mark.slow
 @needs_lm_eval
 def test_an_unknown_task_and_a_missing_folder_are_named() -> None:
     with pytest.raises(harness.HarnessError, match=r"'capital' is no task of lm-eval .*did you mean 'capitals'"):

@@ -8,8 +8,8 @@ import torch
 from workflow_scripts.artefact import ArtefactError, open_artefact, publish
 from workflow_scripts.distill import logit_cache
 from workflow_scripts.distill.logit_cache import CacheError, LogitCache
+from workflow_scripts.distill.losses import KdLoss
 from workflow_scripts.distill.training import Collator, _distillation_forward
-from workflow_scripts.plan.slices import KdLoss
 
 ROWS = [
     {"example_id": 10 * i, "input_ids": [3 + (i * 5 + j) % 90 for j in range(4 + i)], "loss_mask": [0, 0] + [1] * (2 + i)}

@@ -183,6 +183,7 @@ def test_the_held_out_loss_is_the_mean_over_loss_tokens(tmp_path: Path, packing:
     assert done.metrics["eval_loss"] == last[0]["eval_loss"]
 
 
+@pytest.mark.slow
 def test_compiled_layers_train_and_resume_as_plain_ones(tmp_path: Path) -> None:
     """Compiled code lies in the training's own folder; the names of the weights stay, so checkpoints fit both.
 

@@ -8,11 +8,10 @@ from transformers import LlamaForCausalLM
 
 from workflow_scripts.distill import logit_cache
 from workflow_scripts.distill.generation import Prompt, generate
-from workflow_scripts.distill.losses import SparseTeacher, dense_distillation_loss, fused_distillation_loss
+from workflow_scripts.distill.losses import KdLoss, SparseTeacher, dense_distillation_loss, fused_distillation_loss
 from workflow_scripts.distill.models import hide_padding
 from workflow_scripts.distill.scoring import Agreement, add_agreement, log_likelihoods
 from workflow_scripts.distill.training import _distillation_forward
-from workflow_scripts.plan.slices import KdLoss
 from workflow_scripts.settings.schema import Generation
 
 VOCABULARY = 97
@@ -129,8 +128,8 @@ def test_trl_s_own_head_of_dpo_sees_no_padding(plain) -> None:
 
 
 def test_teacher_and_student_padded_differently_share_a_tokenizer(tmp_path) -> None:
+    from tests.helpers.partial import partial
     from workflow_scripts.artefact import read_json, write_json
-    from workflow_scripts.settings.section import Section
     from workflow_scripts.stages.check_tokenizers import check_tokenizers
     from workflow_scripts.stages.runtime.common import Arguments
 
@@ -138,5 +137,5 @@ def test_teacher_and_student_padded_differently_share_a_tokenizer(tmp_path) -> N
     for name, rows in (("teacher", 100_352), ("student", 100_288)):
         write_json(tmp_path / f"{name}.json", facts | {"name": name, "vocab_size": rows})
     inputs = {name: tmp_path / f"{name}.json" for name in ("teacher", "student")}
-    check_tokenizers(Arguments(Section(), inputs, tmp_path / "proof.json", {}))
+    check_tokenizers(Arguments(partial(), inputs, tmp_path / "proof.json", {}))
     assert read_json(tmp_path / "proof.json")["tokens"] == 100_278

@@ -11,10 +11,9 @@ from tests.unit.distill.test_logit_cache import MADE_FROM, ROWS
 from workflow_scripts.artefact import open_artefact, publish
 from workflow_scripts.distill import logit_cache
 from workflow_scripts.distill.logit_cache import CacheError, LogitCache
-from workflow_scripts.distill.losses import SparseTeacher, dense_distillation_loss, fused_distillation_loss
+from workflow_scripts.distill.losses import KdLoss, SparseTeacher, dense_distillation_loss, fused_distillation_loss
 from workflow_scripts.distill.random_draws import DrawnShard, Draws, draw, uniforms
 from workflow_scripts.distill.training import Collator, _distillation_forward
-from workflow_scripts.plan.slices import KdLoss
 
 
 def save(tmp_path, shards: list[DrawnShard], draws: int, temperatures, vocab_size: int):

@@ -7,12 +7,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import Olmo2Config, Olmo2ForCausalLM, PreTrainedTokenizerFast
 
+from tests.helpers.partial import partial
 from workflow_scripts.artefact import RANDOM_WEIGHTS, inherited, read_json
 from workflow_scripts.distill.models import ModelError, load_model
 from workflow_scripts.distill.random_weights import write_random_model
 from workflow_scripts.distill.writers import padding_rows
 from workflow_scripts.plan.plan import Plan
-from workflow_scripts.plan.slices import PrepareModelSlice
 from workflow_scripts.settings import SettingsError
 from workflow_scripts.settings.models import RandomModel
 from workflow_scripts.settings.shapes import SHAPES, Shape, config_values, published_shape, resized
@@ -83,7 +83,7 @@ def test_a_random_model_loads_answers_and_is_marked(tmp_path, tokenizer, monkeyp
     tokenizer.save_pretrained(tmp_path / "words")
     source = RandomModel(source="random", architecture="olmo2-10m", tokenizer=str(tmp_path / "words"), num_hidden_layers=1)
     manifest = tmp_path / "model" / "manifest.json"
-    prepare_model(Arguments(PrepareModelSlice(name="random", source=source), {}, manifest, {"download_dir": ""}))
+    prepare_model(Arguments(partial(models={"random": source.model_dump(mode="json")}), {}, manifest, {"download_dir": ""}))
     facts = read_json(manifest)
     assert facts["warnings"] == [RANDOM_WEIGHTS] and facts["source"] == "random"
     assert (facts["tokens"], facts["vocab_size"]) == (97, 49_280)

@@ -18,7 +18,7 @@ import pytest
 from tests.helpers.meter_bench import REPOSITORY, SCHEMA, WORKER, Bench, alive, python, rapl_tree, wait_for
 from workflow_scripts.energy.ledger import LedgerError, read_attempts
 from workflow_scripts.energy.meter import main
-from workflow_scripts.plan.slices import PrerunSlice
+from workflow_scripts.plan.slices import canonical
 from workflow_scripts.settings.schema import Hardware, Prerun
 
 
@@ -259,21 +259,21 @@ def test_energy_options_set_the_boundary(tmp_path, energy, joules, reason) -> No
 
 def test_codecarbon_policy_leaves_measured_counters_out(tmp_path) -> None:
     bench = Bench(tmp_path, total_energy_policy="codecarbon")
-    until_known = """
+    until_more = """
 import json, os, time
-deadline = time.monotonic() + 60
-while "cpu" not in json.load(open(os.environ["STAGE_ENERGY"]))["joules_by_component"] and time.monotonic() < deadline:
-    time.sleep(0.2)
-time.sleep(1)
+def joules(): return json.load(open(os.environ["STAGE_ENERGY"]))["joules_by_component"].get("cpu", 0.0)
+before, deadline = joules(), time.monotonic() + 60
+while joules() <= before and time.monotonic() < deadline:
+    time.sleep(0.1)
 """
-    assert bench.run(*python(until_known)).returncode == 0
+    assert bench.run(*python(until_more)).returncode == 0
     record = bench.record()
     assert record["energy"]["cpu"]["method"].startswith("CodeCarbon")
     assert record["energy"]["total"]["class"] == "modelled"
     assert record["total_energy_joules"] > 0
     assert next((tmp_path / "state").glob("work/*/codecarbon/work.csv")).read_text().count("\n") == 2
     first = record["codecarbon_energy_kwh"]
-    assert bench.run(*python("import time; time.sleep(4)")).returncode == 0
+    assert bench.run(*python(until_more)).returncode == 0
     files = sorted(p.name for p in (tmp_path / "state").glob("work/*/codecarbon/*.csv"))
     assert files == ["work.attempt2.csv", "work.csv"], "one file per attempt, none overwritten"
     assert bench.record()["codecarbon_energy_kwh"] > first, "attempts add up"
@@ -300,7 +300,8 @@ def test_samples_are_a_compact_trace_beside_the_record(tmp_path) -> None:
     ],
 )
 def test_a_failed_hardware_check_names_number_and_bound_and_writes_nothing(tmp_path, hardware, message) -> None:
-    settings = PrerunSlice(hardware=Hardware(**hardware), prerun=Prerun()).model_dump_json()
+    sections = {"hardware": Hardware(**hardware), "prerun": Prerun()}
+    settings = canonical({name: section.model_dump(mode="json") for name, section in sections.items()})
     out = tmp_path / "validation.json"
     command = [
         sys.executable,
@@ -329,7 +330,7 @@ def test_an_input_manifest_that_is_cut_is_named(tmp_path, capsys) -> None:
     cut.write_text('{"warnings": [')
     bench = Bench(tmp_path)
     options = bench.command(*python("pass"))[3:]
-    options[options.index("--") : options.index("--")] = ["--input", str(cut)]
+    options[options.index("--") : options.index("--")] = ["--file", str(cut)]
     assert main(options) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"work: meter: {cut} is not whole JSON") and line.endswith("delete it and run again")

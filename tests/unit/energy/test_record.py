@@ -212,7 +212,7 @@ def test_idle_power_from_a_staircase_and_from_a_line() -> None:
 def test_no_baseline_no_figure_but_the_reason(change, parts, reason) -> None:
     record = build(attempt(1, 10, cpu=figure(100.0), idle=IDLE | change, **parts))
     assert record.above_idle_j is None
-    assert reason in record.idle["above_idle_reason"]
+    assert reason in record.idle.above_idle_reason
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from tests.helpers.meter_bench import WORKER, Bench, python
 from workflow_scripts.cluster.site import announce, hint_after_failure
 from workflow_scripts.energy import state
-from workflow_scripts.energy.state import Lock, LockedError, NotSharedError, check_shared, fingerprint
+from workflow_scripts.energy.state import Identity, Lock, LockedError, NotSharedError, check_shared
 
 
 def test_a_second_meter_on_the_same_state_is_refused_with_the_owner(tmp_path) -> None:
@@ -100,18 +101,21 @@ def test_a_meter_that_lost_its_lock_stops_its_stage(tmp_path) -> None:
     assert "another process took this stage's lock over; the stage was stopped" in attempt.end["warnings"]
 
 
-def test_fingerprint_covers_settings_and_content_but_not_the_launcher(tmp_path) -> None:
+def test_fingerprint_covers_settings_code_and_content_but_not_times_and_folders(tmp_path) -> None:
     source = tmp_path / "a.json"
     source.write_text("1")
-    command = ["python", "-m", "stage", "--settings", "{}", "--out", "x"]
-    mark = fingerprint("s", command, [source])
+
+    def mark(settings: str = "{}", code: str = "c", stage: str = "s", experiment: str | None = None, path=source) -> str:
+        return Identity.of(settings, code, [f"corpus={path}"], []).fingerprint(stage, experiment)
+
+    first = mark()
     os.utime(source, (0, 0))
-    assert fingerprint("s", ["torchrun", *command[:-1], "elsewhere", "--part", "1-of-2"], [source]) == mark
-    assert fingerprint("s", ["python", "-m", "stage", "--settings", '{"a":1}'], [source]) != mark
-    assert fingerprint("s", command, [source], "experiment") != mark
-    assert fingerprint("other", command, [source]) != mark
+    (tmp_path / "moved").mkdir()
+    shutil.copy(source, tmp_path / "moved")
+    assert mark() == mark(path=tmp_path / "moved" / "a.json") == first
+    others = [mark('{"a":1}'), mark(code="d"), mark(stage="other"), mark(experiment="experiment")]
     source.write_text("2")
-    assert fingerprint("s", command, [source]) != mark
+    assert len({first, mark(), *others}) == 6
 
 
 PART = """
@@ -145,7 +149,8 @@ def test_the_record_of_a_split_stage_adds_up_all_attempts_at_all_parts(tmp_path)
     for number in (1, 2):
         code = PART.format(steps=5 * number, name=number, then="pass")
         assert run_split(bench, "--part", f"{number}-of-2", code=code) == 0
-    assert run_split(bench, "--parts", "2", code=MERGE) == 0
+    parts = [str(path) for path in sorted(tmp_path.glob("state/work/*/parts/*-of-2/record.json"))]
+    assert run_split(bench, "--parts", *parts, code=MERGE) == 0
     record = bench.record()
     assert [a["part"] for a in record["attempts"]] == ["1-of-3", "1-of-2", "2-of-2", None]
     assert record["parts"] == 2 and record["status"] == "complete"
@@ -187,7 +192,8 @@ def test_what_a_killed_part_had_saved_is_useful_once_the_parts_are_merged(tmp_pa
     zone = bench.rapl / "intel-rapl:0" / "energy_uj"
     code = COUNTING.format(zone=str(zone))
     assert run_split(bench, "--part", "1-of-2", code=code) == 9
-    assert run_split(bench, "--parts", "2", code=MERGE) == 0
+    (part,) = tmp_path.glob("state/work/*/parts/*/record.json")
+    assert run_split(bench, "--parts", str(part), str(part), code=MERGE) == 0
     first = bench.record()["attempts"][0]
     assert first["total_j"] == pytest.approx(50) and first["useful_j"] == pytest.approx(20), "10 J at the start, 30 J saved"
     assert first["wasted_j"] == pytest.approx(30)

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.summaries import stage
 from tests.unit.energy.test_record import figure
 from workflow_scripts.accounting.model import Bounds, Forecast, ForecastRow
 from workflow_scripts.accounting.outcome import ForecastError, compare_forecast, read_forecast
-from workflow_scripts.artefact import sha256
 from workflow_scripts.energy.ledger import LedgerWriter, read_attempts
+from workflow_scripts.energy.model import StageRecord
 from workflow_scripts.energy.record import build_record
+from workflow_scripts.energy.state import file_identity
 from workflow_scripts.estimate import forecast as module
 from workflow_scripts.estimate.artefacts import Artefacts, count_parameters
 from workflow_scripts.estimate.history import Hardware, Past, read_history
@@ -21,6 +23,7 @@ from workflow_scripts.estimate.pricing import ZERO, Range, Sample, UnpricedError
 from workflow_scripts.estimate.work import WORK, Task, amount, done, expected
 from workflow_scripts.pipelines import PIPELINES
 from workflow_scripts.plan.dry_run import PlannedJob
+from workflow_scripts.plan.slices import settings_mark
 from workflow_scripts.settings.schema import Energy
 
 CPU = "Some CPU"
@@ -136,7 +139,7 @@ def state(
     """A finished stage in the state folder, its record made as the meter makes it; without settings one of an older version."""
     at = Path("results/state", stage, mark)
     named = {name: f"results/{path}/manifest.json" for name, path in inputs.items()}
-    files = {path: {"sha256": sha256(Path(path))} for path in named.values() if Path(path).is_file()}
+    files = {path: file_identity(Path(path)) for path in named.values() if Path(path).is_file()}
     origin = {"fingerprint": mark, "cpu": cpu, "cpu_count": 4}
     start = {
         **{"stage": stage, "role": "student", "part": None, "parts": None, "experiment": "x", "pipeline": None},
@@ -421,6 +424,11 @@ def test_a_damaged_manifest_leaves_out_what_read_it(folder: Path) -> None:
     assert row.basis == "history n=1"
 
 
+def test_the_mark_of_a_row_is_that_of_the_settings_without_locations() -> None:
+    job = planned("evaluation", {"evaluation": {"batch_size": 2, "lm_eval_include_path": "tasks"}})
+    assert price(job).settings == settings_mark('{"evaluation":{"batch_size":2}}')
+
+
 def test_a_model_that_was_made_again_since_is_a_doubt(folder: Path) -> None:
     settings = {"evaluation": {"generation_prompts": 2, "max_new_tokens": 5, "batch_size": 2}}
     state("evaluation", "a", settings, {"input": 100, "generated": 6}, 1000.0, 10.0, **EVALUATED)
@@ -544,15 +552,16 @@ def a_row(record: str, kwh: tuple[float, float, float] | None, made_at: float = 
 
 def test_forecast_against_outcome() -> None:
     rows = {r.record: r for r in (a_row("a", (1, 2, 3)), a_row("b", (1, 2, 3)), a_row("late", (1, 2, 3), made_at=99))}
+    spent = {"A": 2.5, "B": 5.0, "L": 2.0, "N": 1.0}
     records = {
-        name: {"end_time": 20.0, "total_energy_kwh": kwh} for name, kwh in (("A", 2.5), ("B", 5.0), ("L", 2.0), ("N", 1.0))
+        name: StageRecord.model_validate(stage(kwh * 3.6e6, "data", name, start_time=10.0)) for name, kwh in spent.items()
     }
     found = compare_forecast(rows, {"A": "a", "B": "b", "L": "late", "N": "never"}, records)
     assert found is not None
     assert {stage: outcome.inside for stage, outcome in found.stages.items()} == {"A": True, "B": False}
     total = found.total
     assert (total.low, total.predicted, total.high, total.actual, total.inside) == (2.0, 4.0, 6.0, 7.5, False)
-    records["B"]["total_energy_kwh"] = None
+    records["B"].total_energy_joules = None
     unknown = compare_forecast(rows, {"A": "a", "B": "b"}, records)
     assert unknown is not None
     assert (unknown.stages["B"].inside, unknown.total.actual, unknown.total.inside) == (None, None, None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import re
 import tomllib
@@ -11,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from workflow_scripts import __version__
+from workflow_scripts.pipelines import rule_names
 from workflow_scripts.settings.load import RESERVED_NAMES
 
 REPOSITORY = Path(__file__).parents[3]
@@ -43,28 +43,13 @@ def test_the_catalog_finds_the_workflow() -> None:
     assert usage["report"] is True and usage["software-stack-deployment"]["conda"] is True
 
 
-def _names_of_rules(paths: list[Path]) -> set[str]:
-    """Rules as written in the files, with those named in a loop over TEACHER_RULES or EXPORTS."""
-    text = "\n".join(path.read_text() for path in paths)
-    names = set(re.findall(r"^ *rule (\w+):", text, re.MULTILINE))
-    common = (REPOSITORY / "rules" / "common.smk").read_text()
-    for table in ("TEACHER_RULES", "EXPORTS"):
-        found = re.search(rf"^{table} = (\{{.*?\}})$", common, re.MULTILINE | re.DOTALL)
-        assert found, table
-        for value in ast.literal_eval(found[1]).values():
-            names.update([value] if isinstance(value, str) else value)
-    return names
-
-
 def test_every_rule_has_one_family_in_the_slurm_profile() -> None:
     profile = (REPOSITORY / "profiles" / "slurm" / "config.yaml").read_text()
     found = re.search(r"^  members:\n((?:    .*\n)+)", profile, re.MULTILINE)
     assert found
     members = [rule for rules in yaml.safe_load(found[1]).values() for rule in rules]
-    assert sorted(members) == sorted(_names_of_rules(list((REPOSITORY / "rules").glob("*.smk"))))
+    assert sorted(members) == sorted(rule_names())
 
 
 def test_no_experiment_may_be_named_like_a_rule() -> None:
-    rules = _names_of_rules([REPOSITORY / "Snakefile", *(REPOSITORY / "rules").glob("*.smk")])
-    assert "all" in rules and "export_policy" in rules
-    assert not rules - set(RESERVED_NAMES)
+    assert {"all", "export_policy", "logit_caching", *rule_names()} <= set(RESERVED_NAMES)

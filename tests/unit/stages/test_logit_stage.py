@@ -8,21 +8,21 @@ from typing import Any
 import pytest
 import torch
 
+from tests.helpers.partial import partial
 from workflow_scripts import artefact
 from workflow_scripts.artefact import ArtefactError, open_artefact, read_json, write_json
 from workflow_scripts.distill import corpus, logit_cache, models
 from workflow_scripts.distill.logit_cache import CacheError
 from workflow_scripts.distill.models import ModelError
-from workflow_scripts.plan.slices import CacheContent, KdLoss, LogitCachingSlice, StudentTrainSlice
-from workflow_scripts.settings import schema
+from workflow_scripts.settings import Settings
 from workflow_scripts.stages import logit_caching as stage
 from workflow_scripts.stages import student_train
 from workflow_scripts.stages.merge_logits import merge_logits
 from workflow_scripts.stages.runtime.common import Arguments
 
 CONTENT = {
-    "top_k": CacheContent(sampling="top_k", top_k_logits=8),
-    "random": CacheContent(sampling="random", sampling_draws=50, sampling_seed=1),
+    "top_k": {"sampling": "top_k", "top_k_logits": 8},
+    "random": {"sampling": "random", "sampling_draws": 50, "sampling_seed": 1},
 }
 ROWS = [
     {
@@ -67,15 +67,12 @@ class Toy:
         self.loads += 1
         return self.model
 
-    def settings(self, sampling: str) -> LogitCachingSlice:
-        return LogitCachingSlice(
-            content=CONTENT[sampling],
-            cache_temperatures=[1.0, 2.0],
-            shard_examples=4,
-            batch_size=3,
-            dtype="float32",
-            attn_implementation="sdpa",
-            logprob_cache_path=None,
+    def settings(self, sampling: str) -> Settings:
+        options = {"cache_temperatures": [1.0, 2.0], "shard_examples": 4, "batch_size": 3, "logprob_cache_path": None}
+        return partial(
+            distillation=CONTENT[sampling] | options,
+            training={"dtype": "float32"},
+            model={"attn_implementation": "sdpa"},
         )
 
     def cache(self, sampling: str = "top_k", parts: int = 1) -> Path:
@@ -89,16 +86,10 @@ class Toy:
         merge_logits(Arguments(self.settings(sampling), inputs, out, {}, made))
         return out
 
-    def question(self, cache: Path, sampling: str = "top_k", **changes: Any) -> Arguments[StudentTrainSlice]:
+    def question(self, cache: Path, sampling: str = "top_k", **changes: Any) -> Arguments:
         """Arguments of a KD training on the cache."""
-        slice_ = StudentTrainSlice(
-            pipeline="kd",
-            seed=0,
-            training=schema.Training(token_budget=10, learning_rate=0.1),
-            kd=KdLoss(alpha=0.5, temperature=changes.get("temperature", 2.0), tail="zero"),
-            cache=changes.get("content", CONTENT[sampling]),
-            attn_implementation="sdpa",
-        )
+        content = changes.get("content", CONTENT[sampling])
+        slice_ = partial(distillation=content | {"alpha": 0.5, "temperature": changes.get("temperature", 2.0)})
         inputs = {"teacher_output": cache, "teacher": changes.get("teacher", self.folder / "teacher.json")}
         return Arguments(slice_, inputs, self.folder / "out.json", {})
 
@@ -175,13 +166,13 @@ def test_a_cache_that_was_made_from_something_else_is_refused_before_the_trainin
         toy.training_data(cache, sampling, temperature=4.0)
     if sampling == "top_k":
         wrong = [
-            ("k = 8, asked for 16", CacheContent(sampling="top_k", top_k_logits=16)),
+            ("k = 8, asked for 16", {"sampling": "top_k", "top_k_logits": 16}),
             ("format = top_k/1", CONTENT["random"]),
         ]
     else:
         wrong = [
-            ("draws = 50, asked for 51", CONTENT["random"].model_copy(update={"sampling_draws": 51})),
-            ("seed = 1, asked for 2", CONTENT["random"].model_copy(update={"sampling_seed": 2})),
+            ("draws = 50, asked for 51", CONTENT["random"] | {"sampling_draws": 51}),
+            ("seed = 1, asked for 2", CONTENT["random"] | {"sampling_seed": 2}),
             ("format = random/1", CONTENT["top_k"]),
         ]
     for message, content in wrong:
@@ -217,7 +208,7 @@ def test_a_row_longer_than_the_teachers_context_is_refused_before_the_teacher_is
 
 
 def test_more_logits_than_tokens_are_refused_before_the_teacher_is_loaded(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(CONTENT, "top_k", CacheContent(sampling="top_k", top_k_logits=98))
+    monkeypatch.setitem(CONTENT, "top_k", {"sampling": "top_k", "top_k_logits": 98})
     with pytest.raises(CacheError, match="distillation.top_k_logits = 98, but the vocabulary has 97 tokens"):
         toy.cache()
     assert toy.loads == 0

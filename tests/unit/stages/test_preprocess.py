@@ -8,11 +8,10 @@ import random
 import pytest
 from datasets import Dataset
 
+from tests.helpers.partial import partial
 from tests.unit.distill.test_olmo2_template import tokenizer  # noqa: F401
 from workflow_scripts.artefact import read_json, write_json
 from workflow_scripts.distill.corpus import CorpusError, read_table
-from workflow_scripts.plan.slices import PreprocessSlice
-from workflow_scripts.settings.data import DatasetSource
 from workflow_scripts.stages.preprocess import preprocess
 from workflow_scripts.stages.runtime.common import Arguments
 
@@ -27,13 +26,9 @@ ROWS = [
 
 
 def corpus_of(folder, path, rows: int = 10) -> dict:
-    settings = PreprocessSlice(
-        source=DatasetSource(dataset_path=str(path)),
-        max_sequence_length=64,
-        train_examples=rows,
-        evaluation_examples=4,
-        seed=0,
-        chat_template="olmo2",
+    data = {"dataset_choice": "rows", "datasets": {"rows": {"dataset_path": str(path)}}, "max_sequence_length": 64}
+    settings = partial(
+        data={**data, "train_examples": rows, "evaluation_examples": 4, "seed": 0}, model={"chat_template": "olmo2"}
     )
     out = folder / f"corpus-{path.name}-{rows}" / "manifest.json"
     preprocess(Arguments(settings, {"teacher": folder / "teacher.json"}, out, {"download_dir": ""}))

@@ -25,11 +25,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception]
     monkeypatch.setattr("signal.signal", lambda *arguments: None)
 
     def run(error: Exception) -> str:
-        def stage(arguments: Arguments[Nothing]) -> None:
+        def stage(arguments: Arguments) -> None:
             raise error
 
         with pytest.raises(SystemExit) as ended:
-            run_stage(stage, Nothing, [])
+            run_stage(stage, [])
         return str(ended.value)
 
     return run

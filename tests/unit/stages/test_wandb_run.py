@@ -14,13 +14,15 @@ import pytest
 import wandb
 
 from tests.conftest import REPOSITORY
+from tests.helpers.meter_bench import wait_for
+from tests.helpers.summaries import read, served, stage
+from tests.helpers.summaries import summary as summary_of
 from tests.helpers.tiny_training import train
 from tests.helpers.wandb_file import OfflineRun, offline_runs
 from tests.helpers.wandb_server import Server
-from workflow_scripts.stages.runtime.wandb_run import WandbChoice
 from workflow_scripts.progress import Progress
 from workflow_scripts.settings.schema import Wandb
-from workflow_scripts.stages.runtime.wandb_run import Run, mode_of
+from workflow_scripts.stages.runtime.wandb_run import Run, WandbChoice, mode_of
 from workflow_scripts.stages.wandb_summary import figures
 from workflow_scripts.stages.wandb_summary import main as conclude
 
@@ -59,12 +61,18 @@ def only_run(folder: Path) -> OfflineRun:
     return run
 
 
+def written(folder: Path) -> dict[int, float]:
+    """Losses in the file of a run that goes on; W&B writes what it has every two seconds."""
+    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    return only_run(folder).values("train/loss") if path.stat().st_size else {}
+
+
 def test_a_tiny_training_is_read_back(tmp_path: Path, toy_model, monkeypatch) -> None:
     """Losses are those of the Trainer's own log, the energy is the meter's, tokens per second are tokens over seconds."""
     import copy
 
     from workflow_scripts.distill import training
-    from workflow_scripts.distill.arguments import arguments, sft_config
+    from workflow_scripts.distill.arguments import arguments
     from workflow_scripts.distill.work import ExampleWork, WorkCallback, work_per_step
     from workflow_scripts.settings.schema import Training
 
@@ -77,7 +85,7 @@ def test_a_tiny_training_is_read_back(tmp_path: Path, toy_model, monkeypatch) ->
     steps = work_per_step(order, [ExampleWork(3, (5,))] * 8, 2, 1)
     trainer = training.DistillationTrainer(
         model=copy.deepcopy(toy_model),
-        args=sft_config(arguments(options, 1, 4, tmp_path / "checkpoints", 1)),
+        args=arguments(options, 1, 4, tmp_path / "checkpoints", 1),
         train_dataset=training.row_numbers(range(8)),
         eval_dataset=training.row_numbers(range(8, 10)),
         processing_class=toy_tokenizer(),
@@ -136,20 +144,12 @@ def test_attempts_and_final_figures_are_one_run(tmp_path: Path, monkeypatch) -> 
             run.log(step, {"train/loss": 1.0 / step})
         run.finish()
         time.sleep(1.1)  # folders are named by the second
-    record = {"role": "student", "total_energy_joules": 360.0, "joules_per_token": 0.5, "tokens_per_second": 9.0}
     evaluation = {"step": 2, "eval_loss": 0.75, "start_time": 1.0, "end_time": 2.0, "joules": 100.0}
     metrics = {"loss": 0.5, "eval_loss": 0.75, "ended_by": "token_budget", "evaluations": [evaluation]}
-    record |= {"duration_seconds": 4.0, "provenance": {"fingerprint": "0123"}, "metrics": metrics}
-    teacher = record | {"role": "teacher", "total_energy_joules": None, "provenance": {"fingerprint": "77"}}
-    summary = {
-        "stages": {"old": record | {"lineage": "base"}, "logit_caching": teacher, "student_train": record},
-        "roles": {"student": {"kwh": 1e-4}, "teacher": {"kwh": None}},
-        "energy": {"uncertainty_j": 36.0, "uncertainty_pct": 10.0},
-        "total_energy_kwh": 1e-4,
-        "total_energy_joules": 360.0,
-        "deployment": {"model": {"joules_per_token": 0.25}},
-        "quality": {"cross_entropy": 2.5, "model": "kd", "tasks": {"metrics": {"t/acc": {"value": 0.75, "stderr": None}}}},
-    }
+    record = stage(360.0, "student", "0123", metrics=metrics)
+    stages = {"old": record | {"lineage": "base"}, "logit_caching": stage(None, "teacher", "77"), "student_train": record}
+    quality = {"cross_entropy": 2.5, "model": "kd", "tasks": {"metrics": {"t/acc": {"value": 0.75, "stderr": None}}}}
+    summary = summary_of("kd", "kd", stages, deployment={"model": served(0.25)}, quality=quality)
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     options = ["--summary", str(tmp_path / "summary.json"), "--wandb", choice(tmp_path).model_dump_json()]
     assert conclude([*options, "--config", '{"pipeline": "kd"}', "--out", str(tmp_path / "wandb.json")]) == 0
@@ -171,19 +171,14 @@ def test_attempts_and_final_figures_are_one_run(tmp_path: Path, monkeypatch) -> 
 def test_of_a_real_training_only_numbers_are_said_again(tmp_path: Path) -> None:
     metrics = train(tmp_path / "run", held_out=3, eval_steps=2).metrics
     assert metrics["ended_by"] == "token_budget" and len(metrics["evaluations"]) == 3
-    record = {"role": "student", "total_energy_joules": None, "metrics": metrics}
-    energy = {"uncertainty_j": None, "uncertainty_pct": None}
-    summary = {"stages": {"student_train": record}, "roles": {}, "energy": energy}
-    found = figures(summary | {"total_energy_kwh": None, "total_energy_joules": None})
+    found = figures(read(summary_of("x", "kd", {"student_train": stage(None, "student", "x", metrics=metrics)}, quality=None)))
     assert set(found) == {"train/loss", "train/cross_entropy", "eval/loss"}
     assert found["eval/loss"] == metrics["evaluations"][-1]["eval_loss"]
 
 
 def test_final_figures_that_were_not_logged_name_the_file_to_delete(tmp_path: Path, capsys) -> None:
-    record = {"role": "student", "total_energy_joules": None, "provenance": {"fingerprint": "0123"}, "metrics": {"done": True}}
-    energy = {"uncertainty_j": None, "uncertainty_pct": None}
-    summary = {"stages": {"student_train": record}, "roles": {}, "energy": energy}
-    summary |= {"total_energy_kwh": None, "total_energy_joules": None}
+    record = stage(None, "student", "0123", metrics={"done": True})
+    summary = summary_of("x", "kd", {"student_train": record}, quality=None)
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     (tmp_path / "file").write_text("")
     options = ["--summary", str(tmp_path / "summary.json"), "--wandb", choice(tmp_path / "file" / "below").model_dump_json()]
@@ -258,7 +253,7 @@ def test_without_network_an_online_run_is_kept_offline(tmp_path: Path) -> None:
 
 def test_a_server_that_goes_away_holds_the_training_up_for_the_finish_timeout_only(tmp_path: Path) -> None:
     server = Server()
-    code = "run.log(1, {'train/loss': 2.0})\ntime.sleep(2)\nprint('open', flush=True)\nsys.stdin.readline()\n"
+    code = "run.log(1, {'train/loss': 2.0})\nprint('open', flush=True)\nsys.stdin.readline()\n"
     code += "run.log(2, {'train/loss': 1.0})\nbegun = time.monotonic()\nrun.finish()\n"
     code += "print(run.mode, time.monotonic() - begun)\n"
     process = subprocess.Popen(
@@ -269,6 +264,7 @@ def test_a_server_that_goes_away_holds_the_training_up_for_the_finish_timeout_on
         env=os.environ | {"PYTHONPATH": str(REPOSITORY), "WANDB_BASE_URL": server.url, "WANDB_FINISH_TIMEOUT": "3"},
     )
     assert process.stdout is not None and process.stdout.readline().strip() == "open"
+    wait_for(lambda: "kd-abc" in server.runs)
     server.stop()
     said, _ = process.communicate("\n", timeout=60)
     assert process.returncode == 0
@@ -277,6 +273,7 @@ def test_a_server_that_goes_away_holds_the_training_up_for_the_finish_timeout_on
     assert server.runs["kd-abc"]["name"] == "kd"
 
 
+@pytest.mark.slow
 def test_synced_pieces_are_one_run(tmp_path: Path) -> None:
     """Two attempts and the final figures: history appended, no line lost, the listed figures the last piece's."""
     for first, last in ((1, 3), (3, 4)):
@@ -311,7 +308,7 @@ def test_a_training_that_ends_early_or_is_killed_keeps_its_lines(tmp_path: Path)
         )
         assert process.stdout is not None and process.stdout.readline().strip() == "logged"
         if sleep:
-            time.sleep(6)
+            wait_for(lambda folder=tmp_path / name: written(folder))
             for each in (*psutil.Process(process.pid).children(recursive=True), process):
                 each.kill()
         assert process.wait(timeout=60) == (-9 if sleep else 143)

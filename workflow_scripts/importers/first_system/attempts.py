@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from workflow_scripts.importers.first_system.emissions import Row
-from workflow_scripts.importers.first_system.files import Source, StageFile
+from workflow_scripts.importers.first_system.files import Source, StageFile, Written
 from workflow_scripts.importers.first_system.power_log import PowerLog, split
 from workflow_scripts.importers.first_system.report import Report
-from workflow_scripts.importers.first_system.values import local_time, number, zone_offset
+from workflow_scripts.importers.first_system.values import local_time, nested, zone_offset
 
 SAME_INSTANT_S = 120.0  # CodeCarbon and the summary are written some seconds after a stage's end
 SAME_DURATION = 0.01
@@ -28,61 +28,51 @@ class Attempt:
     row: Row | None = None
 
     @property
+    def seconds(self) -> float:
+        """Duration."""
+        return self.end - self.start
+
+    @property
     def finished(self) -> bool:
         """Whether the first system ended the stage itself; it also did so when the program left by an exception."""
         return self.file is not None and not self.file.snapshot
 
     @property
+    def said(self) -> Written:
+        """The figures in the file; without one, none."""
+        return self.file.said if self.file is not None else Written()
+
+    @property
     def file_end(self) -> float | None:
         """The instant of the figures in the file [s, Unix]."""
-        return span(self.file)[1] if self.file is not None and span(self.file) else None  # type: ignore[index]
-
-
-def span(file: StageFile) -> tuple[float, float] | None:
-    """Start and end of a file's stage [s, Unix]; a missing one follows from the duration. None where that cannot be."""
-    start, end, duration = (number(file.content, key) for key in ("start_time", "end_time", "duration_seconds"))
-    if start is None and end is not None and duration is not None:
-        start = end - duration
-    if end is None and start is not None and duration is not None:
-        end = start + duration
-    return (start, end) if start is not None and end is not None and end > start > 0 else None
+        return span[1] if (span := self.said.span) is not None else None
 
 
 def attempts_of(source: Source, report: Report) -> list[Attempt]:
     """Attempts of a stage, oldest first."""
-    by_start: dict[float, list[StageFile]] = {}
+    by_start: dict[float, list[tuple[tuple[float, float], StageFile]]] = {}
     for file in source.files:
-        times = span(file)
-        if times is None:
+        if (span := file.said.span) is None:
             report.add("refused", file.path, "partial record: no start and end that a stage can have")
         else:
-            by_start.setdefault(round(times[0], 3), []).append(file)
+            by_start.setdefault(round(span[0], 3), []).append((span, file))
     attempts = []
     for files in by_start.values():
-        ordered = sorted(files, key=lambda f: (not f.snapshot, f.step if f.step is not None else -1, span(f)))
-        start, end = span(ordered[-1])  # type: ignore[misc]
-        attempts.append(Attempt(start, end, ordered[-1], [f for f in ordered if f.snapshot]))
-        if len(ordered) > 1:
-            report.add(
-                "dropped",
-                source.folder,
-                f"{len(ordered) - 1} earlier snapshot(s) of {source.stage_id}: {_latest(ordered[-1])} holds their energy",
-            )
+        files.sort(key=lambda f: (not f[1].snapshot, f[1].step if f[1].step is not None else -1, f[0]))
+        (start, end), latest = files[-1]
+        attempts.append(Attempt(start, end, latest, [f for _, f in files if f.snapshot]))
+        if len(files) > 1:
+            name = f"step {latest.step}" if latest.snapshot and latest.step is not None else latest.path.name
+            text = f"{len(files) - 1} earlier snapshot(s) of {source.stage_id}: {name} holds their energy"
+            report.add("dropped", source.folder, text)
     attempts.sort(key=lambda a: a.start)
     if source.power_log is not None:
         attempts = _with_log(source, source.power_log, attempts, report)
     for one, other in itertools.pairwise(attempts):
         if other.start < one.end:
-            report.add(
-                "noted",
-                source.folder,
-                f"attempts of {source.stage_id} overlap by {one.end - other.start:.0f} s: energy may be counted twice",
-            )
+            text = f"overlap by {one.end - other.start:.0f} s: energy may be counted twice"
+            report.add("noted", source.folder, f"attempts of {source.stage_id} {text}")
     return attempts
-
-
-def _latest(file: StageFile) -> str:
-    return f"step {file.step}" if file.snapshot and file.step is not None else file.path.name
 
 
 def _with_log(source: Source, log: PowerLog, attempts: list[Attempt], report: Report) -> list[Attempt]:
@@ -93,11 +83,8 @@ def _with_log(source: Source, log: PowerLog, attempts: list[Attempt], report: Re
         if part is not None:
             attempt.end = max(attempt.end, part.end)
     for part in others:
-        report.add(
-            "noted",
-            source.folder,
-            f"power log: {part.end - part.start:,.0f} s from {part.start:.0f} on are an attempt without a record",
-        )
+        text = f"power log: {part.end - part.start:,.0f} s from {part.start:.0f} on are an attempt without a record"
+        report.add("noted", source.folder, text)
     return sorted([*attempts, *(Attempt(p.start, p.end, log=p) for p in others)], key=lambda a: a.start)
 
 
@@ -105,27 +92,23 @@ def utc_offset(sources: Sequence[Source]) -> float | None:
     """Distance from UTC [s] of the local times in these files, where some name an instant both ways and all agree."""
     found = set()
     for source in sources:
-        pairs = [(f.content.get("snapshot_time"), f.content.get("end_time")) for f in source.files if f.snapshot]
-        stages = source.summary.get("stages")
-        ends = [
-            e
-            for r in (stages.values() if isinstance(stages, dict) else ())
-            if isinstance(r, dict) and (e := number(r, "end_time"))
-        ]
-        pairs += [(source.summary.get("end_time"), max(ends))] if ends else []
+        pairs = [(f.said.snapshot_time, f.said.end_time) for f in source.files if f.snapshot]
+        stages = [Written.model_validate(s) for s in source.summary.get("stages", {}).values() if isinstance(s, dict)]
+        pairs.append((source.summary.get("end_time"), max((s.end_time or 0.0 for s in stages), default=0.0)))
         for text, seconds in pairs:
             local = local_time(text) if isinstance(text, str) else None
-            if local is not None and isinstance(seconds, int | float):
+            if local is not None and seconds:
                 offset, rest = zone_offset(local, seconds)
                 found |= {offset} if abs(rest) < SAME_INSTANT_S else set()
     return found.pop() if len(found) == 1 else None
 
 
-def match_rows(attempts: Sequence[Attempt], names: Sequence[str], rows: list[Row]) -> list[Row]:
-    """Give each attempt the row of its own name, duration and end; returns the rows that are nobody's.
+def match_rows(attempts: Sequence[Attempt], source: Source, rows: list[Row]) -> list[Row]:
+    """Give each attempt the row of its stage's or experiment's name, and of its duration and end; returns the rows left over.
 
     A row's project alone proves nothing: the first system took the last row of a project for that of every later attempt.
     """
+    names = (source.stage_id, nested(source.summary, "experiment_name"))
     left = []
     for row in rows:
         own = next((a for a in attempts if row.project in names and a.row is None and _same(a, row)), None)
@@ -137,5 +120,5 @@ def match_rows(attempts: Sequence[Attempt], names: Sequence[str], rows: list[Row
 
 
 def _same(attempt: Attempt, row: Row) -> bool:
-    close = abs(row.duration_s - (attempt.end - attempt.start)) <= max(10.0, SAME_DURATION * row.duration_s)
+    close = abs(row.duration_s - attempt.seconds) <= max(10.0, SAME_DURATION * row.duration_s)
     return close and abs(zone_offset(row.local_end, attempt.end)[1]) < SAME_INSTANT_S

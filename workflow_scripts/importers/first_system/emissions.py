@@ -49,11 +49,8 @@ def read_emissions(path: Path, report: Report) -> list[Row]:
         elif line:
             row = _row(path, dict(zip(header, line, strict=False))) if len(line) == len(header) else None
             if row is None:
-                report.add(
-                    "refused",
-                    path,
-                    f"line {number} does not fit its header ({len(line)} of {len(header)} columns) or lacks times",
-                )
+                text = f"does not fit its header ({len(line)} of {len(header)} columns) or lacks times"
+                report.add("refused", path, f"line {number} {text}")
             else:
                 rows.append(row)
     if header is None:

@@ -10,18 +10,59 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator
 
 from workflow_scripts.artefact import ArtefactError, read_json
 from workflow_scripts.importers.first_system.emissions import Row, read_emissions
 from workflow_scripts.importers.first_system.power_log import PowerLog, PowerLogError, read_power_log
 from workflow_scripts.importers.first_system.report import Report
+from workflow_scripts.importers.first_system.values import Number
 
 SUMMARY = "experiment_summary.json"
 SAMPLES = "gpu_power_samples"
 STEP = re.compile(r"__step_(\d+)$")
+Json = Mapping[str, Any]
+
+
+class Written(BaseModel):
+    """A stage as the first system wrote it [J, kWh, kg, W, s]: what is no finite number there is None here."""
+
+    stage_id: Any = None
+    stage_name: Any = None
+    start_time: Number = None
+    end_time: Number = None
+    duration_seconds: Number = None
+    tokens_processed: Number = None
+    gpu_energy_joules: Number = None
+    gpu_peak_power_watts: Number = None
+    gpu_power_samples: Annotated[int, BeforeValidator(lambda value: len(value) if isinstance(value, list) else 0)] = 0
+    cpu_energy_joules: Number = None
+    total_energy_joules: Number = None
+    joules_per_token: Number = None
+    codecarbon_cpu_energy_kwh: Number = None
+    codecarbon_gpu_energy_kwh: Number = None
+    codecarbon_ram_energy_kwh: Number = None
+    codecarbon_energy_kwh: Number = None
+    total_codecarbon_energy_kwh: Number = None
+    codecarbon_emissions_kg: Number = None
+    nvml_poll_interval_ms: Number = None
+    snapshot: Any = None
+    snapshot_step: Number = None
+    snapshot_time: Any = None
+
+    @property
+    def span(self) -> tuple[float, float] | None:
+        """Start and end [s, Unix]; a missing one follows from the duration. None where that cannot be."""
+        start, end, seconds = self.start_time, self.end_time, self.duration_seconds
+        if seconds is not None:
+            start = end - seconds if start is None and end is not None else start
+            end = start + seconds if end is None and start is not None else end
+        return (start, end) if start is not None and end is not None and end > start > 0 else None
 
 
 @dataclass(frozen=True)
@@ -29,27 +70,25 @@ class StageFile:
     """One stage record or snapshot; `digest` is that of its content without the power samples."""
 
     path: Path
-    content: dict[str, Any]
+    said: Written
     digest: str
 
     @property
     def stage_id(self) -> str:
         """Name of the stage in the first system."""
-        return str(self.content.get("stage_id") or self.content.get("stage_name") or self.path.stem)
+        return str(self.said.stage_id or self.said.stage_name or self.path.stem)
 
     @property
     def snapshot(self) -> bool:
         """Whether the stage was still running when this was written."""
-        return bool(self.content.get("snapshot")) or "__partial" in self.path.stem or self.step is not None
+        return bool(self.said.snapshot) or "__partial" in self.path.stem or self.step is not None
 
     @property
     def step(self) -> int | None:
         """Step of a snapshot, by its own word or by its name; compared as a number, 10200 is after 9800."""
-        step = self.content.get("snapshot_step")
-        if isinstance(step, int) and not isinstance(step, bool):
-            return step
         named = STEP.search(self.path.stem)
-        return int(named[1]) if named else None
+        step = self.said.snapshot_step
+        return int(step) if step is not None else int(named[1]) if named else None
 
 
 @dataclass
@@ -61,9 +100,9 @@ class Source:
     stage_id: str
     files: list[StageFile] = field(default_factory=list)
     power_log: PowerLog | None = None
-    config: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=dict)
-    summary: dict[str, Any] = field(default_factory=dict)
+    config: Json = field(default_factory=dict)
+    environment: Json = field(default_factory=dict)
+    summary: Json = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
 
 
@@ -73,7 +112,7 @@ class RunFolder:
 
     path: Path
     sources: list[Source] = field(default_factory=list)
-    summary: dict[str, Any] = field(default_factory=dict)
+    summary: Json = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
 
 
@@ -93,29 +132,27 @@ class Reader:
             return run
         top = path / SUMMARY
         if top.is_file() and (content := self._json(top)) is not None:
-            kind = _kind(top, content)
+            kind = _kind(content)
             run.summary = content if kind == "summary" else {}
             self._report.add("read" if run.summary else "refused", top, kind)
         stages = path / "stages"
         folders = [stages, *sorted(p for p in stages.iterdir() if p.is_dir())] if stages.is_dir() else [path]
-        for folder in folders:
-            run.sources += self._stage_folder(run, folder)
+        run.sources = [source for folder in folders for source in self._stage_folder(run, folder)]
         self._fill_from_summary(run)
         run.rows = self._emissions(path)
         if not run.sources and not run.rows:
-            self._report.add(
-                "refused", path, "no stage record, snapshot, power_log.csv or emissions.csv of the first system in it"
-            )
+            nothing = "no stage record, snapshot, power_log.csv or emissions.csv of the first system in it"
+            self._report.add("refused", path, nothing)
         return run
 
     def _stage_folder(self, run: RunFolder, folder: Path) -> list[Source]:
         """The stages of one folder, each with its configuration and environment, and the power log when there is one stage."""
-        found: dict[str, list[tuple[Path, dict[str, Any]]]] = {"config": [], "environment": [], "summary": []}
+        found: dict[str, list[tuple[Path, Json]]] = {"config": [], "environment": [], "summary": []}
         sources: dict[str, Source] = {}
         for path in sorted(folder.glob("*.json")):
             if path == run.path / SUMMARY or (content := self._json(path)) is None:
                 continue
-            kind = _kind(path, content)
+            kind = _kind(content)
             if kind in found:
                 self._report.add("read", path, kind)
                 found[kind].append((path, content))
@@ -126,12 +163,12 @@ class Reader:
         summary = found["summary"][-1][1] if found["summary"] else run.summary
         log = self._power_log(folder / "power_log.csv")
         if not sources and (log is not None or found["summary"]):
-            stage_id = _only_stage(summary) or _one_of(found["config"], folder.name).get("stage_id") or folder.name
+            only = list(summary.get("stages", {})) if len(summary.get("stages", {})) == 1 else []
+            stage_id = only[0] if only else _one_of(found["config"], folder.name).get("stage_id") or folder.name
             sources[stage_id] = Source(run.path, folder, stage_id)
         elif not sources and found["config"] and folder != run.path:
-            self._report.add(
-                "missing", folder, "the stage began, and left no record, snapshot or power log: its energy is not known"
-            )
+            gone = "the stage began, and left no record, snapshot or power log: its energy is not known"
+            self._report.add("missing", folder, gone)
         for source in sources.values():
             source.config = _one_of(found["config"], source.stage_id).get("config", {})
             source.environment = _one_of(found["environment"], source.stage_id)
@@ -143,7 +180,7 @@ class Reader:
             self._report.add("refused", folder / "power_log.csv", text)
         return list(sources.values())
 
-    def _json(self, path: Path) -> dict[str, Any] | None:
+    def _json(self, path: Path) -> Json | None:
         try:
             content = read_json(path)
         except (ArtefactError, OSError, UnicodeDecodeError) as error:
@@ -154,31 +191,37 @@ class Reader:
             return None
         return content
 
-    def _stage_file(self, path: Path, content: dict[str, Any]) -> StageFile | None:
-        digest = digest_of(content)
+    def _known(self, path: Path, digest: str) -> bool:
+        """Whether content of this digest has been read before."""
         if digest in self._seen:
             self._report.add("dropped", path, f"same content as {self._seen[digest]}")
+        return digest in self._seen
+
+    def _stage_file(self, path: Path, content: Json) -> StageFile | None:
+        bare = {key: value for key, value in content.items() if key != SAMPLES}
+        digest = hashlib.sha256(json.dumps(bare, sort_keys=True).encode()).hexdigest()
+        if self._known(path, digest):
             return None
         self._seen[digest] = path
         self._report.add("read", path, "stage")
-        return StageFile(path, content, digest)
+        return StageFile(path, Written.model_validate(content), digest)
 
     def _fill_from_summary(self, run: RunFolder) -> None:
         """Stages that a summary has and no whole file: an attempt that is known by its start is not taken again."""
-        known = {(f.stage_id, f.content.get("start_time")): f for s in run.sources for f in s.files if not f.snapshot}
+        known = {(f.stage_id, f.said.start_time): f for s in run.sources for f in s.files if not f.snapshot}
         summaries = {id(s.summary): (s.folder, s.summary) for s in run.sources if s.summary}
         if run.summary:
             summaries.setdefault(id(run.summary), (run.path, run.summary))
         for folder, summary in summaries.values():
             place = folder / SUMMARY
-            stages = summary.get("stages")
-            for stage_id, content in (stages if isinstance(stages, dict) else {}).items():
+            for stage_id, content in summary["stages"].items():
                 if not isinstance(content, dict):
-                    self._report.add("refused", place, f"stage {stage_id}: a JSON {type(content).__name__}, expected an object")
+                    text = f"stage {stage_id}: a JSON {type(content).__name__}, expected an object"
+                    self._report.add("refused", place, text)
                     continue
-                own = known.get((stage_id, content.get("start_time")))
-                if own is not None:
-                    self._compare(place, content, own)
+                start = Written.model_validate(content).start_time
+                if own := known.get((stage_id, start)):
+                    self._compare(place, Written.model_validate(content), own)
                     continue
                 source = next((s for s in run.sources if s.stage_id == stage_id), None)
                 if source is None:
@@ -187,22 +230,18 @@ class Reader:
                 if (file := self._stage_file(place, {"stage_id": stage_id, **content})) is not None:
                     self._report.add("noted", place, f"stage {stage_id} has no whole file of its own: taken from this summary")
                     source.files.append(file)
-                    known[stage_id, content.get("start_time")] = file
+                    known[stage_id, start] = file
         run.sources = [s for s in run.sources if s.files or s.power_log is not None]
 
-    def _compare(self, place: Path, content: dict[str, Any], own: StageFile) -> None:
+    def _compare(self, place: Path, said: Written, own: StageFile) -> None:
         """A summary that does not say what the stage's own file says."""
-        for key in ("total_energy_joules", "tokens_processed"):
-            if key in content and content[key] != own.content.get(key):
-                text = f"stage {own.stage_id}: {key} = {content[key]}, its own file {own.content.get(key)}, which is used"
+        for key in {"total_energy_joules", "tokens_processed"} & said.model_fields_set:
+            if (other := getattr(said, key)) != (ours := getattr(own.said, key)):
+                text = f"stage {own.stage_id}: {key} = {_plain(other)}, its own file {_plain(ours)}, which is used"
                 self._report.add("noted", place, text)
 
     def _power_log(self, path: Path) -> PowerLog | None:
-        if not path.is_file():
-            return None
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        if digest in self._seen:
-            self._report.add("dropped", path, f"same content as {self._seen[digest]}")
+        if not path.is_file() or self._known(path, digest := hashlib.sha256(path.read_bytes()).hexdigest()):
             return None
         try:
             log = read_power_log(path)
@@ -212,9 +251,8 @@ class Reader:
         self._seen[digest] = path
         self._report.add("read", path, "power log")
         if log.bad_rows:
-            self._report.add(
-                "refused", path, f"{log.bad_rows} row(s) that are no samples; the other {len(log.times):,} are used"
-            )
+            text = f"{log.bad_rows} row(s) that are no samples; the other {len(log.times):,} are used"
+            self._report.add("refused", path, text)
         if log.repeated_rows:
             self._report.add("dropped", path, f"{log.repeated_rows} row(s) with the time stamp of another row")
         return log
@@ -235,13 +273,11 @@ class Reader:
         return sorted(longest.values(), key=lambda row: row.local_end)
 
 
-def digest_of(content: dict[str, Any]) -> str:
-    """Mark of a stage's content, whatever its order and whether the power samples were kept."""
-    bare = {key: value for key, value in content.items() if key != SAMPLES}
-    return hashlib.sha256(json.dumps(bare, sort_keys=True).encode()).hexdigest()
+def _plain(value: float | None) -> str:
+    return "null" if value is None else f"{value:.15g}"
 
 
-def _kind(path: Path, content: dict[str, Any]) -> str:
+def _kind(content: Json) -> str:
     """config, environment, summary, stage, or why it is none of them."""
     if str(content.get("schema", "")).startswith(("energy-stage/", "experiment-summary/")):
         return f"{content['schema']} is a result of this program, nothing to import: compare its summary as it is"
@@ -256,13 +292,7 @@ def _kind(path: Path, content: dict[str, Any]) -> str:
     return f"no stage of the first system (keys {', '.join(list(content)[:4]) or 'none'})"
 
 
-def _only_stage(summary: dict[str, Any]) -> str | None:
-    """The one stage that a summary has."""
-    stages = list(summary.get("stages") or {})
-    return stages[0] if len(stages) == 1 else None
-
-
-def _one_of(files: list[tuple[Path, dict[str, Any]]], stage_id: str) -> dict[str, Any]:
+def _one_of(files: list[tuple[Path, Json]], stage_id: str) -> Json:
     """The file of a stage, by its own word or its name, or the only one there is."""
     own = [content for path, content in files if stage_id == content.get("stage_id") or path.stem.endswith(f"__{stage_id}")]
     return (own or [content for _, content in files if len(files) == 1] or [{}])[-1]

@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from workflow_scripts.importers.first_system.files import Source
+from workflow_scripts.energy.model import Role
+from workflow_scripts.importers.first_system.files import Json, Source
 from workflow_scripts.importers.first_system.report import Report
 from workflow_scripts.importers.first_system.values import nested
 
 PIPELINES = ("kd", "sft", "dpo", "baseline")
 TRAINING = {"dpo": "dpo_training"}
-ROLES = {
+ROLES: dict[str, Role] = {
     "prerun": "prerun",
     "preprocess": "data",
     "logit_caching": "teacher",
@@ -44,7 +45,7 @@ class Experiment:
     name: str
     pipeline: str
     stages: dict[str, Source]
-    config: dict[str, Any]
+    config: Json
 
 
 @dataclass(frozen=True)
@@ -151,21 +152,22 @@ def _stage(source: Source, pipeline: str, given: Given, second: set[tuple[str, s
                 return stage, f"its {place} says {word[0].strip('_-')!r}"
     if pipeline in ("sft", "dpo") and (str(source.run), source.stage_id) in second:
         return "teacher_generation", f"the same process went on with {source.stage_id}__2"
-    return TRAINING.get(
-        pipeline, "student_train"
-    ), f"the training of pipeline {pipeline}, nothing says that it is another stage"
+    why = f"the training of pipeline {pipeline}, nothing says that it is another stage"
+    return TRAINING.get(pipeline, "student_train"), why
 
 
-def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+def comparable(config: Json) -> dict[str, Any]:
     """What compared experiments should agree on, as far as the configuration says."""
-    training = config.get("training") if isinstance(config.get("training"), Mapping) else {}
-    batch, steps = nested(config, "training.batch_size"), nested(config, "training.gradient_accumulation_steps")
+    training = config.get("training")
+    if not isinstance(training, Mapping):
+        return {}
+    batch, steps = training.get("batch_size"), training.get("gradient_accumulation_steps")
     found = {
         "seed": nested(config, "experiment.seed"),
-        "optimizer": nested(config, "training.optimizer"),
-        "schedule": nested(config, "training.schedule_type"),
-        "token budget": nested(config, "training.token_budget"),
+        "optimizer": training.get("optimizer"),
+        "schedule": training.get("schedule_type"),
+        "token budget": training.get("token_budget"),
         "effective batch": batch * steps if isinstance(batch, int) and isinstance(steps, int) else None,
-        "dtype": nested(config, "training.dtype"),
+        "dtype": training.get("dtype"),
     }
-    return {key: value for key, value in found.items() if training and value is not None}
+    return {key: value for key, value in found.items() if value is not None}

@@ -1,4 +1,4 @@
-"""One stage of the first system as a record `energy-stage/1`."""
+"""One stage of the first system as a record `energy-stage/1`: all its attempts with what of them is known, and where it ran."""
 
 from __future__ import annotations
 
@@ -7,162 +7,259 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from workflow_scripts.accounting.totals import sum_of
+from workflow_scripts.accounting.model import SummaryStage, sum_of
 from workflow_scripts.energy.carbon import intensity
-from workflow_scripts.energy.model import StageRecord, Work
-from workflow_scripts.importers.first_system import checks
+from workflow_scripts.energy.model import (
+    AttemptRecord,
+    Carbon,
+    Component,
+    Device,
+    EnergyFigures,
+    Metrics,
+    Provenance,
+    Sampling,
+    Total,
+    Work,
+)
+from workflow_scripts.energy.uncertainty import KWH, worst
 from workflow_scripts.importers.first_system.attempts import Attempt
-from workflow_scripts.importers.first_system.checks import KWH, Tokens
-from workflow_scripts.importers.first_system.emissions import Row
+from workflow_scripts.importers.first_system.checks import BOUNDARY, Judged, judge, own_codecarbon, unknown
 from workflow_scripts.importers.first_system.files import Source
-from workflow_scripts.importers.first_system.judged import COMPONENTS, Judged, Whole, judge, resumes, whole
 from workflow_scripts.importers.first_system.naming import ROLES, Experiment
-from workflow_scripts.importers.first_system.origin import devices, host_of, provenance, slurm
 from workflow_scripts.importers.first_system.report import Report
-from workflow_scripts.importers.first_system.values import nested, number
+from workflow_scripts.importers.first_system.values import nested
 from workflow_scripts.progress import TOKEN_TYPES
 
 POLL_MS = 500  # its default
+PACKAGES = {"pytorch_version": "torch", "transformers_version": "transformers"}
+COMPONENTS = ("gpu", "cpu", "dram")
 
 
 def build(
-    experiment: Experiment, stage: str, source: Source, attempts: list[Attempt], rows: Sequence[Row], report: Report
-) -> StageRecord:
-    """The record of all attempts of a stage, oldest first."""
-    judged, remarks = [], []
-    for attempt in attempts:
-        where = f"{source.folder} ({source.stage_id})"
-        one, texts = judge(attempt, stage, experiment.config, rows, where, report)
-        judged.append(one)
-        remarks += texts
-    known = whole(judged, source)
+    experiment: Experiment, stage: str, attempts: Sequence[Attempt], shared_by: list[str], report: Report
+) -> SummaryStage:
+    """The record of all attempts of a stage, oldest first; `shared_by` names the experiments that use it."""
+    source = experiment.stages[stage]
+    judged = [judge(attempt, stage, experiment.config, source, report) for attempt in attempts]
     last = judged[-1]
-    total, gpu = known.total, known.energy["gpu"]["joules"]
-    duration = sum(a.end - a.start for a in attempts)
+    energy = _energy(judged)
+    total = energy.total.joules
+    tokens, no_tokens = _tokens(judged, source)
+    unit = last.tokens.unit if tokens else None
+    at_tokens = _joules_at_tokens(judged) if tokens else None
+    per_token = at_tokens / tokens if at_tokens is not None and tokens else None
+    useful, wasted = _useful(judged, source)
+    seconds = sum(a.seconds for a in attempts)
+    end = max(a.end for a in attempts)
     until_tokens = (last.attempt.file_end or last.attempt.end) - last.attempt.start
-    return StageRecord.model_validate(
-        {
-            "stage_id": stage,
-            "stage_name": stage,
-            "start_time": attempts[0].start,
-            "end_time": max(a.end for a in attempts),
-            "duration_seconds": duration,
-            "span_seconds": max(a.end for a in attempts) - attempts[0].start,
-            "tokens_processed": known.tokens,
-            "tokens_unit": known.unit,
-            "gpu_energy_joules": gpu,
-            "gpu_avg_power_watts": gpu / duration if gpu is not None else None,
-            "gpu_peak_power_watts": max((w for a in attempts if (w := _peak(a)) is not None), default=None),
-            "cpu_energy_joules": known.energy["cpu"]["joules"],
-            "codecarbon_energy_kwh": _emissions(attempts, rows, "energy_consumed"),
-            "codecarbon_emissions_kg": _emissions(attempts, rows, "emissions"),
-            "total_energy_joules": total,
-            "total_energy_kwh": total / KWH if total is not None else None,
-            "kwh_total": total / KWH if total is not None else None,
-            "joules_per_token": known.joules_per_token,
-            "tokens_per_second": known.tokens / until_tokens if known.tokens else None,
-            "nvml_poll_interval_ms": _poll(source, attempts),
-            "experiment": experiment.name,
-            "pipeline": experiment.pipeline,
-            "role": ROLES[stage],
-            "status": "complete" if known.complete else "partial",
-            "energy": known.energy,
-            "useful_j": known.useful_j,
-            "wasted_j": known.wasted_j,
-            "above_idle_j": None,
-            "joules_per_token_by_type": {kind: known.joules_per_token if kind == known.unit else None for kind in TOKEN_TYPES},
-            "attempts": [_attempt(one, source, one is last) for one in judged],
-            "devices": devices(source, attempts),
-            "work": {key: _count(stage, key, known, last.tokens) for key in Work.model_fields},
-            "metrics": {},
-            "carbon": _carbon(total, experiment.config),
-            "idle": None,
-            "overhead": {},
-            "provenance": provenance(source, attempts, _mark(source, attempts), last.tokens.claimed),
-            "warnings": list(dict.fromkeys([*known.warnings, *remarks])),
-        }
+    return SummaryStage(
+        stage_id=stage,
+        stage_name=stage,
+        start_time=attempts[0].start,
+        end_time=end,
+        duration_seconds=seconds,
+        span_seconds=end - attempts[0].start,
+        tokens_processed=tokens,
+        tokens_unit=unit,
+        gpu_energy_joules=energy.gpu.joules,
+        gpu_peak_power_watts=max((watts for a in attempts if (watts := _peak(a))), default=None),
+        cpu_energy_joules=energy.cpu.joules,
+        codecarbon_energy_kwh=_of_codecarbon(attempts, source, "energy_consumed"),
+        codecarbon_emissions_kg=_of_codecarbon(attempts, source, "emissions"),
+        total_energy_joules=total,
+        joules_per_token=per_token,
+        tokens_per_second=tokens / until_tokens if tokens else None,
+        nvml_poll_interval_ms=_poll(source, attempts),
+        experiment=experiment.name,
+        pipeline=experiment.pipeline,
+        role=ROLES[stage],
+        status="complete" if last.attempt.finished else "partial",
+        energy=energy,
+        useful_j=useful,
+        wasted_j=wasted,
+        above_idle_j=None,
+        joules_per_token_by_type={kind: per_token if kind == unit else None for kind in TOKEN_TYPES},
+        attempts=[_attempt(one, source, one is last) for one in judged],
+        devices=_devices(source, attempts),
+        work=_work(stage, last, tokens),
+        metrics=Metrics(),
+        carbon=_carbon(total, experiment.config),
+        idle=None,
+        overhead={},
+        provenance=_provenance(source, attempts, last.tokens.claimed),
+        warnings=list(dict.fromkeys([*_warnings(judged, source, energy, tokens, no_tokens, at_tokens), *_remarks(judged)])),
+        shared_by=shared_by,
     )
 
 
-def _attempt(judged: Judged, source: Source, last: bool) -> dict[str, Any]:
+def _energy(judged: Sequence[Judged]) -> EnergyFigures:
+    parts = {name: _component([j.figures[name] for j in judged]) for name in COMPONENTS}
+    inside = [name for name in BOUNDARY if parts[name].joules is not None]
+    total = Total(
+        joules=sum_of([parts[name].joules for name in inside]),
+        energy_class=worst(parts[name].energy_class for name in inside),
+        boundary=inside,
+        reason=None if inside else parts["gpu"].reason,
+    )
+    node = unknown("the first system did not ask for it", "host")
+    return EnergyFigures(gpu=parts["gpu"], cpu=parts["cpu"], dram=parts["dram"], node=node, total=total)
+
+
+def _component(figures: Sequence[Component]) -> Component:
+    """Sum over the attempts that have a figure, with the worst class."""
+    known = [(f, f.joules) for f in figures if f.joules is not None]
+    if not known:
+        return figures[-1].model_copy(update={"crosscheck": None})
+    joules = sum(j for _, j in known)
+    update = {
+        "joules": joules,
+        "energy_class": worst(f.energy_class for f, _ in known),
+        "uncertainty_pct": sum(j * (f.uncertainty_pct or 0.0) for f, j in known) / joules,
+        "crosscheck": sum_of([f.crosscheck for f, _ in known]),
+    }
+    return known[-1][0].model_copy(update=update)
+
+
+def _tokens(judged: Sequence[Judged], source: Source) -> tuple[int | None, str | None]:
+    """Tokens of the stage, and why they are not known."""
+    last = judged[-1].tokens
+    if last.value is not None and len(judged) > 1 and (resumed := _resumes(source)) is not False:
+        word = "resumed" if resumed else "may have resumed"
+        return None, f"{len(judged)} attempts, and the last {word}: how many of its tokens were new is not known"
+    return last.value, last.reason
+
+
+def _joules_at_tokens(judged: Sequence[Judged]) -> float | None:
+    """Energy of the boundary at the instant of the last attempt's token count, with all of the attempts before it."""
+    return sum_of([*(j.total for j in judged[:-1]), judged[-1].joules_at_tokens])
+
+
+def _resumes(source: Source) -> bool | None:
+    """Whether the configuration let an attempt go on from a checkpoint."""
+    said = [nested(source.config, f"{section}.resume_from_checkpoint") for section in ("training", "output")]
+    known = [value for value in said if value is not None]
+    return any(value not in (False, "None", "") for value in known) if known else None
+
+
+def _useful(judged: Sequence[Judged], source: Source) -> tuple[float | None, float | None]:
+    """Useful and wasted joules: known when the last attempt ended by itself and none before it was resumed."""
+    totals = [t for j in judged if (t := j.total) is not None]
+    if not judged[-1].attempt.finished or len(totals) < len(judged) or (len(judged) > 1 and _resumes(source) is not False):
+        return None, None
+    return totals[-1], sum(totals[:-1], 0.0)
+
+
+def _warnings(
+    judged: Sequence[Judged],
+    source: Source,
+    energy: EnergyFigures,
+    tokens: int | None,
+    no_tokens: str | None,
+    at_tokens: float | None,
+) -> list[str]:
+    warnings = [f"imported from the first system: {source.folder.name}/{source.stage_id}"]
+    for name in COMPONENTS:
+        reasons = [j.figures[name].reason for j in judged if j.figures[name].joules is None]
+        some = f" of {len(reasons)} of {len(judged)} attempts" if len(reasons) < len(judged) else ""
+        warnings += [f"{name}{some} is not known: {reasons[-1]}"] if reasons else []
+    if energy.dram.joules is not None:
+        warnings.append("dram is CodeCarbon's model and not in the total, as in the first system")
+    if tokens is None:
+        warnings.append(f"tokens are not known: {no_tokens}")
+    for one in judged:  # totals that the files themselves state; a log goes further anyway
+        said = one.attempt.said.total_energy_joules
+        if said and one.attempt.log is None and abs((one.total or 0.0) - said) > 1e-6 * said:
+            ours = "unknown" if one.total is None else f"{one.total:,.0f} J"
+            warnings.append(f"the record's own total is {said:,.0f} J, here it is {ours}")
+    total = energy.total.joules
+    if total is not None and at_tokens is not None and abs(total - at_tokens) > 1e-6 * total:
+        at, rest = f"{at_tokens:,.0f} J and {tokens:,} tokens", f"{total - at_tokens:,.0f} J"
+        warnings.append(f"joules per token are those of one instant, {at}; the other {rest} came after it")
+    if not judged[-1].attempt.finished:
+        warnings.append("the last attempt has no final record: how much of its work was used is not known")
+    if not source.environment:
+        warnings.append("no environment file: host, CPU and GPUs are not known")
+    if not source.config:
+        warnings.append("no configuration file: seed, optimizer, budget and grid are not known")
+    gpus, asked = source.environment.get("gpus") or [], str(nested(source.environment, "slurm_info.gpus"))
+    if asked.isdigit() and len(gpus) > int(asked):
+        warnings.append(f"{len(gpus)} GPUs were seen and the job had {asked}: those of others may be in the energy")
+    return warnings
+
+
+def _remarks(judged: Sequence[Judged]) -> list[str]:
+    return [text for one in judged for text in one.remarks]
+
+
+def _attempt(judged: Judged, source: Source, last: bool) -> AttemptRecord:
     """An attempt's entry: useful as a whole when it ended the stage, wasted when the next began anew, else not known."""
-    attempt, log = judged.attempt, judged.attempt.log
-    host = host_of(source, attempt)
+    attempt, total, host = judged.attempt, judged.total, _host(source, judged.attempt)
     useful = None
     if last:
-        useful = judged.total if attempt.finished else None
-    elif resumes(source) is False:
+        useful = total if attempt.finished else None
+    elif _resumes(source) is False:
         useful = 0.0
-    return {
-        "id": f"imported-{_safe(host)}-{attempt.start:.0f}",
-        "outcome": "completed" if attempt.finished else "lost",
-        "exit_code": None,
-        "signal": None,
-        "start_time": attempt.start,
-        "end_time": attempt.end,
-        "duration_seconds": attempt.end - attempt.start,
-        "end_source": "meter" if attempt.finished else "ledger",
-        "host": host,
-        "hosts": [host],
-        "slurm": slurm(source),
-        "joules": {name: judged.figures[name].joules for name in COMPONENTS},
-        "total_j": judged.total,
-        "devices": {},
-        "useful_j": useful,
-        "wasted_j": judged.total - useful if judged.total is not None and useful is not None else None,
-        "sampling": _sampling(source, attempt) if log is not None else None,
-        "trace": None,
-        "work": {judged.tokens.unit: judged.tokens.value} if judged.tokens.value is not None else None,
-        "resumed_from": None,
-    }
+    slurm = nested(source.environment, "slurm_info")
+    return AttemptRecord(
+        id=f"imported-{re.sub('[^A-Za-z0-9.-]+', '_', host)}-{attempt.start:.0f}",
+        outcome="completed" if attempt.finished else "lost",
+        exit_code=None,
+        signal=None,
+        start_time=attempt.start,
+        end_time=attempt.end,
+        duration_seconds=attempt.seconds,
+        end_source="meter" if attempt.finished else "ledger",
+        host=host,
+        hosts=[host],
+        slurm={str(key): str(value) for key, value in slurm.items()} if isinstance(slurm, dict) else {},
+        joules={name: judged.figures[name].joules for name in COMPONENTS},
+        total_j=total,
+        devices={},
+        useful_j=useful,
+        wasted_j=total - useful if total is not None and useful is not None else None,
+        sampling=_sampling(source, attempt),
+        trace=None,
+        work={judged.tokens.unit: judged.tokens.value} if judged.tokens.value is not None else None,
+        resumed_from=None,
+    )
 
 
-def _sampling(source: Source, attempt: Attempt) -> dict[str, Any] | None:
+def _sampling(source: Source, attempt: Attempt) -> Sampling | None:
     if attempt.log is None:
         return None
     period = _poll(source, [attempt]) / 1000
     _, _, joules, longest = attempt.log.gaps()
-    expected = round((attempt.end - attempt.start) / period) + 1
-    n = len(attempt.log.times)
-    return {
-        "period_s": period,
-        "n": n,
-        "expected": expected,
-        "missed_pct": max(0.0, 100 * (1 - n / expected)),
-        "max_gap_s": longest,
-        "j_in_gaps": joules,
-    }
+    expected, n = round(attempt.seconds / period) + 1, len(attempt.log.times)
+    missed = max(0.0, 100 * (1 - n / expected))
+    return Sampling(period_s=period, n=n, expected=expected, missed_pct=missed, max_gap_s=longest, j_in_gaps=joules)
 
 
 def _poll(source: Source, attempts: Sequence[Attempt]) -> int:
     """Sampling period [ms]: of the record, the configuration, the power log, else the first system's default."""
-    said = [number(a.file.content, "nvml_poll_interval_ms") for a in attempts if a.file is not None]
-    said += [
-        nested(source.config, "energy.nvml_poll_interval_ms"),
-        *(a.log.period_s * 1000 for a in attempts if a.log is not None),
-    ]
+    said = [a.said.nvml_poll_interval_ms for a in attempts] + [nested(source.config, "energy.nvml_poll_interval_ms")]
+    said += [a.log.period_s * 1000 for a in attempts if a.log is not None]
     return next((round(value) for value in said if isinstance(value, int | float) and value > 0), POLL_MS)
 
 
 def _peak(attempt: Attempt) -> float | None:
-    said = number(attempt.file.content, "gpu_peak_power_watts") if attempt.file is not None else None
     sampled = float(attempt.log.watts.max()) if attempt.log is not None else None
-    return max((w for w in (said, sampled) if w), default=None)
+    return max((w for w in (attempt.said.gpu_peak_power_watts, sampled) if w), default=None)
 
 
-def _count(stage: str, key: str, known: Whole, last: Tokens) -> int | None:
-    if stage == "preprocess" and key == "examples" and last.claimed and last.claimed == int(last.claimed):
-        return int(last.claimed)
-    return known.tokens if key == known.unit else None
+def _work(stage: str, last: Judged, tokens: int | None) -> Work:
+    counts = {**dict.fromkeys(Work.model_fields), **({last.tokens.unit: tokens} if tokens else {})}
+    claimed = last.tokens.claimed
+    if stage == "preprocess" and claimed and claimed == int(claimed):
+        counts["examples"] = int(claimed)
+    return Work(**counts)
 
 
-def _emissions(attempts: Sequence[Attempt], rows: Sequence[Row], key: str) -> float | None:
+def _of_codecarbon(attempts: Sequence[Attempt], source: Source, key: str) -> float | None:
     """CodeCarbon's own sum over the attempts; None as soon as one has none."""
-    own = [checks.own_codecarbon(attempt, rows).get(key) or None for attempt in attempts]
-    return sum_of(own)
+    return sum_of([own_codecarbon(attempt, source.rows).get(key) or None for attempt in attempts])
 
 
-def _carbon(joules: float | None, config: dict[str, Any]) -> dict[str, Any]:
+def _carbon(joules: float | None, config: Any) -> Carbon:
     """Emissions of the total by the country that the configuration names, at PUE 1."""
     country = nested(config, "energy.country_iso_code")
     options = {"carbon_intensity_g_per_kwh": None, "region": None, "country_iso_code": country}
@@ -170,14 +267,57 @@ def _carbon(joules: float | None, config: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = intensity(options) if isinstance(country, str) else nothing
     value: float | None = found["intensity_g_per_kwh"]
     grams = joules / KWH * value if joules is not None and value is not None else None
-    return {**found, "grams": grams, "pue": 1.0, "reason": found["reason"] or ("no energy figure" if joules is None else None)}
+    reason = found["reason"] or ("no energy figure" if joules is None else None)
+    return Carbon.model_validate({**found, "grams": grams, "pue": 1.0, "reason": reason})
 
 
-def _mark(source: Source, attempts: Sequence[Attempt]) -> str:
-    """The same for copies of the same run folder, so that a stage that was imported twice is charged once."""
+def _host(source: Source, attempt: Attempt) -> str:
+    """Host's name; where it was not kept, one that no other stage has, as sensors of two hosts do not err together."""
+    named = source.environment.get("hostname")
+    return str(named) if named and attempt.file is not None else f"unknown host of {source.folder.name}/{source.stage_id}"
+
+
+def _devices(source: Source, attempts: Sequence[Attempt]) -> list[Device]:
+    """GPUs. No UUID was kept: host and index stand for it, else errors of different cards would seem common."""
+    uuid = f"not recorded: {_host(source, attempts[-1])}"
+    gpus = [gpu for gpu in source.environment.get("gpus") or [] if isinstance(gpu, dict)]
+    facts = [{"power_limit_w": gpu.get("power_limit_watts"), "driver": gpu.get("driver_version")} for gpu in gpus]
+    found = [
+        Device(uuid=f"{uuid} index {gpu.get('index')}", name=gpu.get("name"), **more)
+        for gpu, more in zip(gpus, facts, strict=True)
+    ]
+    model = next((a.row.facts.get("gpu_model") for a in attempts if a.row is not None), None)
+    return found or ([Device(uuid=uuid, name=model.partition(" x ")[2] or model)] if model else [])
+
+
+def _provenance(source: Source, attempts: Sequence[Attempt], claimed: float | None) -> Provenance:
+    """Versions, host and commit as the first system wrote them; `imported` names what the record was made from.
+
+    The fingerprint is the same for copies of the same run folder, so that a stage that was imported twice is charged once.
+    """
+    said = source.environment
+    software = {key: value for key, value in (said.get("software") or {}).items() if value is not None}
+    rows = [a.row for a in attempts if a.row is not None]
+    facts = rows[-1].facts if rows else {}
     parts = [a.file.digest if a.file is not None else a.row.run_id if a.row is not None else f"{a.start:.3f}" for a in attempts]
-    return hashlib.sha256("\0".join((source.stage_id, *parts)).encode()).hexdigest()[:12]
-
-
-def _safe(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.-]+", "_", text)
+    packages = {name: software[key] for key, name in PACKAGES.items() if key in software}
+    return Provenance(
+        fingerprint=hashlib.sha256("\0".join((source.stage_id, *parts)).encode()).hexdigest()[:12],
+        git_commit=nested(said, "git_info.commit_hash"),
+        git_dirty=nested(said, "git_info.is_dirty"),
+        host=_host(source, attempts[-1]),
+        cpu=nested(said, "cpu.brand") or facts.get("cpu_model"),
+        cpu_count=nested(said, "cpu.logical_cores"),
+        platform=nested(said, "software.os_version") or facts.get("os"),
+        python=software.get("python_version") or facts.get("python_version"),
+        packages=packages | ({"codecarbon": version} if (version := facts.get("codecarbon_version")) else {}),
+        imported={
+            "system": "first",
+            "run": source.run.resolve().name,
+            "stage_id": source.stage_id,
+            "files": sorted({a.file.path.name for a in attempts if a.file is not None}),
+            "codecarbon_rows": [row.run_id for row in rows],
+            "power_log": any(a.log is not None for a in attempts),
+            "tokens_claimed": claimed,
+        },
+    )

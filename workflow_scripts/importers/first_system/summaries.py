@@ -6,54 +6,34 @@ import gzip
 from collections.abc import Mapping
 from pathlib import Path
 
-from workflow_scripts.accounting.model import ExperimentSummary
+from workflow_scripts.accounting.model import ExperimentSummary, Reuse, SummaryStage
 from workflow_scripts.accounting.summary import fingerprint
-from workflow_scripts.accounting.totals import added_up
 from workflow_scripts.artefact import ArtefactError, read_json, write_json
-from workflow_scripts.energy.model import StageRecord
 from workflow_scripts.importers.first_system.attempts import Attempt
-from workflow_scripts.importers.first_system.naming import TRAINING, Experiment, comparable
+from workflow_scripts.importers.first_system.files import SUMMARY
+from workflow_scripts.importers.first_system.naming import Experiment, comparable
+from workflow_scripts.importers.first_system.power_log import PowerLog
+from workflow_scripts.importers.first_system.values import nested
 
 NO_SETTINGS = ("experiment", "wandb", "output", "benchmark", "hardware", "energy")  # of the first system: change no result
-SUMMARY = "experiment_summary.json"
 
 
-def summarise(
-    experiment: Experiment, records: Mapping[str, StageRecord], sharing: Mapping[str, list[str]]
-) -> ExperimentSummary:
+def summarise(experiment: Experiment, stages: dict[str, SummaryStage], sharing: Mapping[str, list[str]]) -> ExperimentSummary:
     """The summary `experiment-summary/1`; `sharing` names the experiments that use a stage.
 
     Quality is empty: the first system kept none beside the energy.
     """
-    stages = {stage: r.model_dump(mode="json", by_alias=True) | {"shared_by": sharing[stage]} for stage, r in records.items()}
-    training = stages.get(TRAINING.get(experiment.pipeline, "student_train"))
-    sums = added_up(stages, training)
-    tokens, total = sums["total_tokens_processed"], sums["total_energy_joules"]
-    if training is not None and tokens and total and training["total_energy_joules"] != training["joules_per_token"] * tokens:
-        after = training["total_energy_joules"] - (training["joules_per_token"] or 0.0) * tokens
-        if abs(after) > 1e-6 * total:  # the tokens are of an earlier instant than the total
-            sums |= {"overall_joules_per_token": None, "overall_tokens_per_second": None}
-    marks = {stage: record["provenance"]["fingerprint"] for stage, record in stages.items()}
-    return ExperimentSummary.model_validate(
-        {
-            "experiment_id": f"{experiment.name}-imported-{fingerprint(marks)}",
-            "experiment_name": experiment.name,
-            "pipeline": experiment.pipeline,
-            "description": str(
-                (experiment.config.get("experiment") or {}).get("description") or "imported from the first system"
-            ),
-            **sums,
-            "reuse": {stage: {"experiments": len(names), "names": names} for stage, names in sharing.items() if len(names) > 1},
-            "lineage": None,
-            "forecast": None,
-            "quality": {},
-            "references": {},
-            "comparable": comparable(experiment.config),
-            "config_fingerprint": fingerprint(experiment.config),
-            "seedless_fingerprint": _seedless(experiment),
-            "deployment": {},
-            "stages": stages,
-        }
+    marks = {stage: record.provenance.fingerprint for stage, record in stages.items()}
+    return ExperimentSummary(
+        experiment_id=f"{experiment.name}-imported-{fingerprint(marks)}",
+        experiment_name=experiment.name,
+        pipeline=experiment.pipeline,
+        description=str(nested(experiment.config, "experiment.description") or "imported from the first system"),
+        reuse={stage: Reuse(experiments=len(names), names=names) for stage, names in sharing.items() if len(names) > 1},
+        comparable=comparable(experiment.config),
+        config_fingerprint=fingerprint(experiment.config),
+        seedless_fingerprint=_seedless(experiment),
+        stages=stages,
     )
 
 
@@ -82,23 +62,20 @@ def refusal(folder: Path) -> str | None:
 
 def write(folder: Path, summary: ExperimentSummary, attempts: Mapping[str, list[Attempt]]) -> None:
     """Write the power traces, the records and, last, the summary. Stages of an earlier import that are gone are removed."""
-    content = summary.model_dump(mode="json", by_alias=True)
     for old in (folder / "stages").glob("*.json"):
-        if old.stem not in content["stages"]:
+        if old.stem not in summary.stages:
             old.unlink()
-    for stage, record in content["stages"].items():
-        for attempt, entry in zip(attempts[stage], record["attempts"], strict=True):
-            if attempt.log is not None and entry["joules"]["gpu"] is not None:
-                name = Path("traces") / f"{stage}-{entry['id']}.csv.gz"
-                _trace(folder / name, attempt)
-                entry["trace"] = str(folder.name / name)
-        write_json(folder / "stages" / f"{stage}.json", {k: v for k, v in record.items() if k != "shared_by"})
-    write_json(folder / SUMMARY, content)
+    for stage, record in summary.stages.items():
+        for attempt, entry in zip(attempts[stage], record.attempts, strict=True):
+            if attempt.log is not None and entry.joules["gpu"] is not None:
+                entry.trace = f"{folder.name}/traces/{stage}-{entry.id}.csv.gz"
+                _trace(folder.parent / entry.trace, attempt.log, attempt.start)
+        write_json(folder / "stages" / f"{stage}.json", record.model_copy(update={"shared_by": None}).content())
+    write_json(folder / SUMMARY, summary.content())
 
 
-def _trace(path: Path, attempt: Attempt) -> None:
-    """Cumulative joules at every sample of the power log, as the meter's own traces have them; the same bytes every time."""
-    assert attempt.log is not None
-    lines = [f"{max(0.0, t - attempt.start):.3f},{j:.3f}" for t, j in zip(attempt.log.times, attempt.log.curve(), strict=True)]
+def _trace(path: Path, log: PowerLog, start: float) -> None:
+    """Cumulative joules at every sample of a power log, as the meter's own traces have them; the same bytes every time."""
+    lines = [f"{max(0.0, time - start):.3f},{joules:.3f}" for time, joules in zip(log.times, log.curve(), strict=True)]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gzip.compress(("\n".join(["elapsed_s,gpu_j", *lines]) + "\n").encode(), mtime=0))

@@ -1,47 +1,31 @@
-"""Numbers out of files of unknown quality, and figures that carry their class or the reason why there is none."""
+"""Values out of files of unknown quality."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
 
 QUARTER_HOUR = 900.0  # s; every time zone's distance from UTC is a multiple of it
 
 
-@dataclass(frozen=True)
-class Figure:
-    """Energy [J] of one component, or None with the `reason`. `crosscheck` is what a second instrument says [J]."""
-
-    joules: float | None
-    energy_class: str = "unavailable"
-    method: str | None = None
-    scope: str = "host"
-    reason: str | None = None
-    crosscheck: float | None = None
+def _finite(value: Any) -> float | None:
+    """A finite number; None for anything else."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if number else None
 
 
-def unknown(reason: str, scope: str = "host") -> Figure:
-    """A figure that is not known."""
-    return Figure(None, scope=scope, reason=reason)
+Number = Annotated[float | None, BeforeValidator(_finite)]
 
 
-def number(content: Mapping[str, Any], key: str) -> float | None:
-    """A finite number; None when the key is missing or holds anything else."""
-    value = content.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-def nested(content: Mapping[str, Any], path: str) -> Any:
+def nested(content: Any, path: str) -> Any:
     """Value at a dotted path, None where it ends early."""
-    value: Any = content
     for key in path.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
+        content = content.get(key) if isinstance(content, Mapping) else None
+    return content
 
 
 def local_time(text: Any) -> float | None:

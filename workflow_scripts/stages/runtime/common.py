@@ -29,11 +29,11 @@ class Arguments:
     """
 
     settings: Settings
-    content: slices.Content  # the same as nested values
     inputs: dict[str, Path]
     out: Path
     extra: dict[str, str]
     parts: list[Path] = field(default_factory=list)
+    content: slices.Content = field(default_factory=dict)  # the settings as nested values
 
 
 def run_stage(
@@ -63,11 +63,11 @@ def run_stage(
         stage(
             Arguments(
                 settings=slices.read(options["settings"]),
-                content=json.loads(options["settings"]),
                 inputs={n.rstrip("?"): Path(v) for n in inputs if (v := options[n.rstrip("?")])},
                 out=Path(options["out"]),
                 extra={name: options[name] for name in extra},
                 parts=[Path(path) for path in options["parts"]],
+                content=json.loads(options["settings"]),
             )
         )
     except ValidationError as error:

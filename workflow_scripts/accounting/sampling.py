@@ -1,4 +1,4 @@
-"""Energies with their errors, so that differences and ratios of them get an honest interval.
+"""Intervals of differences and ratios of energies, by drawing their errors.
 
 A figure of instrument k reads J (1 + e_k p_k): p_k is the relative half-width of the record, e_k one number for all figures
 that this instrument of this host gave, because its error is systematic (JCGM 100:2008, 5.2). Hence
@@ -18,49 +18,16 @@ and where one instrument gave all figures there is nothing left to draw: no inte
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from workflow_scripts.energy.uncertainty import instrument
+from workflow_scripts.energy.uncertainty import Figure, Instrument
 
 DRAWS = 100_000
 SEED = 20_230_515
 HALF_WIDTH = 1.959964  # standard deviations of a normal distribution, 95 % of it inside
-Instrument = tuple[str, str]  # name and whose: the host, or the GPUs
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A value [J, or J per token], its half-width by instrument, and the spread over runs.
-
-    `errors` is None when a half-width is not known. `spread` is the sample standard deviation over `runs`, None for one run.
-    """
-
-    value: float
-    errors: Mapping[Instrument, float] | None = field(default_factory=dict)
-    spread: float | None = None
-    runs: int = 1
-
-    def __add__(self, other: Figure) -> Figure:
-        """The sum within one run; errors of one instrument add up linearly."""
-        if self.errors is None or other.errors is None:
-            return Figure(self.value + other.value, None)
-        keys = {**self.errors, **other.errors}
-        return Figure(self.value + other.value, {k: self.errors.get(k, 0.0) + other.errors.get(k, 0.0) for k in keys})
-
-    def scaled(self, factor: float) -> Figure:
-        """The figure times a known number."""
-        errors = None if self.errors is None else {k: v * factor for k, v in self.errors.items()}
-        return Figure(self.value * factor, errors, None if self.spread is None else self.spread * factor, self.runs)
-
-    @property
-    def half_width(self) -> float | None:
-        """Half-width by the instruments alone: different instruments add in quadrature."""
-        return None if self.errors is None else math.sqrt(sum(v**2 for v in self.errors.values()))
 
 
 @dataclass(frozen=True)
@@ -70,47 +37,6 @@ class Interval:
     low: float | None
     high: float | None
     never: float
-
-
-def mean(figures: Sequence[Figure]) -> Figure:
-    """Mean over runs, with the sample standard deviation from two runs on."""
-    total = figures[0]
-    for figure in figures[1:]:
-        total += figure
-    averaged = total.scaled(1 / len(figures))
-    spread = statistics.stdev(f.value for f in figures) if len(figures) > 1 else None
-    return Figure(averaged.value, averaged.errors, spread, len(figures))
-
-
-def total(figures: Iterable[Figure]) -> Figure:
-    """Sum within one run."""
-    result = Figure(0.0)
-    for figure in figures:
-        result += figure
-    return result
-
-
-def figure_of(record: Mapping[str, Any]) -> Figure | None:
-    """The energy of a stage record; None when it has none."""
-    joules = record.get("total_energy_joules")
-    if joules is None:
-        return None
-    errors: dict[Instrument, float] = {}
-    for name in record["energy"]["total"]["boundary"]:
-        component = record["energy"].get(name) or {}
-        if component.get("joules") is None or component.get("uncertainty_pct") is None:
-            return Figure(joules, None)
-        key = (instrument(component["method"]), whose(record, name))
-        errors[key] = errors.get(key, 0.0) + component["joules"] * component["uncertainty_pct"] / 100
-    return Figure(joules, errors or None)
-
-
-def whose(record: Mapping[str, Any], component: str) -> str:
-    """The devices or hosts whose sensors gave a component; those of other machines err on their own."""
-    if component == "gpu":
-        return "+".join(sorted({str(d.get("uuid")) for d in record.get("devices", [])}))
-    hosts = {host for a in record.get("attempts", []) for host in a.get("hosts") or [a.get("host")]}
-    return "+".join(sorted(str(host) for host in hosts))
 
 
 def only_one_instrument(figures: Iterable[Figure]) -> bool:

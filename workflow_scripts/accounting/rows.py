@@ -1,0 +1,279 @@
+"""`comparison/1`: the comparison and the rows of its tables. Energies in kWh, unknown is null."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
+
+from workflow_scripts.accounting.model import ExperimentSummary, SummaryStage
+from workflow_scripts.energy.model import Document, StageRecord
+from workflow_scripts.energy.uncertainty import KWH, Energy
+
+StageKey = tuple[str, float]
+Users = dict[StageKey, list[str]]  # run of a stage -> names of the experiments that use it
+Status = Literal["pays", "never", "unknown", "refused"]
+HOLDS = {
+    "runs": "instruments and runs",
+    "instruments": "instruments only: one run says nothing of its repeatability",
+    "one instrument": "none: one run each, by one instrument, whose error cancels; repeat with other seeds",
+    "unknown": "none: an instrument's uncertainty is not known",
+}
+
+
+def stage_key(stage: str, record: StageRecord) -> StageKey:
+    """What makes two records one run of a stage: shared artefacts have the same in every summary."""
+    return (record.provenance.fingerprint or stage, record.start_time)
+
+
+def users(summaries: Iterable[ExperimentSummary]) -> Users:
+    """Run of a stage -> the experiments whose summary has it, starting policies' trainings included."""
+    found: Users = {}
+    for summary in summaries:
+        for key in {stage_key(stage, r) for stage, r in summary.stages.items()}:
+            found.setdefault(key, []).append(summary.experiment_name)
+    return found
+
+
+def teacher_users(summary: ExperimentSummary, shares: Users) -> int | None:
+    """How many of the compared experiments use this one's teacher output; None without one."""
+    return max((len(shares[stage_key(n, r)]) for n, r in summary.own.items() if r.role == "teacher"), default=None)
+
+
+def charged(summary: ExperimentSummary, shares: Users) -> float | None:
+    """Energy [J] with every stage divided by the experiments that use it; summed over the experiments it is the campaign's.
+
+    None when a stage has no figure.
+    """
+    parts = [r.spent.value / len(shares[stage_key(n, r)]) for n, r in summary.stages.items() if r.spent is not None]
+    return math.fsum(parts) if len(parts) == len(summary.stages) else None
+
+
+class Row(BaseModel):
+    """A row of a table; metrics of tasks and means over runs are columns beside the named ones."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _finite(cls, content: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in content.items()
+            if key not in cls.model_computed_fields
+        }
+
+    def column(self, name: str) -> Any:
+        """A column by its name, None where the row has none."""
+        return getattr(self, name, None)
+
+    @classmethod
+    def columns(cls) -> list[str]:
+        """Names of the columns that every row has."""
+        return [*cls.model_fields, *cls.model_computed_fields]
+
+
+class ExperimentRow(Row):
+    """An experiment: energies by role, J per loss token of the training, quality on held-out text.
+
+    `teacher_users` counts the compared experiments that use the teacher's output, `teacher_share_kwh` is its energy divided by
+    them; `charged_kwh` divides every stage so, and sums up to the campaign's total.
+    """
+
+    experiment: str
+    pipeline: str
+    group: str
+    total_with_lineage_kwh: float | None
+    total_with_lineage_uncertainty_kwh: float | None
+    lineage_kwh: float | None
+
+    @classmethod
+    def of(cls, summary: ExperimentSummary, group: str, shares: Users) -> ExperimentRow:
+        """The row of an experiment."""
+        training, quality, references, roles = summary.training, summary.quality, summary.references, summary.roles
+        whole = summary.spent() if not summary.problems else None
+        share = charged(summary, shares) if not summary.problems else None
+        users, teacher_kwh = teacher_users(summary, shares), roles["teacher"].kwh
+        tokens = training.tokens_processed if training else None
+        per_token = training.spent.scaled(1 / tokens) if training and training.spent and tokens else None
+        known = {
+            "experiment": summary.experiment_name,
+            "pipeline": summary.pipeline,
+            "group": group,
+            **_kwh("total_with_lineage", summary.with_policy),
+            "lineage_kwh": summary.before.kwh if summary.before and summary.lineage else None,
+            **{f"{role}_kwh": entry.kwh for role, entry in roles.items()},
+            **{f"{role}_uncertainty_kwh": roles[role].uncertainty_kwh for role in ("teacher", "student")},
+            **_kwh("total", whole),
+            "wasted_kwh": summary.wasted_j / KWH if summary.wasted_j is not None else None,
+            "carbon_g": summary.carbon_grams,
+            "training_tokens": tokens,
+            "joules_per_token": training.joules_per_token if training else None,
+            "joules_per_token_uncertainty": per_token.half_width if per_token else None,
+            "tokens_per_second": training.tokens_per_second if training else None,
+            **{key: getattr(quality, key) for key in ("cross_entropy", "kl_to_teacher", "top1_agreement")},
+            "untrained_cross_entropy": references["student"].cross_entropy if "student" in references else None,
+            "teacher_cross_entropy": references["teacher"].cross_entropy if "teacher" in references else None,
+            "preference_margin": quality.preference.mean_margin if quality.preference else None,
+            "preference_accuracy": quality.preference.accuracy if quality.preference else None,
+            "energy_class": summary.energy.energy_class,
+            "boundary": "; ".join(summary.energy.boundary),
+            "seed": summary.comparable.get("seed"),
+            "hardware": summary.hardware,
+            "teacher_users": users,
+            "teacher_share_kwh": teacher_kwh / users if teacher_kwh is not None and users else None,
+            "charged_kwh": share / KWH if share is not None else None,
+            "generated_j_per_token": summary.deployment["model"].joules_per_token if "model" in summary.deployment else None,
+            "problems": "; ".join([*(problem.text for problem in summary.problems), *summary.partial]),
+        }
+        return cls.model_validate(known | {name: entry.value for name, entry in quality.metrics.items()})
+
+
+def _kwh(name: str, spent: Energy | None) -> dict[str, float | None]:
+    return {
+        f"{name}_kwh": spent.kwh if spent else None,
+        f"{name}_uncertainty_kwh": spent.uncertainty_kwh if spent else None,
+    }
+
+
+def stage_row(experiment: str, name: str, r: SummaryStage, shares: Users) -> dict[str, object]:
+    """A stage of an experiment: energy with class, boundary and half-width, work and rates.
+
+    `lineage` names the experiment whose starting policy a stage made; such a stage is in no total of this experiment. `users`
+    counts the compared experiments that share the stage, `share_kwh` is its energy divided by them.
+    """
+    spent, users = r.spent, len(shares[stage_key(name, r)])
+    rest = ("tokens_unit", "joules_per_token", "tokens_per_second")
+    return {
+        "experiment": experiment,
+        "stage": name,
+        **{key: getattr(r, key) for key in ("role", "lineage", "status")},
+        "joules": spent.value if spent else None,
+        "kwh": spent.kwh if spent else None,
+        "uncertainty_j": spent.half_width if spent else None,
+        "energy_class": r.energy.total.energy_class,
+        "boundary": r.boundary,
+        "reason": r.energy.total.reason,
+        **{f"{part}_j": getattr(r.energy, part).joules for part in ("gpu", "cpu", "dram")},
+        **{key: getattr(r, key) for key in ("useful_j", "wasted_j")},
+        "carbon_g": r.carbon.grams,
+        "duration_s": r.duration_seconds,
+        "tokens": r.tokens_processed,
+        **{key: getattr(r, key) for key in rest},
+        "attempts": len(r.attempts),
+        "users": users,
+        "share_kwh": spent.kwh / users if spent else None,
+        "fingerprint": r.provenance.fingerprint,
+    }
+
+
+class GroupRow(Row):
+    """Runs of one experiment: `<column>_mean`, `<column>_sd` (from two on) and `<column>_n` of what is known of them."""
+
+    group: str
+    members: list[str]
+    runs: int
+    pareto: bool = False
+    pareto_probability: float | None = None
+
+
+class Verdict(Row):
+    """A verdict with its 95 % interval: a bound is null where it is infinite, `basis` is what the interval holds."""
+
+    experiment: str
+    verdict: str = ""
+    status: Status = "unknown"
+    runs: int
+    low: float | None = None
+    high: float | None = None
+    never_probability: float | None = None
+    basis: Literal["runs", "instruments", "one instrument", "unknown"] | None = None
+
+    @computed_field
+    @property
+    def interval(self) -> str | None:
+        """What the interval holds, or why there is none."""
+        return f"95 %, {self.holds}" if self.basis in ("runs", "instruments") else self.holds
+
+    @property
+    def holds(self) -> str | None:
+        """`interval` without its level."""
+        return HOLDS[self.basis] if self.basis else None
+
+
+class BreakEven(Verdict):
+    """N*: reuses of the teacher's output until it beats the baseline's training energy."""
+
+    reuses: float | None = None
+    teacher_kwh: float | None = None
+    saved_kwh: float | None = None
+    saving_pct: float | None = None
+
+
+class Repayment(Verdict):
+    """T*: tokens served until making the student is repaid, against serving its teacher."""
+
+    reference: str | None = None
+    tokens: float | None = None
+    extra_kwh: float | None = None
+    reference_j_per_token: float | None = None
+    student_j_per_token: float | None = None
+
+
+class Amortised(Row):
+    """E(N) of an experiment with its 95 % interval, and the probability to cost less than the baseline."""
+
+    experiment: str
+    reuses: int
+    amortised_kwh: float
+    low_kwh: float | None
+    high_kwh: float | None
+    teacher_share_kwh: float
+    student_kwh: float
+    baseline_kwh: float | None
+    cheaper_probability: float | None
+    here: bool
+
+
+class Campaign(Row):
+    """What all compared experiments cost together, every run of a stage once; stages without a figure are named."""
+
+    kwh: float
+    uncertainty_kwh: float | None
+    stages: int
+    shared_stages: int
+    without_figure: list[str]
+
+
+class Comparison(Document):
+    """comparison.json. `differs` names the properties that must agree for a fair comparison and do not."""
+
+    schema_: Literal["comparison/1"] = Field("comparison/1", alias="schema")
+    quality: str
+    baseline: str | None
+    experiments: list[ExperimentRow]
+    break_even: list[BreakEven]
+    pareto: list[str]
+    warnings: list[str]
+    differs: list[str]
+    pareto_refused: str | None
+    quality_refused: bool
+    groups: list[GroupRow]
+    repayment: list[Repayment]
+    amortised: list[Amortised]
+    campaign: Campaign
+    skipped: list[dict[str, str]]
+    counts: dict[str, int]
+
+    @computed_field
+    @property
+    def campaign_kwh(self) -> float:
+        """What all compared experiments cost together."""
+        return self.campaign.kwh
+
+
+def names(rows: Sequence[ExperimentRow], key: str) -> list[str]:
+    """The values of a column of words, each once."""
+    return sorted({text for row in rows if (text := row.column(key))})

@@ -1,0 +1,59 @@
+"""The plan as a person reads it: one line per stale job, its reason, and with history its Wh and minutes.
+
+python -m workflow_scripts plan [snakemake arguments …]
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tabulate import tabulate
+
+from workflow_scripts.estimate.forecast import estimates
+from workflow_scripts.plan.dry_run import DryRunError, PlannedJob, planned, short_reason
+
+HEADER = ("job", "of", "why", "Wh", "min")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the plan; returns 1 where Snakemake cannot plan."""
+    try:
+        jobs, folder = planned(sys.argv[1:] if arguments is None else arguments)
+    except DryRunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if not jobs:
+        print("Nothing is stale.")
+        return 0
+    known = estimates(jobs, folder)
+    rows = [
+        (job.rule + (f" {job.part}" if job.part else ""), name_of(job), short_reason(job.reason), span(e.wh), span(e.minutes))
+        for job, e in zip(jobs, known, strict=True)
+    ]
+    print(tabulate(rows, HEADER, tablefmt="plain", disable_numparse=True, colalign=("left", "left", "left", "right", "right")))
+    unknown = sum(e.wh is None for e in known)
+    if unknown:
+        print(f"{len(jobs)} jobs, {unknown} of unknown cost: run one small job first")
+    return 0
+
+
+def name_of(job: PlannedJob) -> str:
+    """Experiment, or the folder of a shared artefact."""
+    if job.experiment:
+        return job.experiment
+    folders = [part for part in Path(job.record).parts[:-1] if part not in ("stages", "parts", "checks")]
+    return folders[-1] if folders else ""
+
+
+def span(bounds: tuple[float, float] | None) -> str:
+    """A range in two digits."""
+    if bounds is None:
+        return "-"
+    low, high = (f"{value:.2g}" for value in bounds)
+    return low if low == high else f"{low}-{high}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
