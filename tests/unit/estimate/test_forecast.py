@@ -317,6 +317,15 @@ def test_a_training_made_another_way_is_a_doubt_and_one_alike_is_preferred(folde
     assert row.kwh is not None and row.kwh.predicted == pytest.approx(8000 / 3.6e6)
 
 
+def test_another_prerun_is_a_doubt_where_its_record_names_its_settings(folder: Path) -> None:
+    job = planned("prerun", {"prerun": {"idle_seconds": 5.0}}, "results/prerun/local/stages/prerun.json", None)
+    state("prerun", "a", {}, {}, 100.0, 10.0)
+    assert (price(job).label, price(job).notes) == ("prerun", [])
+    Path("results/state/prerun/a/record.json").unlink()
+    state("prerun", "b", {"prerun": {"idle_seconds": 9.0}}, {}, 100.0, 10.0)
+    assert price(job).notes == ["only records of other prerun settings: range x 2"]
+
+
 def test_records_with_another_boundary_are_a_doubt(folder: Path) -> None:
     job = planned("student_train", training(300), **STUDENT)
     for mark, boundary, end in (("a", ["cpu", "dram"], 50.0), ("b", ["cpu"], 100.0)):
