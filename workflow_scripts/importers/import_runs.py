@@ -19,13 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from workflow_scripts.accounting.model import ExperimentSummary
-from workflow_scripts.importers.first_system import summaries
+from workflow_scripts.importers.first_system import records
 from workflow_scripts.importers.first_system.attempts import Attempt, attempts_of, match_rows, utc_offset
 from workflow_scripts.importers.first_system.emissions import Row
-from workflow_scripts.importers.first_system.files import Reader, RunFolder, Source
-from workflow_scripts.importers.first_system.naming import ROLES, Given, experiments
-from workflow_scripts.importers.first_system.records import build
+from workflow_scripts.importers.first_system.files import SUMMARY, Reader, RunFolder, Source
+from workflow_scripts.importers.first_system.naming import Given, experiments
 from workflow_scripts.importers.first_system.report import Report
+from workflow_scripts.pipelines import IN_SUMMARY
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,8 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _named_stage(text: str) -> tuple[str, str]:
     name, _, stage = text.partition("=")
-    if stage not in ROLES:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=STAGE with STAGE one of {', '.join(ROLES)}")
+    if stage not in IN_SUMMARY:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=STAGE with STAGE one of {', '.join(IN_SUMMARY)}")
     return name, stage
 
 
@@ -84,15 +84,15 @@ def import_runs(folders: Sequence[Path], out: Path, given: Given, utc_offset_hou
             sharing.setdefault(id(source), []).append(experiment.name)
     for experiment in found:
         folder = out / experiment.name
-        if reason := summaries.refusal(folder):
+        if reason := records.refusal(folder):
             report.add("refused", experiment.name, reason)
             continue
         shared = {stage: sharing[id(source)] for stage, source in experiment.stages.items()}
         own = {stage: attempts[id(source)] for stage, source in experiment.stages.items()}
-        stages = {stage: build(experiment, stage, own[stage], shared[stage], report) for stage in own}
-        summary = summaries.summarise(experiment, stages, shared)
-        summaries.write(folder, summary, own)
-        written.append(folder / summaries.SUMMARY)
+        stages = {stage: records.build(experiment, stage, own[stage], shared[stage], report) for stage in own}
+        summary = records.summarise(experiment, stages, shared)
+        records.write(folder, summary, own)
+        written.append(folder / SUMMARY)
         _tell(summary, report)
     return written
 

@@ -90,15 +90,8 @@ def unknown(reason: str | None, scope: Scope) -> Component:
 
 
 def _figure(joules: float, method: str, crosscheck: float | None = None) -> Component:
-    energy_class, scope, percent = METHODS[method]
-    return Component(
-        joules=joules,
-        energy_class=energy_class,
-        method=method,
-        scope=scope,
-        uncertainty_pct=percent,
-        crosscheck=crosscheck,
-    )
+    worth, scope, pct = METHODS[method]
+    return Component(joules=joules, energy_class=worth, method=method, scope=scope, uncertainty_pct=pct, crosscheck=crosscheck)
 
 
 def _modelled(kwh: float | None, method: str, reason: str) -> Component:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import csv
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from workflow_scripts.importers.first_system.report import Report
-from workflow_scripts.importers.first_system.values import local_time
+from workflow_scripts.importers.first_system.values import float_or_none, local_time
 
 NEEDED = ("timestamp", "project_name", "run_id", "duration", "energy_consumed")
 ENERGIES = ("cpu_energy", "gpu_energy", "ram_energy", "energy_consumed")
@@ -32,31 +31,25 @@ class Row:
 def read_emissions(path: Path, report: Report) -> list[Row]:
     """Rows of one file. A file without a header, and a row that does not fit its header, is named, counted and left out."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        lines = list(csv.reader(path.read_text(encoding="utf-8", errors="replace").splitlines()))
     except OSError as error:
         report.add("refused", path, str(error))
         return []
-    header: list[str] | None = None
+    header: list[str] = []
     rows: list[Row] = []
-    lines = list(csv.reader(text.splitlines()))
     for number, line in enumerate(lines, 1):
         if set(NEEDED) <= set(line):
             header = line  # again where another version of CodeCarbon went on in the same file
-        elif header is None:
+        elif not header:
             what = "the file has no header" if number == 1 else f"line {number} stands before any header"
             report.add("refused", path, f"{what}: its {len(lines)} line(s) are not guessed at")
             return rows
+        elif len(line) == len(header) and (row := _row(path, dict(zip(header, line, strict=True)))) is not None:
+            rows.append(row)
         elif line:
-            row = _row(path, dict(zip(header, line, strict=False))) if len(line) == len(header) else None
-            if row is None:
-                text = f"does not fit its header ({len(line)} of {len(header)} columns) or lacks times"
-                report.add("refused", path, f"line {number} {text}")
-            else:
-                rows.append(row)
-    if header is None:
-        report.add("refused", path, "the file is empty")
-    else:
-        report.add("read", path, f"{len(rows)} row(s)")
+            text = f"does not fit its header ({len(line)} of {len(header)} columns) or lacks times"
+            report.add("refused", path, f"line {number} {text}")
+    report.add(*("read", path, f"{len(rows)} row(s)") if header else ("refused", path, "the file is empty"))
     return rows
 
 
@@ -77,8 +70,5 @@ def _row(path: Path, cells: dict[str, str]) -> Row | None:
 
 
 def _float(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) and value >= 0 else None
+    value = float_or_none(text)
+    return value if value is not None and value >= 0 else None

@@ -6,27 +6,17 @@ id or the folder say it, else it is the pipeline's training. What is guessed is 
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from workflow_scripts.energy.model import Role
 from workflow_scripts.importers.first_system.files import Json, Source
 from workflow_scripts.importers.first_system.report import Report
 from workflow_scripts.importers.first_system.values import nested
+from workflow_scripts.pipelines import IN_SUMMARY, PIPELINES
 
-PIPELINES = ("kd", "sft", "dpo", "baseline")
-TRAINING = {"dpo": "dpo_training"}
-ROLES: dict[str, Role] = {
-    "prerun": "prerun",
-    "preprocess": "data",
-    "logit_caching": "teacher",
-    "teacher_generation": "teacher",
-    "student_train": "student",
-    "dpo_training": "student",
-    "evaluation": "evaluation",
-}
 GUIDE = {"synthetic_generation": "teacher_generation", "preference_dataset": "teacher_generation", "burn_in": "prerun"}
 WORDS = (
     (r"preprocess", "preprocess"),
@@ -71,7 +61,7 @@ def experiments(sources: Sequence[Source], given: Given, report: Report) -> list
     gives to several experiments is in each of them.
     """
     found: dict[str, Experiment] = {}
-    second = _second_runs(sources)
+    ids = {(source.run, source.stage_id) for source in sources}
     asked = {name for names in given.experiments.values() for name in names}
     read = {name for source in sources for name in (source.folder.name, source.stage_id)}
     for name in sorted({*given.stages, *given.experiments} - read):
@@ -79,7 +69,7 @@ def experiments(sources: Sequence[Source], given: Given, report: Report) -> list
     for source in sources:
         own = _experiment_name(source)
         pipeline = _pipeline(source, own)
-        stage, why = _stage(source, pipeline, given, second)
+        stage, why = _stage(source, pipeline, given, (source.run, f"{source.stage_id}__2") in ids)
         if why:
             report.add("noted", source.folder, f"stage {source.stage_id} is taken for {stage}: {why} (--stage says otherwise)")
         for name in given.owners(source) or (own,):
@@ -96,21 +86,15 @@ def _place(
     """
     experiment = found.get(name)
     if experiment is not None and (stage in experiment.stages or not (asked or experiment.pipeline == pipeline)):
-        other = _free(source.folder.name if source.folder.name != name else name, found)
+        candidates = itertools.chain([source.folder.name], (f"{source.folder.name}-{n}" for n in itertools.count(2)))
+        other = next(candidate for candidate in candidates if candidate not in found)
         report.add("noted", source.folder, f"a second {stage} of experiment {name}: it becomes experiment {other}")
         name, experiment = other, None
     if experiment is None:
         experiment = found.setdefault(name, Experiment(name, pipeline, {}, source.config))
-    elif ROLES[stage] == "student":
+    elif IN_SUMMARY[stage].role == "student":
         experiment.pipeline, experiment.config = pipeline, source.config
     experiment.stages[stage] = source
-
-
-def _free(name: str, taken: Mapping[str, Any]) -> str:
-    number, free = 2, name
-    while free in taken:
-        free, number = f"{name}-{number}", number + 1
-    return free
 
 
 def _experiment_name(source: Source) -> str:
@@ -118,7 +102,7 @@ def _experiment_name(source: Source) -> str:
     named = nested(source.config, "experiment.name") or source.summary.get("experiment_name")
     if not named:
         stage = REPEATED.sub("", source.stage_id)
-        named = source.run.resolve().name if stage in {*ROLES, *GUIDE} else stage
+        named = source.run.resolve().name if stage in {*IN_SUMMARY, *GUIDE} else stage
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", str(named)).strip("_.") or "experiment"
 
 
@@ -133,27 +117,21 @@ def _pipeline(source: Source, name: str) -> str:
     return "sft" if not named and "synthetic" in words else "unknown"
 
 
-def _second_runs(sources: Sequence[Source]) -> set[tuple[str, str]]:
-    """(run folder, id) of stages after which the same process ran another one under the same name, `<id>__2`."""
-    ids = {(str(s.run), s.stage_id) for s in sources}
-    return {(run, stage) for run, stage in ids if (run, f"{stage}__2") in ids}
-
-
-def _stage(source: Source, pipeline: str, given: Given, second: set[tuple[str, str]]) -> tuple[str, str | None]:
-    """Our stage name, and on what ground where it is a guess."""
+def _stage(source: Source, pipeline: str, given: Given, went_on: bool) -> tuple[str, str | None]:
+    """Our stage name, and on what ground where it is a guess; the process `went_on` when it ran `<id>__2` after it."""
     if stage := given.stage(source):
         return stage, None
     plain = REPEATED.sub("", source.stage_id)
-    if plain in ROLES or plain in GUIDE:
+    if plain in IN_SUMMARY or plain in GUIDE:
         return GUIDE.get(plain, plain), None
     for place, text in (("id", source.stage_id), ("folder", source.folder.name)):
         for pattern, stage in WORDS:
             if word := re.search(pattern, text.lower()):
                 return stage, f"its {place} says {word[0].strip('_-')!r}"
-    if pipeline in ("sft", "dpo") and (str(source.run), source.stage_id) in second:
+    if pipeline in ("sft", "dpo") and went_on:
         return "teacher_generation", f"the same process went on with {source.stage_id}__2"
     why = f"the training of pipeline {pipeline}, nothing says that it is another stage"
-    return TRAINING.get(pipeline, "student_train"), why
+    return PIPELINES[pipeline].training if pipeline in PIPELINES else "student_train", why
 
 
 def comparable(config: Json) -> dict[str, Any]:

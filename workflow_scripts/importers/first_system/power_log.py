@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import csv
 import itertools
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from workflow_scripts.importers.first_system.values import float_or_none
 
 TIME, POWER = "timestamp", "total_power_w"
 GAP_PERIODS = 2.0  # samples further apart than this many periods leave a gap
@@ -48,10 +49,14 @@ class PowerLog:
         """Energy [J] from the first to the last sample, gaps included."""
         return float(self.curve()[-1])
 
+    def _areas(self) -> np.ndarray:
+        """Energy [J] between two samples, [n - 1]."""
+        areas: np.ndarray = np.diff(self.times) * (self.watts[1:] + self.watts[:-1]) / 2
+        return areas
+
     def curve(self) -> np.ndarray:
         """Energy [J] since the first sample, [n]."""
-        steps = np.diff(self.times) * (self.watts[1:] + self.watts[:-1]) / 2
-        return np.concatenate([[0.0], np.cumsum(steps)])
+        return np.concatenate([[0.0], np.cumsum(self._areas())])
 
     def joules_until(self, time: float) -> float:
         """Energy [J] up to a time: power is on the line between two samples, and stays for two periods after the last."""
@@ -66,8 +71,7 @@ class PowerLog:
         """Number of gaps, their seconds and joules (part of `joules`), and the longest distance of two samples [s]."""
         steps = np.diff(self.times)
         wide = steps > GAP_PERIODS * self.period_s
-        joules = float(np.sum((steps * (self.watts[1:] + self.watts[:-1]) / 2)[wide]))
-        return int(wide.sum()), float(steps[wide].sum()), joules, float(steps.max(initial=0.0))
+        return int(wide.sum()), float(steps[wide].sum()), float(self._areas()[wide].sum()), float(steps.max(initial=0.0))
 
     def part(self, first: int, last: int) -> PowerLog:
         """Samples first to last - 1."""
@@ -99,12 +103,10 @@ def read_power_log(path: Path) -> PowerLog:
 
 
 def _sample(row: list[str], time: int, power: int) -> tuple[float, float] | None:
-    try:
-        seconds, watts = float(row[time]), float(row[power])
-    except ValueError:
+    seconds, watts = float_or_none(row[time]), float_or_none(row[power])
+    if seconds is None or watts is None:
         return None
-    possible = math.isfinite(seconds) and seconds > 0 and 0 <= watts <= LARGEST_W
-    return (seconds, watts) if possible else None
+    return (seconds, watts) if seconds > 0 and 0 <= watts <= LARGEST_W else None
 
 
 def split(log: PowerLog, starts: list[float], ends: list[float | None]) -> tuple[list[PowerLog | None], list[PowerLog]]:

@@ -1,13 +1,20 @@
-"""One stage of the first system as a record `energy-stage/1`: all its attempts with what of them is known, and where it ran."""
+"""Stages of the first system as records, experiments as summaries, and their files.
+
+Results that were not imported are never replaced.
+"""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
 
-from workflow_scripts.accounting.model import SummaryStage, sum_of
+from workflow_scripts.accounting.model import ExperimentSummary, Reuse, SummaryStage, sum_of
+from workflow_scripts.accounting.summary import fingerprint
+from workflow_scripts.artefact import ArtefactError, read_json, write_json
 from workflow_scripts.energy.carbon import intensity
 from workflow_scripts.energy.model import (
     AttemptRecord,
@@ -17,6 +24,7 @@ from workflow_scripts.energy.model import (
     EnergyFigures,
     Metrics,
     Provenance,
+    Role,
     Sampling,
     Total,
     Work,
@@ -24,12 +32,15 @@ from workflow_scripts.energy.model import (
 from workflow_scripts.energy.uncertainty import KWH, worst
 from workflow_scripts.importers.first_system.attempts import Attempt
 from workflow_scripts.importers.first_system.checks import BOUNDARY, Judged, judge, own_codecarbon, unknown
-from workflow_scripts.importers.first_system.files import Source
-from workflow_scripts.importers.first_system.naming import ROLES, Experiment
+from workflow_scripts.importers.first_system.files import SUMMARY, Source
+from workflow_scripts.importers.first_system.naming import Experiment, comparable
+from workflow_scripts.importers.first_system.power_log import PowerLog
 from workflow_scripts.importers.first_system.report import Report
 from workflow_scripts.importers.first_system.values import nested
+from workflow_scripts.pipelines import IN_SUMMARY
 from workflow_scripts.progress import TOKEN_TYPES
 
+NO_SETTINGS = ("experiment", "wandb", "output", "benchmark", "hardware", "energy")  # of the first system: change no result
 POLL_MS = 500  # its default
 PACKAGES = {"pytorch_version": "torch", "transformers_version": "transformers"}
 COMPONENTS = ("gpu", "cpu", "dram")
@@ -72,7 +83,7 @@ def build(
         nvml_poll_interval_ms=_poll(source, attempts),
         experiment=experiment.name,
         pipeline=experiment.pipeline,
-        role=ROLES[stage],
+        role=cast(Role, IN_SUMMARY[stage].role),
         status="complete" if last.attempt.finished else "partial",
         energy=energy,
         useful_j=useful,
@@ -87,7 +98,14 @@ def build(
         idle=None,
         overhead={},
         provenance=_provenance(source, attempts, last.tokens.claimed),
-        warnings=list(dict.fromkeys([*_warnings(judged, source, energy, tokens, no_tokens, at_tokens), *_remarks(judged)])),
+        warnings=list(
+            dict.fromkeys(
+                [
+                    *_warnings(judged, source, energy, tokens, no_tokens, at_tokens),
+                    *(text for one in judged for text in one.remarks),
+                ]
+            )
+        ),
         shared_by=shared_by,
     )
 
@@ -185,10 +203,6 @@ def _warnings(
     if asked.isdigit() and len(gpus) > int(asked):
         warnings.append(f"{len(gpus)} GPUs were seen and the job had {asked}: those of others may be in the energy")
     return warnings
-
-
-def _remarks(judged: Sequence[Judged]) -> list[str]:
-    return [text for one in judged for text in one.remarks]
 
 
 def _attempt(judged: Judged, source: Source, last: bool) -> AttemptRecord:
@@ -321,3 +335,59 @@ def _provenance(source: Source, attempts: Sequence[Attempt], claimed: float | No
             "tokens_claimed": claimed,
         },
     )
+
+
+def summarise(experiment: Experiment, stages: dict[str, SummaryStage], sharing: Mapping[str, list[str]]) -> ExperimentSummary:
+    """The summary `experiment-summary/1`; `sharing` names the experiments that use a stage.
+
+    Quality is empty: the first system kept none beside the energy.
+    """
+    settings = {key: value for key, value in experiment.config.items() if key not in NO_SETTINGS}
+    marks = {stage: record.provenance.fingerprint for stage, record in stages.items()}
+    return ExperimentSummary(
+        experiment_id=f"{experiment.name}-imported-{fingerprint(marks)}",
+        experiment_name=experiment.name,
+        pipeline=experiment.pipeline,
+        description=str(nested(experiment.config, "experiment.description") or "imported from the first system"),
+        reuse={stage: Reuse(experiments=len(names), names=names) for stage, names in sharing.items() if len(names) > 1},
+        comparable=comparable(experiment.config),
+        config_fingerprint=fingerprint(experiment.config),
+        seedless_fingerprint=fingerprint({**settings, "stages": sorted(stages)}) if settings else None,
+        stages=stages,
+    )
+
+
+def refusal(folder: Path) -> str | None:
+    """Why the results in a folder must not be replaced, or None."""
+    for path in (folder / SUMMARY, *sorted((folder / "stages").glob("*.json"))):
+        if not path.is_file():
+            continue
+        try:
+            content = read_json(path)
+        except (ArtefactError, UnicodeDecodeError):
+            return f"{path} exists and cannot be read: move it away or choose another --out"
+        records = content.get("stages", {}).values() if path.name == SUMMARY else [content]
+        if not records or not all("imported" in (r.get("provenance") or {}) for r in records):
+            return f"{path} exists and was not imported: it is not replaced, choose another --out"
+    return None
+
+
+def write(folder: Path, summary: ExperimentSummary, attempts: Mapping[str, list[Attempt]]) -> None:
+    """Write the power traces, the records and, last, the summary. Stages of an earlier import that are gone are removed."""
+    for old in (folder / "stages").glob("*.json"):
+        if old.stem not in summary.stages:
+            old.unlink()
+    for stage, record in summary.stages.items():
+        for attempt, entry in zip(attempts[stage], record.attempts, strict=True):
+            if attempt.log is not None and entry.joules["gpu"] is not None:
+                entry.trace = f"{folder.name}/traces/{stage}-{entry.id}.csv.gz"
+                _trace(folder.parent / entry.trace, attempt.log, attempt.start)
+        write_json(folder / "stages" / f"{stage}.json", record.model_copy(update={"shared_by": None}).content())
+    write_json(folder / SUMMARY, summary.content())
+
+
+def _trace(path: Path, log: PowerLog, start: float) -> None:
+    """Cumulative joules at every sample of a power log, as the meter's own traces have them; the same bytes every time."""
+    lines = [f"{max(0.0, time - start):.3f},{joules:.3f}" for time, joules in zip(log.times, log.curve(), strict=True)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(("\n".join(["elapsed_s,gpu_j", *lines]) + "\n").encode(), mtime=0))

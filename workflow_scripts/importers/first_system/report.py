@@ -26,15 +26,11 @@ class Report:
         if (str(where), text) not in self.lines[kind]:
             self.lines[kind].append((str(where), text))
 
-    def count(self, kind: str) -> int:
-        """Number of findings of a kind."""
-        return len(self.lines[kind])
-
     def render(self) -> list[str]:
         """Everything but the files that were read whole, which are only counted."""
         shown = []
         for kind, title in KINDS.items():
-            shown.append(f"{title}: {self.count(kind)}")
+            shown.append(f"{title}: {len(self.lines[kind])}")
             if kind != "read":
                 shown += [f"  {where}: {text}" for where, text in self.lines[kind]]
         return shown

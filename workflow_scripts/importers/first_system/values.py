@@ -18,6 +18,14 @@ def _finite(value: Any) -> float | None:
     return float(value) if number else None
 
 
+def float_or_none(text: str) -> float | None:
+    """The finite number that a cell of a table holds."""
+    try:
+        return _finite(float(text))
+    except ValueError:
+        return None
+
+
 Number = Annotated[float | None, BeforeValidator(_finite)]
 
 
