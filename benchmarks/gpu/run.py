@@ -11,7 +11,6 @@ Peaks of memory are allocations on the GPU (of trainings and losses beyond what 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import os
 import platform
@@ -29,6 +28,8 @@ from benchmarks.gpu.phases import PHASES
 from benchmarks.gpu.shapes import SCALES
 from benchmarks.measure import REPOSITORY
 from workflow_scripts.accounting.traces import TraceError, energy_curve, joules_between
+from workflow_scripts.energy.model import StageRecord
+from workflow_scripts.energy.uncertainty import worst
 from workflow_scripts.settings.schema import Energy
 
 # dense bfloat16 FLOP/s by the makers' datasheets, by a word of the device's name
@@ -53,29 +54,26 @@ def metered(phase: str, scale: str, work: Path, limit_s: float) -> dict[str, Any
         return {"reason": f"stopped after {limit_s:.0f} s, the time that was left"}
     if code:
         return {"reason": f"exit code {code}: see {folder}/log"}
-    record: dict[str, Any] = json.loads((folder / "record.json").read_text())
-    return {"record": record}
+    return {"record": StageRecord.read(folder / "record.json").content()}
 
 
-def with_energy(window: dict[str, Any], record: dict[str, Any] | None, work: Path) -> dict[str, Any]:
+def with_energy(window: dict[str, Any], record: StageRecord | None, work: Path) -> dict[str, Any]:
     """The window with its joules, their boundary and class; null with a reason where they cannot be told."""
     nothing = {"joules": None, "boundary": None, "energy_class": None}
     if record is None:
         return window | nothing | {"energy_reason": "the phase has no record"}
-    total = copy.deepcopy(record)
-    if record["energy"]["gpu"]["joules"] is not None:
-        total["energy"]["total"]["boundary"] = ["gpu"]
-    boundary = total["energy"]["total"]["boundary"]
-    attempt = record["attempts"][-1]
-    begin = window["start_time"] - attempt["start_time"]
+    inside = record.model_copy(deep=True)
+    if record.energy.gpu.joules is not None:
+        inside.energy.total.boundary = ["gpu"]
+    boundary, attempt = inside.energy.total.boundary, record.attempts[-1]
+    begin = window["start_time"] - attempt.start_time
     try:
-        joules = joules_between(energy_curve(total, attempt, work), begin, begin + window["seconds"])
+        joules = joules_between(energy_curve(inside, attempt, work), begin, begin + window["seconds"])
     except TraceError as error:
         return window | nothing | {"energy_reason": str(error)}
-    classes = [record["energy"][name]["class"] for name in boundary]
-    worst = next(c for c in ("unavailable", "modelled", "integrated", "measured") if c in classes)
+    energy_class = worst(getattr(record.energy, name).energy_class for name in boundary)
     reason = None if joules is not None else "the trace does not cover the window"
-    return window | {"joules": joules, "boundary": boundary, "energy_class": worst, "energy_reason": reason}
+    return window | {"joules": joules, "boundary": boundary, "energy_class": energy_class, "energy_reason": reason}
 
 
 def with_figures(windows: list[dict[str, Any]], device: dict[str, Any]) -> list[dict[str, Any]]:
@@ -189,7 +187,8 @@ def main() -> int:
             result = metered(phase, options.scale, work, max(1.0, left))
             lines = (work / "windows.jsonl").read_text().splitlines() if (work / "windows.jsonl").is_file() else []
             mine = [window for window in map(json.loads, lines) if window["phase"] == phase]
-            rows += [with_energy(window, result.get("record"), work) for window in mine]
+            record = StageRecord.model_validate(result["record"]) if "record" in result else None
+            rows += [with_energy(window, record, work) for window in mine]
             content["phases"][phase] = result
             content["rows"] = with_figures(rows, device)
             content["seconds"] = time.monotonic() - began

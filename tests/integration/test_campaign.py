@@ -80,7 +80,6 @@ def test_the_tables_for_papers_name_every_experiment(tiny_run: Workflow) -> None
     folder = tiny_run.folder / "results" / "comparison"
     plain, typeset = ((folder / f"comparison.{ending}").read_text() for ending in ("md", "tex"))
     for row in tiny_run.json("results/comparison/comparison.json")["groups"]:
-        name = row["group"].replace("_", r"\_")
-        assert re.search(rf"^\| {re.escape(name)} +\| +1 \|", plain, re.MULTILINE)
-        assert f"{name} & 1 &" in typeset
+        assert f"| {row['group'].replace('_', chr(92) + '_')} | 1 |" in plain
+        assert f"{row['group'].replace('_', chr(92) + '_')} & 1 &" in typeset
     assert "modelled" in plain and "cpu+dram" in typeset and "±" in plain

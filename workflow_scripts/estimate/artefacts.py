@@ -21,7 +21,7 @@ from workflow_scripts.settings.shapes import Shape, published_shape
 # Where the corpus is not made yet: share of data.max_sequence_length that a row fills, and share of loss tokens in it.
 FILLED = Range(0.1, 0.5, 1.0)
 LOSS_SHARE = Range(0.2, 0.5, 0.9)
-BESIDE_THE_CORPUS = ("logit_cache",)  # teacher output that goes with the corpus's own answers, by its folder
+BESIDE_THE_CORPUS = ("", "logit_cache")  # teacher output with which the corpus's own answers are trained on, by its folder
 PREPARE = "(`snakemake --until prepare_model` makes the models only)"
 MODEL_SOURCE: TypeAdapter[ModelSource] = TypeAdapter(ModelSource)
 
@@ -47,10 +47,6 @@ class Artefacts:
         for job in jobs:  # a trained model may lie elsewhere than its record: its evaluation knows where
             if "model" in job.inputs and job.experiment in trainings:
                 self._makers[Path(job.inputs["model"]).parents[1]] = trainings[job.experiment]
-
-    def is_planned(self, manifest: str) -> bool:
-        """Whether a planned job makes the model or corpus (again)."""
-        return Path(manifest).parents[1] in self._makers
 
     def path(self, manifest: str) -> Path:
         """Where a manifest is."""
@@ -92,12 +88,11 @@ class Artefacts:
 
     def epoch(self, inputs: Mapping[str, str]) -> tuple[Range | None, Range | None]:
         """Loss tokens of one pass over what a training reads, and its input tokens per loss token; None where not known."""
-        made = inputs.get("teacher_output") or inputs.get("preferences")
-        if made is None or Path(made).parent.name in BESIDE_THE_CORPUS:
+        if data_kind(inputs) in BESIDE_THE_CORPUS:
             train = self.split(inputs["corpus"], "train")
             exact = train.input_tokens.low == train.input_tokens.high
             return train.loss_tokens, Range.exactly(train.input_tokens.mid / train.loss_tokens.mid) if exact else None
-        facts = self.facts(made)
+        facts = self.facts(inputs.get("teacher_output") or inputs["preferences"])
         return (Range.exactly(float(facts["loss_tokens"])) if facts and "loss_tokens" in facts else None), None
 
     def _prepared(self, manifest: str, job: PlannedJob) -> float:
@@ -125,6 +120,11 @@ class Artefacts:
         folders = [local_folder(MODEL_SOURCE.validate_python(source)) for source in sources]
         folders += [self.path(manifest).parent / facts["path"]] if facts else []
         return next((folder for folder in folders if folder and (folder / "config.json").is_file()), None)
+
+
+def data_kind(inputs: Mapping[str, str]) -> str:
+    """What the teacher made for a training, by the folder of its manifest; empty where it made nothing."""
+    return Path(inputs.get("teacher_output") or inputs.get("preferences") or "").parent.name
 
 
 def count_parameters(folder: Path, layers: int | None = None) -> int:

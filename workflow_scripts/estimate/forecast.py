@@ -11,7 +11,6 @@ sets it against the outcome. Starts nothing else.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -29,7 +28,9 @@ from workflow_scripts.estimate.artefacts import Artefacts
 from workflow_scripts.estimate.history import Hardware, Past, read_history, setting
 from workflow_scripts.estimate.pricing import ZERO, Cost, Sample, UnpricedError, from_history, within_budget
 from workflow_scripts.estimate.work import TASKS, Task, Work, amount, done, expected
+from workflow_scripts.pipelines import STAGES
 from workflow_scripts.plan.dry_run import DryRunError, PlannedJob, planned
+from workflow_scripts.plan.plan import Job
 from workflow_scripts.plan.slices import settings_mark
 from workflow_scripts.settings.load import deep_merge
 
@@ -98,7 +99,7 @@ def forecast(jobs: Sequence[PlannedJob], folder: Path, arguments: Sequence[str],
             kwh=_total(row.kwh for row in rows),
             hours=_total(row.hours for row in rows),
             grams=_total(row.grams for row in rows) if all(row.grams for row in rows if row.kwh) else None,
-            unpriced=[row.label for row in rows if row.kwh is None],
+            unpriced=[row.label for row in rows if row.kwh is None and STAGES[row.stage].role != "accounting"],
         ),
         earlier=[row for row in _earlier(out) if row.record not in mine],
         notes=estimator.notes,
@@ -114,7 +115,7 @@ class Estimator:
         prerun = next((past.record for past in self.history if past.record.stage_id == "prerun"), None)
         self.hardware = Hardware.of(prerun) if prerun else Hardware.here()
         self.origin = "that of the newest prerun" if prerun else "this host, as there is no prerun yet"
-        self.artefacts = Artefacts(jobs, folder)
+        self.artefacts, self.made = Artefacts(jobs, folder), Artefacts([], folder)  # as planned, and as it lies on disk
 
     def cost(self, group: Sequence[PlannedJob]) -> tuple[Cost, Work]:
         """Energy and time of jobs that are one stage together, and its work: a part does its share, a merge next to nothing.
@@ -122,13 +123,15 @@ class Estimator:
         Raises UnpricedError with the reason.
         """
         stage, settings = group[-1].stage, group[-1].settings
-        like = [past for past in self.history if past.record.stage_id == stage]
+        alike = [past for past in self.history if past.record.stage_id == stage]
+        like = [past for past in alike if self.hardware.comparable(Hardware.of(past.record))]
         samples = list(self.samples(group[-1], like))
         if not samples:
-            raise UnpricedError(f"{UNKNOWN} (no record of such a stage on {self.hardware})")
+            nothing = f"{UNKNOWN} (no record of such a stage on {self.hardware})"
+            raise UnpricedError("no record of such a stage has an energy figure and known work" if like else nothing)
         total, work = ZERO, Work()
         for job in (job for job in group if not job.parts):
-            task = Task(stage, job.settings, job.inputs, self.artefacts, like)
+            task = Task(stage, job.settings, job.inputs, self.artefacts, alike)
             work = expected(task)
             total = total + amount(task, work) * (1 / int(job.part.partition("-of-")[2]) if job.part else 1.0)
         cost = from_history(samples, total, len(group), self.devices(settings))
@@ -136,16 +139,14 @@ class Estimator:
         return within_budget(cost, budget * 3.6e6) if budget else cost, work
 
     def samples(self, job: PlannedJob, like: Sequence[Past]) -> Iterator[Sample]:
-        """Past stages on comparable hardware with their work, and what makes each tell less of the planned one."""
+        """Past stages with their work, and what makes each tell less of the planned one."""
         for past in like:
-            if not self.hardware.comparable(Hardware.of(past.record)):
-                continue
             try:
-                work, doubts = done(past, self.artefacts), tuple(self.doubts(job, past, like[0]))
+                work, doubts = done(past, self.made), tuple(self.doubts(job, past, like[0]))
             except UnpricedError:
                 continue
-            if work > 0:
-                yield Sample(work, *past.cost(), 1 + (past.record.parts or 0), self.devices(past.settings), doubts)
+            if work > 0 and (cost := past.cost()):
+                yield Sample(work, *cost, 1 + (past.record.parts or 0), self.devices(past.settings), doubts)
 
     def doubts(self, job: PlannedJob, past: Past, newest: Past) -> Iterator[str]:
         """Why a past stage may tell little of the planned one; the boundary is that of the `newest` record."""
@@ -160,18 +161,17 @@ class Estimator:
             before, now = setting(past.settings, key), setting(job.settings, key)
             if before != now and None not in (before, now):
                 yield f"{key} {before}"
-        if job.stage in ("prepare_model", "prerun") and past.settings != job.settings:
+        if job.stage in ("prepare_model", "prerun") and past.settings not in ({}, job.settings):
             yield "another model" if job.stage == "prepare_model" else "other prerun settings"
         if past.parameters is None and (changed := self.remade(past)):
             yield f"a model that was made again since ({changed})"
 
     def remade(self, past: Past) -> str | None:
-        """Manifest of a prepared model that a past stage read and that is another one now, or is made again."""
+        """Manifest of a prepared model that a past stage read and that is another one now."""
         for path in (past.inputs[name] for name in ("student", "policy", "model", "teacher") if name in past.inputs):
-            facts, was = self.artefacts.facts(path), (past.record.provenance.files or {}).get(path)
-            if facts is None or facts.get("source") == "trained":
-                continue
-            if self.artefacts.is_planned(path) or (was and was.sha256 != sha256(self.artefacts.path(path))):
+            facts, was = self.made.facts(path), (past.record.provenance.files or {}).get(path)
+            trained = facts is None or facts.get("source") == "trained"
+            if was and not trained and was.sha256 != sha256(self.made.path(path)):
                 return path
         return None
 
@@ -217,7 +217,7 @@ def row_of(group: Sequence[PlannedJob], estimator: Estimator, now: float) -> For
         label=job.stage if owner in ("comparison", "local") else f"{job.stage} {owner}",
         record=job.record,
         jobs=dict(Counter(one.rule for one in group)),
-        settings=settings_mark(json.dumps(job.settings, sort_keys=True, separators=(",", ":"))),
+        settings=settings_mark(Job(job.settings).identity),
         made_at=now,
         **dict.fromkeys(("basis", "unit", "tokens", "kwh", "hours", "grams", "reason")),
         notes=[],

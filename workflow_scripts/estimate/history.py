@@ -69,10 +69,11 @@ class Past:
     inputs: dict[str, str]
     parameters: float | None = None
 
-    def cost(self) -> tuple[float, float]:
-        """Energy [J] and time [s] without what failed attempts have wasted."""
+    def cost(self) -> tuple[float, float] | None:
+        """Energy [J] and time [s] without what failed attempts have wasted; None without an energy figure."""
         joules, useful = self.record.total_energy_joules, self.record.useful_j
-        assert joules  # read_history leaves out the others
+        if not joules or not self.record.duration_seconds:
+            return None
         share = useful / joules if useful and self.record.status == "complete" else 1.0
         return joules * share, self.record.duration_seconds * share
 
@@ -88,7 +89,7 @@ def read_record(path: Path) -> StageRecord | None:
 
 
 def read_history(root: Path) -> tuple[list[Past], list[str]]:
-    """All stages with an energy figure under `root`, newest first, and what was left out and why.
+    """All stages under `root`, newest first, and what was left out and why.
 
     The state folders hold every run, the results folders those that may have lost their state folder; a record is its
     fingerprint, so copies count once. Records of an older version do not say what they worked on.
@@ -110,7 +111,7 @@ def read_history(root: Path) -> tuple[list[Past], list[str]]:
         mark = origin.fingerprint or str(path)
         if origin.inputs is None:
             older.add(mark)
-        elif record.total_energy_joules and record.duration_seconds:
+        else:
             found.setdefault(mark, Past(record, origin.settings or {}, origin.inputs, made.get("parameters")))
     if older:
         notes.append(f"{len(older)} record(s) are of an older version, which does not name settings and inputs: not used")

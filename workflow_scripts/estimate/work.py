@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from workflow_scripts.estimate.artefacts import Artefacts, Split
+from workflow_scripts.estimate.artefacts import Artefacts, Split, data_kind
 from workflow_scripts.estimate.history import Past, setting
 from workflow_scripts.estimate.pricing import ZERO, Range, UnpricedError
 
@@ -173,8 +173,8 @@ def _training(task: Task, rows: int = 1) -> Work:
     loss = Range.exactly(float(task.get("training.token_budget")))
     if (epochs := setting(task.settings, "training.max_epochs")) and per_epoch:
         loss = loss.at_most(per_epoch * float(epochs))
-    pipeline = setting(task.settings, "pipeline")
-    like = [p.record.work for p in task.past if setting(p.settings, "pipeline") == pipeline]
+    kind = data_kind(task.inputs)
+    like = [p.record.work for p in task.past if data_kind(p.inputs) == kind]
     ratio = ratio or Range.seen([w.input / w.loss for w in like if w.input and w.loss], INPUT_PER_LOSS)
     return Work("loss", loss * ratio, loss=loss, rows=rows * task.get("training.batch_size"))
 

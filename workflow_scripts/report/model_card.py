@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
-from tabulate import tabulate
 
 from workflow_scripts.accounting.model import Evaluation, ExperimentSummary
 from workflow_scripts.artefact import RANDOM_WEIGHTS
 from workflow_scripts.energy.model import Carbon, StageRecord
 from workflow_scripts.energy.uncertainty import Energy
-from workflow_scripts.report.pages import template
+from workflow_scripts.report.pages import pipe, template
 from workflow_scripts.report.rounding import number
 
 PIPELINES = {
@@ -123,7 +122,7 @@ def _energy(summary: ExperimentSummary) -> str:
         for name, record in summary.stages.items()
         if record.lineage is not None
     ]
-    return tabulate(rows, head, "pipe", disable_numparse=True)
+    return pipe(rows, head)
 
 
 def _kwh(spent: Energy | None) -> str:
@@ -142,4 +141,4 @@ def _quality(summary: ExperimentSummary) -> str:
     models = (summary.quality, *(summary.references.get(name, Evaluation()) for name in ("student", "teacher")))
     titles = METRICS | {name: f"`{name}`" for name in sorted(summary.quality.metrics)}
     rows = [(title, *(number(model.quality(key)) for model in models)) for key, title in titles.items()]
-    return tabulate(rows, ("On held-out text", "this model", "before training", "teacher"), "pipe", disable_numparse=True)
+    return pipe(rows, ("On held-out text", "this model", "before training", "teacher"))

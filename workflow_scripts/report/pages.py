@@ -3,7 +3,7 @@ r"""The comparison as a page (answer.html, opens offline), as Markdown, and as L
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,13 @@ def markdown(text: str) -> str:
     return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(text.split()))
 
 
+def pipe(rows: Sequence[Sequence[str]], head: Sequence[str], words: Sequence[int] | None = None) -> str:
+    """A table as GitHub reads it, without padding; columns other than `words` are set to the right."""
+    align = [None if words is None else "left" if i in words else "right" for i in range(len(head))]
+    lines = tabulate(rows, head, "pipe", colalign=align, disable_numparse=True).splitlines()
+    return "\n".join(re.sub(r" *(?<!\\)\| *", " | ", line).strip() for line in lines)
+
+
 def basis(comparison: Comparison) -> str:
     """Class and boundary of the energies, in a sentence."""
     classes, boundaries = (names(comparison.experiments, key) for key in ("energy_class", "boundary"))
@@ -49,7 +56,7 @@ def template(name: str) -> Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"latex": latex, "markdown": markdown, "pipe": lambda table: table.markdown(markdown)}
+    environment.filters |= {"latex": latex, "markdown": markdown, "pipe": _pipe}
     return environment.get_template(name)
 
 
@@ -82,11 +89,9 @@ class Table:
     words: tuple[int, ...] = (0,)
     empty: str = ""
 
-    def markdown(self, escape: Callable[[str], str]) -> str:
-        """The table as GitHub reads it."""
-        align = ["left" if i in self.words else "right" for i in range(len(self.head))]
-        head, *rows = ([escape(cell) for cell in row] for row in (self.head, *self.rows))
-        return tabulate(rows, head, "pipe", colalign=align, disable_numparse=True)
+
+def _pipe(table: Table) -> str:
+    return pipe([[markdown(cell) for cell in row] for row in table.rows], [markdown(cell) for cell in table.head], table.words)
 
 
 def answer_tables(comparison: Comparison) -> list[Table]:

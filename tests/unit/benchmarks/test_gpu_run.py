@@ -10,6 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu.run import table, with_energy, with_figures
 from benchmarks.gpu.shapes import SCALES, Scale, build, chat_rows, forward_flops
+from tests.helpers.summaries import stage
+from workflow_scripts.energy.model import StageRecord
 from workflow_scripts.settings.shapes import Shape
 
 
@@ -42,12 +44,12 @@ def test_rows_are_as_long_as_stated(name: str) -> None:
     assert sum(lengths) / len(lengths) == pytest.approx(scale.mean_length, rel=0.25)
 
 
-def record(gpu: float | None) -> dict:
-    joules = {"gpu": gpu, "cpu": 50.0, "dram": 10.0}
-    energy = {k: {"joules": v, "class": "measured" if k == "gpu" else "modelled"} for k, v in joules.items()}
-    boundary = [name for name, value in joules.items() if value is not None]
-    attempt = {"id": "a", "start_time": 1000.0, "joules": joules, "trace": "trace.csv.gz"}
-    return {"energy": energy | {"total": {"boundary": boundary}}, "attempts": [attempt]}
+def record(gpu: float | None) -> StageRecord:
+    parts = [("cpu", "CodeCarbon cpu_load", 50.0, 50.0), ("dram", "CodeCarbon RAM model", 50.0, 10.0)]
+    parts = [*([("gpu", "NVML total energy counter", 5.0, gpu)] if gpu is not None else []), *parts]
+    made = stage(sum(part[3] for part in parts), "accounting", "f", parts=parts)
+    made["attempts"][0] |= {"id": "a", "trace": "trace.csv.gz"}
+    return StageRecord.model_validate(made)
 
 
 @pytest.mark.parametrize(("gpu", "joules", "boundary"), [(1000.0, 400.0, ["gpu"]), (None, 24.0, ["cpu", "dram"])])

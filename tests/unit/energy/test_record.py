@@ -14,9 +14,11 @@ import jsonschema
 import pandas as pd
 import pytest
 
+from workflow_scripts.artefact import ArtefactError
 from workflow_scripts.energy.attribution import CpuShare, scope
 from workflow_scripts.energy.carbon import intensity
 from workflow_scripts.energy.ledger import Attempt
+from workflow_scripts.energy.model import StageRecord
 from workflow_scripts.energy.record import build_record
 from workflow_scripts.energy.uncertainty import propagate
 from workflow_scripts.settings.schema import Energy
@@ -262,3 +264,34 @@ def test_cpu_time_of_a_tree_with_ended_and_detached_processes() -> None:
     process.wait()
     assert 1.7 <= job <= 2.8
     assert job <= host + 0.1
+
+
+def test_what_a_stage_read_is_in_its_provenance_and_absent_where_it_was_not_kept(tmp_path: Path) -> None:
+    plain = build(attempt(1, 10, cpu=figure(100.0)))
+    assert plain.content()["provenance"] == PROVENANCE, "nothing is invented for records of earlier versions"
+    known = {
+        "settings": {"training": {"learning_rate": 1e-4}},
+        "inputs": {"model": "results/models/x/manifest.json"},
+        "files": {"results/models/x/manifest.json": {"bytes": 3, "sha256": "ab", "mtime_ns": 5}},
+        "code": "cd",
+    }
+    made = attempt(1, 10, cpu=figure(100.0))
+    made.start["provenance"] = PROVENANCE | known
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps(build(made).content()))
+    found = StageRecord.read(path)
+    assert found.content()["provenance"] == PROVENANCE | known
+    assert found.provenance.files is not None and found.provenance.files["results/models/x/manifest.json"].mtime_ns == 5
+
+
+def test_a_record_is_read_back_as_it_was_written_and_damage_is_named(tmp_path: Path) -> None:
+    record = build(attempt(1, 10, cpu=figure(100.0)))
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps(record.content()))
+    assert StageRecord.read(path) == record
+    path.write_text(json.dumps(record.content() | {"attempts": None}))
+    with pytest.raises(ArtefactError, match=r"record.json: attempts: Input should be a valid list: delete it"):
+        StageRecord.read(path)
+    path.write_text("[]")
+    with pytest.raises(ArtefactError, match="schema 'list', this program reads energy-stage/1"):
+        StageRecord.read(path)

@@ -12,10 +12,10 @@ from tests.helpers.summaries import stage
 from tests.unit.energy.test_record import figure
 from workflow_scripts.accounting.model import Bounds, Forecast, ForecastRow
 from workflow_scripts.accounting.outcome import ForecastError, compare_forecast, read_forecast
-from workflow_scripts.artefact import sha256
 from workflow_scripts.energy.ledger import LedgerWriter, read_attempts
 from workflow_scripts.energy.model import StageRecord
 from workflow_scripts.energy.record import build_record
+from workflow_scripts.energy.state import file_identity
 from workflow_scripts.estimate import forecast as module
 from workflow_scripts.estimate.artefacts import Artefacts, count_parameters
 from workflow_scripts.estimate.history import Hardware, Past, read_history
@@ -23,6 +23,7 @@ from workflow_scripts.estimate.pricing import ZERO, Range, Sample, UnpricedError
 from workflow_scripts.estimate.work import WORK, Task, amount, done, expected
 from workflow_scripts.pipelines import PIPELINES
 from workflow_scripts.plan.dry_run import PlannedJob
+from workflow_scripts.plan.slices import settings_mark
 from workflow_scripts.settings.schema import Energy
 
 CPU = "Some CPU"
@@ -112,7 +113,7 @@ def planned(stage: str, settings: dict, record: str | None = None, experiment: s
 
 def training(budget: int, **more) -> dict:
     block = {"token_budget": budget, "batch_size": 2, "max_epochs": None, "dtype": "auto"} | more
-    return {"pipeline": "baseline", "training": block}
+    return {"training": block}
 
 
 def answers(prompts: int, **more) -> dict:
@@ -138,7 +139,7 @@ def state(
     """A finished stage in the state folder, its record made as the meter makes it; without settings one of an older version."""
     at = Path("results/state", stage, mark)
     named = {name: f"results/{path}/manifest.json" for name, path in inputs.items()}
-    files = {path: {"sha256": sha256(Path(path))} for path in named.values() if Path(path).is_file()}
+    files = {path: file_identity(Path(path)) for path in named.values() if Path(path).is_file()}
     origin = {"fingerprint": mark, "cpu": cpu, "cpu_count": 4}
     start = {
         **{"stage": stage, "role": "student", "part": None, "parts": None, "experiment": "x", "pipeline": None},
@@ -207,6 +208,12 @@ def test_what_the_teacher_wrote_replaces_the_corpus_and_a_logit_cache_does_not(f
         assert expected(task("student_train", one, teacher_output=name, **STUDENT)).tokens() == Range.exactly(tokens)
     unknown = task("student_train", one, teacher_output="teacher/t/synthetic_dataset", **STUDENT)
     assert expected(unknown).tokens() == Range.exactly(600.0)
+    state("student_train", "a", training(300), {"loss": 300, "input": 600}, 5e3, 50.0, **STUDENT)
+    written = {**STUDENT, "teacher_output": "teacher/s/synthetic_dataset"}
+    state("student_train", "b", training(300), {"loss": 100, "input": 500}, 5e3, 50.0, **written)
+    history, _ = read_history(Path("results"))
+    like = task("student_train", training(600), history, teacher_output="teacher/t/synthetic_dataset", **STUDENT)
+    assert expected(like).input == Range.exactly(600.0 * 5), "trainings on rows that a teacher wrote tell of each other"
 
 
 def test_past_answers_tell_how_much_of_the_limit_is_used(folder: Path) -> None:
@@ -310,6 +317,15 @@ def test_a_training_made_another_way_is_a_doubt_and_one_alike_is_preferred(folde
     assert row.kwh is not None and row.kwh.predicted == pytest.approx(8000 / 3.6e6)
 
 
+def test_another_prerun_is_a_doubt_where_its_record_names_its_settings(folder: Path) -> None:
+    job = planned("prerun", {"prerun": {"idle_seconds": 5.0}}, "results/prerun/local/stages/prerun.json", None)
+    state("prerun", "a", {}, {}, 100.0, 10.0)
+    assert (price(job).label, price(job).notes) == ("prerun", [])
+    Path("results/state/prerun/a/record.json").unlink()
+    state("prerun", "b", {"prerun": {"idle_seconds": 9.0}}, {}, 100.0, 10.0)
+    assert price(job).notes == ["only records of other prerun settings: range x 2"]
+
+
 def test_records_with_another_boundary_are_a_doubt(folder: Path) -> None:
     job = planned("student_train", training(300), **STUDENT)
     for mark, boundary, end in (("a", ["cpu", "dram"], 50.0), ("b", ["cpu"], 100.0)):
@@ -355,6 +371,16 @@ def test_what_cannot_be_priced_is_unknown_and_makes_the_total_a_lower_bound(fold
     assert f">= {3600 * 0.7 / 3.6e6:.3g}" in line and " to " not in line
     assert found.total.unpriced == ["student_train x"]
     assert "the parameters of its model are not known" in (found.rows[1].reason or "")
+
+
+def test_stages_on_no_bill_make_no_lower_bound_and_records_without_a_figure_are_said(folder: Path) -> None:
+    state("preprocess", "p", {"data": {"train_examples": 1, "evaluation_examples": 1}}, {}, 3600.0, 36.0)
+    state("export", "e", {}, {}, None, 1.0)
+    rows = {"data": {"train_examples": 1, "evaluation_examples": 1}}
+    found = module.forecast([planned("preprocess", rows), planned("export", {})], folder, [], folder / "f.json", 0.0)
+    assert found.total.unpriced == []
+    assert found.rows[1].reason == "no record of such a stage has an energy figure and known work"
+    assert found.total.kwh is not None and found.total.kwh.predicted == pytest.approx(0.001)
 
 
 def test_records_of_an_older_version_are_counted_not_used(folder: Path) -> None:
@@ -405,6 +431,11 @@ def test_a_damaged_manifest_leaves_out_what_read_it(folder: Path) -> None:
     Path("results/models/cut/manifest.json").write_text('{"param')
     row = price(planned("student_train", training(300), **STUDENT))
     assert row.basis == "history n=1"
+
+
+def test_the_mark_of_a_row_is_that_of_the_settings_without_locations() -> None:
+    job = planned("evaluation", {"evaluation": {"batch_size": 2, "lm_eval_include_path": "tasks"}})
+    assert price(job).settings == settings_mark('{"evaluation":{"batch_size":2}}')
 
 
 def test_a_model_that_was_made_again_since_is_a_doubt(folder: Path) -> None:
@@ -474,7 +505,6 @@ def test_models_of_the_plan_are_known_by_the_job_that_makes_them(folder: Path) -
     found = Artefacts([made, trained, judged], folder)
     shape = found.parameters("results/models/r/model/manifest.json")
     assert shape == found.parameters("results/e/final_model/manifest.json") > 9e6
-    assert found.is_planned("results/e/final_model/manifest.json")
     pruned = {"source": "pruned", "of": "large", "keep_layers": [0]}
     copied = planned(
         "prepare_model",

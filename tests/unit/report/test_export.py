@@ -125,7 +125,7 @@ def test_unknown_emissions_are_left_out_with_the_reason() -> None:
     _, block = parsed(content)
     assert "co2_eq_emissions" not in block
     assert "Not known, so `co2_eq_emissions` is left out (logit_caching: no energy figure)." in content
-    assert rows(content)["logit_caching"][:3] == ["teacher", "unavailable: no source \\| at all", "unavailable"]
+    assert "| logit_caching | teacher | unavailable: no source \\| at all | unavailable |" in content
 
 
 @pytest.mark.parametrize(

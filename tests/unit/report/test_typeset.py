@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from tests.helpers.summaries import baseline, kd, write
 from workflow_scripts.accounting.load import load
 from workflow_scripts.accounting.rows import Comparison
+from workflow_scripts.report import table as terminal
 from workflow_scripts.report.pages import latex as escape
 from workflow_scripts.report.pages import render
 from workflow_scripts.stages.comparison import compare, main
@@ -40,12 +42,12 @@ def made(tmp_path: Path) -> Comparison:
 def test_markdown_has_every_figure_with_uncertainty_class_and_boundary(made: Comparison) -> None:
     text = markdown(made)
     table = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line.startswith("| ")]
-    gold = dict(zip(table[0], table[1], strict=True))
+    gold = dict(zip(table[0], table[2], strict=True))
     assert gold["student \\[kWh\\]"] == gold["total \\[kWh\\]"] == "2 ± 0.1"
     assert gold["total with policy \\[kWh\\]"] == "2 ± 0.1" and gold["teacher \\[kWh\\]"] == ""
     assert gold["J/loss token"] == "7200 ± 360"
     assert (gold["class"], gold["boundary"]) == ("measured", "cpu")
-    assert gold["experiment"] == "gold" and table[2][2:5] == ["0.6 ± 0.03", "1.6 ± 0.08", "2.2 ± 0.11"]
+    assert gold["experiment"] == "gold" and table[3][2:5] == ["0.6 ± 0.03", "1.6 ± 0.08", "2.2 ± 0.11"]
     assert "after 1.5 reuses" in text, "0.6 / (2 - 1.6)"
     assert "- seed differs: gold: 2; kd\\_50%\\_&co: 1" in text
     assert "Energy: measured, boundary cpu." in text
@@ -105,4 +107,20 @@ def test_the_comparison_writes_both_and_the_same_twice(tmp_path: Path) -> None:
     for _ in range(2):
         assert main(["--summary", *paths, "--baseline", "gold", "--out", str(out)]) == 0
         found.append([out.with_suffix(ending).read_bytes() for ending in (".md", ".tex")])
-    assert found[0] == found[1] and b"\\toprule" in found[0][1] and b"| kd " in found[0][0]
+    assert found[0] == found[1] and b"\\toprule" in found[0][1] and b"| kd |" in found[0][0]
+
+
+def test_the_terminal_has_the_table_the_verdicts_and_the_warnings(
+    made: Comparison, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    path = tmp_path / "comparison.json"
+    path.write_text(json.dumps(made.content()))
+    monkeypatch.setattr("sys.argv", ["table", str(path), "report.html"])
+    assert terminal.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split()[0]: line.split()[1:] for line in lines[:4]}
+    assert rows["gold"][:6] == ["-", "2.000000", "-", "2.000000", "0.100000", "7200.000"]
+    assert rows["kd_50%_&co"][:5] == ["0.600000", "1.600000", "-", "2.200000", "0.110000"]
+    assert any(line.startswith("Teacher output of kd_50%_&co pays against gold: after 1.5 reuses") for line in lines)
+    assert "warning: seed differs: gold: 2; kd_50%_&co: 1" in lines
+    assert lines[-1] == "Report: report.html (opens in a browser, offline)"
