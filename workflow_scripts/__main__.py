@@ -8,6 +8,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
+from workflow_scripts.errors import UserError
+
 COMMANDS = {
     "plan": ("estimate.show", "the stale jobs, one line each: why, and with history how many Wh and minutes"),
     "forecast": ("estimate.forecast", "predicted energy, time and carbon of the stale jobs"),
@@ -33,7 +35,11 @@ def main(arguments: list[str]) -> int:
     if rest[:1] in (["-h"], ["--help"]):
         print(f"python -m workflow_scripts {name}: {purpose}\n\n{_description(module)}")
         return 0
-    code: int = importlib.import_module(module).main(rest)
+    try:
+        code: int = importlib.import_module(module).main(rest)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
     return code
 
 

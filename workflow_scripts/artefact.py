@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from workflow_scripts.errors import UserError
+
 SCHEMA = "artefact/1"
 MANIFEST = "manifest.json"
 CARD = "README.md"  # a model card is written once the energy is known, after the artefact: it is no content of it
@@ -23,7 +25,7 @@ RANDOM_WEIGHTS = "random weights: quality means nothing"
 LOGIT_FORMATS = {"top_k": "top_k/1", "random": "random/1"}  # of a logit cache, by `distillation.sampling`
 
 
-class ArtefactError(RuntimeError):
+class ArtefactError(UserError):
     """An artefact that is missing, broken or not what its manifest says."""
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from workflow_scripts.__main__ import COMMANDS, main
+from workflow_scripts.errors import UserError
 
 HERE = [name for name, (module, _) in COMMANDS.items() if importlib.util.find_spec(f"workflow_scripts.{module}")]
 
@@ -21,7 +22,7 @@ def test_help_says_what_a_command_is_for_and_how_it_is_called(name, capsys) -> N
     assert main([name, "--help"]) == 0
     first, *rest = capsys.readouterr().out.splitlines()
     assert first == f"python -m workflow_scripts {name}: {COMMANDS[name][1]}"
-    assert any(line.startswith("    python -m workflow_scripts") for line in rest)
+    assert any(line.strip().startswith("python -m workflow_scripts") for line in rest)
     assert callable(importlib.import_module(module).main)
 
 
@@ -47,3 +48,18 @@ def test_arguments_go_to_the_command_and_its_exit_code_comes_back(tmp_path, caps
     code, *modules = result.stdout.split()
     assert (code, result.stderr) == ("1", f"no attempts below {tmp_path}\n")
     assert not {"torch", "pandas", "transformers"} & set(modules)
+
+
+def test_a_user_error_of_a_command_is_one_line(monkeypatch, capsys) -> None:
+    """With its own exit code, and no traceback; every error class that the package raises for users is one."""
+    module = importlib.import_module("workflow_scripts.energy.recover")
+
+    class Full(UserError):
+        exit_code = 3
+
+    def fail(arguments: list[str]) -> int:
+        raise Full(f"{arguments[0]} is full: make room")
+
+    monkeypatch.setattr(module, "main", fail)
+    assert main(["recover", "state"]) == 3
+    assert capsys.readouterr().err == "error: state is full: make room\n"

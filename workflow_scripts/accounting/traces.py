@@ -28,12 +28,13 @@ from workflow_scripts.accounting.model import (
 )
 from workflow_scripts.energy.model import AttemptRecord, Component, IntermediateEvaluation, StageRecord
 from workflow_scripts.energy.uncertainty import instrument
+from workflow_scripts.errors import UserError
 
 BINS = 120  # of a power curve at most
 SLOWEST_S = 2.0  # CodeCarbon measures once a second: finer bins would show its steps, not the power
 
 
-class TraceError(ValueError):
+class TraceError(UserError):
     """A trace or ledger that is not there or cannot be read; the text names it."""
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from workflow_scripts.energy.state import TOKEN_FOLDER, TOKEN_VARIABLE
+from workflow_scripts.errors import UserError
 from workflow_scripts.settings.optional import missing_optimizer
 
 # what a resource is called in sbatch
@@ -47,7 +48,7 @@ _FAULTS = (
 )
 
 
-class SiteError(RuntimeError):
+class SiteError(UserError):
     """A setting that this site does not accept."""
 
 

@@ -10,9 +10,10 @@ import zipfile
 from pathlib import Path
 
 from workflow_scripts.artefact import sha256
+from workflow_scripts.errors import UserError
 
 
-class ArchiveError(RuntimeError):
+class ArchiveError(UserError):
     """An archive that cannot be had or is not the expected one."""
 
 

@@ -10,13 +10,14 @@ from transformers import TrainingArguments
 
 from workflow_scripts.distill.models import compute_dtype
 from workflow_scripts.distill.parallel import world_size
+from workflow_scripts.errors import UserError
 from workflow_scripts.settings.optional import missing_optimizer
 from workflow_scripts.settings.schema import Training
 
 OPTIMIZERS = {"adamw": "adamw_torch", "adafactor": "adafactor", "adamw_8bit": "adamw_8bit"}
 
 
-class OptimizerMissing(RuntimeError):
+class OptimizerMissing(UserError):
     """The chosen optimizer is not installed."""
 
 

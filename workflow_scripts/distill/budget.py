@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from workflow_scripts.errors import UserError
 from workflow_scripts.progress import EnergySoFar, energy_so_far
 from workflow_scripts.settings.schema import Training
 
@@ -15,7 +16,7 @@ _STALE_AFTER_S = 60.0
 _STALE_AFTER_FLUSHES = 10
 
 
-class EnergyUnknown(RuntimeError):
+class EnergyUnknown(UserError):
     """An energy budget is set, but what was spent is not known."""
 
 

@@ -11,10 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from workflow_scripts.errors import UserError
+
 Messages = list[dict[str, str]]
 
 
-class CorpusError(ValueError):
+class CorpusError(UserError):
     """A corpus that cannot be trained on; names the row and the remedy."""
 
 

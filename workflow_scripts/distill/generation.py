@@ -10,12 +10,13 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from workflow_scripts.distill.batching import by_length, in_batches
+from workflow_scripts.errors import UserError
 from workflow_scripts.settings.schema import Generation
 
 Row = TypeVar("Row")
 
 
-class GenerationError(ValueError):
+class GenerationError(UserError):
     """Generation that cannot be done as configured."""
 
 

@@ -12,13 +12,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from workflow_scripts.errors import UserError
 from workflow_scripts.settings.schema import Evaluation
 
 REMEDY = "pip install -r envs/requirements-lm-eval.txt"
 _BOOTSTRAPS = 1000  # for metrics whose standard error has no closed form
 
 
-class HarnessError(ValueError):
+class HarnessError(UserError):
     """Tasks that cannot be run; the message names the key, its value and the remedy."""
 
 

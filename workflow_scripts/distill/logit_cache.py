@@ -24,12 +24,13 @@ from workflow_scripts.distill.batching import Batch, hidden_states, pad_rows
 from workflow_scripts.distill.losses import SparseTeacher
 from workflow_scripts.distill.random_draws import DrawnShard, draw_all, read_draws, uniforms
 from workflow_scripts.distill.seeds import prompt_seed
+from workflow_scripts.errors import UserError
 
 _LOW_BITS = 1 << 16
 MAX_VOCABULARY = 2 * _LOW_BITS
 
 
-class CacheError(ValueError):
+class CacheError(UserError):
     """A logit cache that does not fit what is asked of it."""
 
 

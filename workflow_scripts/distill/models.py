@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from workflow_scripts.artefact import open_artefact, sha256
 from workflow_scripts.distill.parallel import world_size
+from workflow_scripts.errors import UserError
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -31,7 +32,7 @@ _NO_MASS = -1.0e4  # added to a logit: its probability is 0 in float32, yet no i
 TOKENIZER_FILES = ["*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
 
 
-class ModelError(ValueError):
+class ModelError(UserError):
     """A model that cannot be used as configured."""
 
 

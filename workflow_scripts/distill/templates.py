@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from workflow_scripts.errors import UserError
+
 SHIPPED = Path(__file__).parent / "chat_templates"
 
 
-class TemplateError(ValueError):
+class TemplateError(UserError):
     """A chat template that cannot say which tokens are the assistant's."""
 
 

@@ -22,21 +22,22 @@ from workflow_scripts.distill.losses import KdLoss, SparseTeacher, fused_distill
 from workflow_scripts.distill.packing import pack_rows
 from workflow_scripts.distill.parallel import highest, is_main, sum_over_processes, world_size
 from workflow_scripts.distill.work import SHOWN, WorkCallback
+from workflow_scripts.errors import UserError
 from workflow_scripts.settings.schema import Training
 
 IGNORE = -100
 FILLER = -1  # number of a row without loss
 
 
-class ParallelError(RuntimeError):
+class ParallelError(UserError):
     """Several processes were asked for in a way that does not work here."""
 
 
-class MemoryShort(RuntimeError):
+class MemoryShort(UserError):
     """The accelerator has no room for a step."""
 
 
-class Stopped(RuntimeError):
+class Stopped(UserError):
     """The training was asked to stop by a signal; a checkpoint holds its work."""
 
     def __init__(self, signum: int) -> None:

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from workflow_scripts.errors import UserError
+
 SCHEMA = "energy-ledger/1"
 HOSTS = "hosts"  # folder beside the attempts: ledgers of further hosts of an attempt
 _TAIL = 1 << 18  # bytes; the newest line of a ledger is shorter
@@ -25,7 +27,7 @@ _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE
 CLASSES = ("measured", "integrated", "modelled", "unavailable")
 
 
-class LedgerError(ValueError):
+class LedgerError(UserError):
     """A ledger that does not belong here or cannot be read."""
 
 

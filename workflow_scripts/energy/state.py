@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from workflow_scripts.artefact import sha256
+from workflow_scripts.errors import UserError
 
 STALE_AFTER_S = 120.0
 BEAT_EVERY_S = 20.0
@@ -31,7 +32,7 @@ TOKEN_VARIABLE = "DISTILL_DRIVER_TOKEN"
 _VISIBLE_WITHIN_S = 60.0
 
 
-class NotSharedError(RuntimeError):
+class NotSharedError(UserError):
     """The results folder of this host is not the one that Snakemake sees."""
 
 
@@ -51,7 +52,7 @@ def check_shared(state: Path) -> None:
         time.sleep(1)  # a network file system may show it late
 
 
-class LockedError(RuntimeError):
+class LockedError(UserError):
     """Another process works on this very stage."""
 
 

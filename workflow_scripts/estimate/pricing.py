@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from workflow_scripts.errors import UserError
+
 RUN_SPREAD = 0.15  # repeated trainings of half a minute differed by 10 % on a shared machine (README)
 FEW_SPREAD = 0.30  # one or two records do not show their spread
 DOUBT = 2.0  # records of another model, unfinished …, or work over ten times as much: range wider by this
@@ -20,7 +22,7 @@ LATE = 1.1  # a training overshoots its energy budget by up to a flush period an
 SPREAD_OF_WORK = 1.5  # records whose work differs by less do not tell a fixed cost from a proportional one
 
 
-class UnpricedError(ValueError):
+class UnpricedError(UserError):
     """A stage or model that cannot be estimated; the message is the reason."""
 
 

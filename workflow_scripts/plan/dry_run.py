@@ -20,10 +20,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from workflow_scripts.errors import UserError
 from workflow_scripts.plan.slices import Content
 
 
-class DryRunError(RuntimeError):
+class DryRunError(UserError):
     """Snakemake could not plan; its own message says why."""
 
 

@@ -21,6 +21,7 @@ from referencing import Registry
 from workflow_scripts.accounting.model import ExperimentSummary, SummaryStage
 from workflow_scripts.energy.model import Component
 from workflow_scripts.energy.uncertainty import KWH, total
+from workflow_scripts.errors import UserError
 
 SCHEMAS = Path(__file__).with_name("boamps_schema")
 FORMAT = {"formatVersion": "1.1.0", "formatVersionSpecificationUri": "https://github.com/Boavizta/BoAmps/tree/main/model"}
@@ -37,7 +38,7 @@ QUALITIES = ((10.0, "high"), (25.0, "medium"), (50.0, "low"))  # largest error [
 WHOLE = "experiment"
 
 
-class BoampsError(ValueError):
+class BoampsError(UserError):
     """A report that does not fit the BoAmps schema."""
 
 

@@ -17,6 +17,7 @@ from typing import Any, cast
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from workflow_scripts.errors import UserError
 from workflow_scripts.pipelines import STAGES, rule_names
 from workflow_scripts.settings.schema import CAMPAIGN_SECTIONS, Settings
 
@@ -27,7 +28,7 @@ EXTENDS = "extends"
 _SHAPELESS_NUMBER = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
 
 
-class SettingsError(ValueError):
+class SettingsError(UserError):
     """A configuration that cannot be used; the message has one line per fault."""
 
 

@@ -6,10 +6,11 @@ python -m workflow_scripts.stages.check_tokenizers --settings '{}' --teacher MAN
 from __future__ import annotations
 
 from workflow_scripts.artefact import read_json, write_json
+from workflow_scripts.errors import UserError
 from workflow_scripts.stages.runtime.common import Arguments, run_stage
 
 
-class TokenizerError(ValueError):
+class TokenizerError(UserError):
     """Two models that cannot exchange token ids."""
 
 

@@ -12,7 +12,7 @@ from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_p
 
 from tests.helpers.tiny_training import VOCABULARY, model, rows, train
 from workflow_scripts.distill.packing import ROWWISE, attention_for, pack_rows
-from workflow_scripts.distill.training import IGNORE, Collator, _distillation_forward
+from workflow_scripts.distill.training import IGNORE, Collator, Stopped, _distillation_forward
 from workflow_scripts.distill.work import WorkCallback
 
 SIZES = {
@@ -148,7 +148,7 @@ def stop_after_two(step: int, callback: WorkCallback) -> None:
 
 def test_a_resumed_packed_training_ends_with_the_same_weights(tmp_path: Path) -> None:
     whole = train(tmp_path / "whole")
-    with pytest.raises(RuntimeError, match="stopped by signal 15"):
+    with pytest.raises(Stopped, match="stopped by signal 15"):
         train(tmp_path / "cut", each_step=stop_after_two)
     resumed = train(tmp_path / "cut")
     assert resumed.progress.resumed["steps"] == 2
@@ -190,7 +190,7 @@ def test_compiled_layers_train_and_resume_as_plain_ones(tmp_path: Path) -> None:
     Rounding differs, and Adam at a rate of 0.01 makes more of it: weights, which move by up to 0.05, agree to 0.001.
     """
     plain = train(tmp_path / "plain")
-    with pytest.raises(RuntimeError, match="stopped by signal 15"):
+    with pytest.raises(Stopped, match="stopped by signal 15"):
         train(tmp_path / "compiled", each_step=stop_after_two, compile=True)
     assert list((tmp_path / "compiled" / "compiled").iterdir()), "something was compiled, and here"
     resumed = train(tmp_path / "compiled", compile=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from workflow_scripts.errors import UserError
 from workflow_scripts.importers.first_system.values import Report, float_or_none, local_time
 
 TIME, POWER = "timestamp", "total_power_w"
@@ -25,7 +26,7 @@ ENERGIES = ("cpu_energy", "gpu_energy", "ram_energy", "energy_consumed")
 TEXTS = ("codecarbon_version", "cpu_model", "gpu_model", "tracking_mode", "os", "python_version", "country_iso_code")
 
 
-class PowerLogError(ValueError):
+class PowerLogError(UserError):
     """A file that is no power log; the text says why."""
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from workflow_scripts import artefact
+from workflow_scripts.errors import UserError
 from workflow_scripts.plan import slices
 from workflow_scripts.progress import state_dir
 from workflow_scripts.settings import Settings
@@ -77,10 +78,10 @@ def run_stage(
             raise
         where = error.filename or f"while writing to {Path(options['out']).parent} or to {state_dir()}"
         sys.exit(f"error: {error.strerror}: {where}")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
     except Exception as error:
-        if isinstance(error, ValueError | RuntimeError) and type(error).__module__.startswith("workflow_scripts"):
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(getattr(error, "exit_code", 1))
         words = f"({type(error).__name__}: {error})"  # a library's own
         for folder in (Path(options["out"]).parent, state_dir()):
             if reason := artefact.refusal(folder):

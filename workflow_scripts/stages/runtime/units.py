@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from workflow_scripts.artefact import SCHEMA, ArtefactError, read_json, sha256, write_json
+from workflow_scripts.errors import UserError
 from workflow_scripts.progress import Progress, units_dir
 
 _MERGED_INTO = "merged_into.json"
 
 
-class UnitError(RuntimeError):
+class UnitError(UserError):
     """Units that are missing or damaged, or more parts than units."""
 
 
