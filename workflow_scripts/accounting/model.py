@@ -11,11 +11,10 @@ from pydantic import BeforeValidator, Field, PrivateAttr, computed_field, model_
 from workflow_scripts.artefact import RANDOM_WEIGHTS
 from workflow_scripts.energy.model import Closed, Document, EnergyClass, Open, StageRecord, boundary_of, is_none
 from workflow_scripts.energy.uncertainty import KWH, Energy, Figure, total, worst
+from workflow_scripts.pipelines import teacher_of, training_of
 from workflow_scripts.progress import TOKEN_TYPES
 
 ROLES = ("prerun", "data", "teacher", "student", "evaluation")  # of the stages in a summary
-TRAINING = {"dpo": "dpo_training"}
-TEACHER = {"kd": ("logit_caching",), "sft": ("teacher_generation",), "dpo": ("teacher_generation",)}
 LOWER_IS_BETTER = {"cross_entropy": True, "kl_to_teacher": True, "top1_agreement": False}
 
 
@@ -342,7 +341,7 @@ class ExperimentSummary(Document):
     @property
     def training(self) -> SummaryStage | None:
         """The experiment's own training."""
-        return self.own.get(TRAINING.get(self.pipeline, "student_train"))
+        return self.own.get(training_of(self.pipeline))
 
     def spent(self, *roles: str) -> Energy | None:
         """Energy of the stages of some roles, or of all; None when there is none or one of them has no figure."""
@@ -372,7 +371,7 @@ class ExperimentSummary(Document):
     @property
     def problems(self) -> list[Problem]:
         """Why the experiment has no total."""
-        wanted = (*TEACHER.get(self.pipeline, ()), TRAINING.get(self.pipeline, "student_train"))
+        wanted = (*teacher_of(self.pipeline), training_of(self.pipeline))
         missing = [Problem(n, f"stage {n} is missing, so it has no total") for n in wanted if n not in self.own]
         said = {n: r.total_energy_joules for n, r in self.stages.items() if r.spent is None}
         odd = {n: joules for n, joules in said.items() if joules is not None}

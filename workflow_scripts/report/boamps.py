@@ -21,18 +21,11 @@ from referencing import Registry
 from workflow_scripts.accounting.model import ExperimentSummary, SummaryStage
 from workflow_scripts.energy.model import Component
 from workflow_scripts.energy.uncertainty import KWH, total
+from workflow_scripts.pipelines import IN_SUMMARY, PIPELINES
 
 SCHEMAS = Path(__file__).with_name("boamps_schema")
-FORMAT = {"formatVersion": "1.1.0", "formatVersionSpecificationUri": "https://github.com/Boavizta/BoAmps/tree/main/model"}
-STAGES = {
-    "student_train": "finetuning",
-    "dpo_training": "finetuning",
-    "evaluation": "inference",
-    "logit_caching": "datacreation",
-}
-STAGES |= {"teacher_generation": "datacreation", "preprocess": "preprocessing"}
 PREPARING = "preprocessing"  # what else an experiment needs: models fetched and pruned, the meter checked
-TRAINING = {"kd": "knowledge distillation", "sft": "supervisedLearning", "baseline": "supervisedLearning"}
+FORMAT = {"formatVersion": "1.1.0", "formatVersionSpecificationUri": "https://github.com/Boavizta/BoAmps/tree/main/model"}
 QUALITIES = ((10.0, "high"), (25.0, "medium"), (50.0, "low"))  # largest error [%], by the schema's own words
 WHOLE = "experiment"
 
@@ -91,7 +84,9 @@ def _report(
             "reportStatus": "final" if all(r.status == "complete" for r in records) else "draft",
         },
         "task": {
-            "taskStage": "+".join(dict.fromkeys(STAGES.get(stage, PREPARING) for stage in stages)),
+            "taskStage": "+".join(
+                dict.fromkeys(IN_SUMMARY[stage].boamps if stage in IN_SUMMARY else PREPARING for stage in stages)
+            ),
             "taskFamily": "text generation",
             "algorithms": [_algorithm(summary, config, model, stages)],
             "dataset": _datasets(records),
@@ -106,6 +101,11 @@ def _report(
     return report | ({"quality": quality} if quality else {})
 
 
+def _task_stage(stage: str) -> str:
+    """The schema's word for a stage of a summary."""
+    return IN_SUMMARY[stage].boamps if stage in IN_SUMMARY else PREPARING
+
+
 def _algorithm(
     summary: ExperimentSummary, config: Mapping[str, Any], model: Mapping[str, Any], stages: Mapping[str, SummaryStage]
 ) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def _algorithm(
         return {"algorithmType": "llm", "foundationModelName": config["model"]["teacher"], **framework}
     return {
         "algorithmType": "llm",
-        "trainingType": TRAINING.get(summary.pipeline, "direct preference optimisation"),
+        "trainingType": PIPELINES[summary.pipeline].boamps,
         "foundationModelName": config["model"]["student"],
         "parametersNumber": model["parameters"] / 1e9,
         "optimizer": config["training"]["optimizer"],
