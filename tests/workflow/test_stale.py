@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -236,7 +237,7 @@ def test_one_meter_at_a_time_is_no_default_that_an_option_replaces(finished: Wor
     assert "meter=1" in (result.stdout + result.stderr).partition("Job stats")[0]
     spans = [json.loads(path.read_text()) for path in finished.folder.glob("results/*/stages/export.json")]
     spans = sorted((r["attempts"][-1]["start_time"], r["attempts"][-1]["end_time"]) for r in spans)
-    assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
 
 
 def test_the_workflow_runs_from_another_folder(finished: Workflow, tmp_path: Path) -> None:
