@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from workflow_scripts.artefact import ArtefactError, read_json
-from workflow_scripts.energy.uncertainty import KWH, Energy, Instrument, instrument, percent
+from workflow_scripts.energy.uncertainty import KWH, Energy, Instrument, instrument, percent, total
 
 EnergyClass = Literal["measured", "integrated", "modelled", "unavailable"]
 Role = Literal["prerun", "data", "teacher", "student", "evaluation", "accounting"]
@@ -347,6 +347,6 @@ class StageRecord(Document):
         return "+".join(self.energy.total.boundary)
 
 
-def boundary_of(records: Iterable[StageRecord]) -> list[str]:
-    """Boundaries of the records that have a figure."""
-    return sorted({record.boundary for record in records if record.spent is not None})
+def known_energy(records: Iterable[StageRecord]) -> Energy:
+    """Energy of the records that have a figure."""
+    return total(spent for record in records if (spent := record.spent) is not None)
