@@ -19,8 +19,8 @@ from jsonschema import Draft4Validator
 from referencing import Registry
 
 from workflow_scripts.accounting.model import ExperimentSummary, SummaryStage
-from workflow_scripts.energy.model import Component
-from workflow_scripts.energy.uncertainty import KWH, total
+from workflow_scripts.energy.model import Component, known_energy
+from workflow_scripts.energy.uncertainty import KWH
 from workflow_scripts.pipelines import IN_SUMMARY, PIPELINES
 
 SCHEMAS = Path(__file__).with_name("boamps_schema")
@@ -73,7 +73,7 @@ def _report(
     records = list(stages.values())
     last = max(r.end_time for r in records)
     mark = f"{summary.experiment_id}/{name}/{last!r}"
-    uncertainty = total(r.spent for r in records if r.spent is not None).uncertainty_pct
+    uncertainty = known_energy(records).uncertainty_pct
     quality = next((word for bound, word in QUALITIES if uncertainty is not None and uncertainty <= bound * (1 + 1e-9)), None)
     origin = records[-1].provenance
     report: dict[str, Any] = {
@@ -139,7 +139,7 @@ def _datasets(records: list[SummaryStage]) -> list[dict[str, Any]]:
 
 def _description(summary: ExperimentSummary, stages: Mapping[str, SummaryStage], uncertainty: float | None) -> str:
     """What the fields cannot say, in sentences."""
-    whole = total(r.spent for r in stages.values() if r.spent is not None)
+    whole = known_energy(stages.values())
     wasted = sum(r.wasted_j or 0.0 for r in stages.values()) / KWH
     shared = [name for name, r in stages.items() if r.experiment is None]
     return " ".join(
@@ -161,7 +161,7 @@ def _measure(records: list[SummaryStage]) -> dict[str, Any]:
         "measurementMethod": " + ".join(everything),
         **({"version": codecarbon} if codecarbon and all("CodeCarbon" in m for m in everything) else {}),
         **{f"{name}TrackingMode": " + ".join(found) for name, found in methods.items() if found},
-        "powerConsumption": total(r.spent for r in records if r.spent is not None).kwh,
+        "powerConsumption": known_energy(records).kwh,
         "measurementDuration": sum(r.duration_seconds for r in records),
         "measurementDateTime": _date(min(r.start_time for r in records)),
     }
