@@ -20,11 +20,11 @@ from pathlib import Path
 
 from workflow_scripts.accounting.model import ExperimentSummary
 from workflow_scripts.importers.first_system import records
-from workflow_scripts.importers.first_system.attempts import Attempt, attempts_of, match_rows, utc_offset
-from workflow_scripts.importers.first_system.emissions import Row
-from workflow_scripts.importers.first_system.files import SUMMARY, Reader, RunFolder, Source
+from workflow_scripts.importers.first_system.attempts import find_attempts, match_rows, utc_offset
+from workflow_scripts.importers.first_system.files import SUMMARY, Attempt, Reader, Source
+from workflow_scripts.importers.first_system.logs import Row
 from workflow_scripts.importers.first_system.naming import Given, experiments
-from workflow_scripts.importers.first_system.report import Report
+from workflow_scripts.importers.first_system.values import Report
 from workflow_scripts.pipelines import IN_SUMMARY
 
 
@@ -51,74 +51,62 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if written else 1
 
 
-def _named_stage(text: str) -> tuple[str, str]:
+def _named_stage(text: str) -> list[str]:
     name, _, stage = text.partition("=")
     if stage not in IN_SUMMARY:
         raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=STAGE with STAGE one of {', '.join(IN_SUMMARY)}")
-    return name, stage
+    return [name, stage]
 
 
-def _named_experiment(text: str) -> tuple[str, str]:
-    name, _, experiment = text.partition("=")
-    if not name or not re.fullmatch(r"[A-Za-z0-9_.-]+", experiment):
+def _named_experiment(text: str) -> list[str]:
+    if not re.fullmatch(r"[^=]+=[A-Za-z0-9_.-]+", text):
         raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=EXPERIMENT, of letters, digits and _ . -")
-    return name, experiment
+    return text.split("=", 1)
 
 
 def import_runs(folders: Sequence[Path], out: Path, given: Given, utc_offset_hours: float | None, report: Report) -> list[Path]:
     """Write everything that can be imported; returns the summaries' paths. Findings go into `report`."""
-    reader = Reader(report)
-    runs = [reader.run_folder(path) for path in {folder.resolve(): folder for folder in folders}.values()]
-    attempts: dict[int, list[Attempt]] = {}
-    for run in runs:
-        for source in run.sources:
-            attempts[id(source)] = attempts_of(source, report)
-        run.sources = [source for source in run.sources if attempts[id(source)]]
-        for source in _from_rows(run, attempts, utc_offset_hours, report):
-            run.sources.append(source)
-    written = []
-    found = experiments([source for run in runs for source in run.sources], given, report)
-    sharing: dict[int, list[str]] = {}
-    for experiment in found:
-        for source in experiment.stages.values():
-            sharing.setdefault(id(source), []).append(experiment.name)
-    for experiment in found:
+    reader, sources, written = Reader(report), [], []
+    for path in {folder.resolve(): folder for folder in folders}.values():
+        read, rows = reader.run_folder(path)
+        for source in read:
+            find_attempts(source, report)
+        read = [source for source in read if source.attempts]
+        sources += [*read, *_from_rows(path, read, rows, utc_offset_hours, report)]
+    for experiment in experiments(sources, given, report):
         folder = out / experiment.name
         if reason := records.refusal(folder):
             report.add("refused", experiment.name, reason)
             continue
-        shared = {stage: sharing[id(source)] for stage, source in experiment.stages.items()}
-        own = {stage: attempts[id(source)] for stage, source in experiment.stages.items()}
-        stages = {stage: records.build(experiment, stage, own[stage], shared[stage], report) for stage in own}
-        summary = records.summarise(experiment, stages, shared)
-        records.write(folder, summary, own)
+        summary = records.summarise(experiment, report)
+        records.write(folder, summary, experiment)
         written.append(folder / SUMMARY)
         _tell(summary, report)
     return written
 
 
-def _from_rows(run: RunFolder, attempts: dict[int, list[Attempt]], hours: float | None, report: Report) -> list[Source]:
+def _from_rows(run: Path, sources: list[Source], all_rows: list[Row], hours: float | None, report: Report) -> list[Source]:
     """Give CodeCarbon's rows to their attempts; those that are nobody's become stages of their own, by project."""
-    left = run.rows
-    for source in run.sources:
-        source.rows = [row for row in run.rows if row.project == source.stage_id]
-        left = match_rows(attempts[id(source)], source, left)
+    left = all_rows
+    for source in sources:
+        source.rows = [row for row in all_rows if row.project == source.stage_id]
+        left = match_rows(source, left)
     if not left:
         return []
-    offset = hours * 3600 if hours is not None else utc_offset(run.sources)
+    offset = hours * 3600 if hours is not None else utc_offset(sources)
     if offset is None:
         text = "CodeCarbon's times have no zone and no file tells it: taken as UTC (--utc-offset says otherwise)"
-        report.add("noted", run.path, text)
+        report.add("noted", run, text)
     by_project: dict[str, list[Row]] = {}
     for row in left:
         by_project.setdefault(row.project, []).append(row)
-    taken = {source.stage_id for source in run.sources}
+    taken = {source.stage_id for source in sources}
     made = []
     for project, rows in by_project.items():
         name = f"{project}-codecarbon" if project in taken else project
-        source = Source(run.path, rows[-1].path.parent, name)
+        source = Source(run, rows[-1].path.parent, name)
         ends = [row.local_end - (offset or 0.0) for row in rows]
-        attempts[id(source)] = [Attempt(end - row.duration_s, end, row=row) for row, end in zip(rows, ends, strict=True)]
+        source.attempts = [Attempt(end - row.duration_s, end, row=row) for row, end in zip(rows, ends, strict=True)]
         what = "of the same name, but of another time or length than its record," if project in taken else "without a record"
         report.add("noted", source.folder, f"{len(rows)} row(s) of CodeCarbon {what} are attempts of experiment {name}")
         made.append(source)

@@ -227,7 +227,7 @@ def test_user_says_what_a_stage_is(tmp_path, stages, run, capsys) -> None:
     assert result.stage("mystery", "logit_caching")["role"] == "teacher"
     with pytest.raises(SystemExit):
         main([str(tmp_path), "--out", "x", "--stage", "mystery=guess"])
-    assert "expected NAME=STAGE with STAGE one of prerun, preprocess, logit_caching" in capsys.readouterr().err
+    assert "expected NAME=STAGE with STAGE one of prerun, prepare_model, preprocess" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([str(tmp_path), "--out", "x", "--into", "mystery=../up"])
     result = run(str(tmp_path / "run"), "--stage", "mistery=logit_caching")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.importers import first_system as old
-from workflow_scripts.importers.first_system.power_log import PowerLogError, read_power_log, split
+from workflow_scripts.importers.first_system.logs import PowerLogError, read_power_log, split
 
 
 def test_trapezoid_over_real_time_stamps(tmp_path) -> None:

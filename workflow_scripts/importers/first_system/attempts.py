@@ -4,52 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
-from workflow_scripts.importers.first_system.emissions import Row
-from workflow_scripts.importers.first_system.files import Source, StageFile, Written
-from workflow_scripts.importers.first_system.power_log import PowerLog, split
-from workflow_scripts.importers.first_system.report import Report
-from workflow_scripts.importers.first_system.values import local_time, nested, zone_offset
+from workflow_scripts.importers.first_system.files import Attempt, Source, StageFile, Written
+from workflow_scripts.importers.first_system.logs import PowerLog, Row, split
+from workflow_scripts.importers.first_system.values import Report, local_time, nested, zone_offset
 
 SAME_INSTANT_S = 120.0  # CodeCarbon and the summary are written some seconds after a stage's end
 SAME_DURATION = 0.01
 
 
-@dataclass
-class Attempt:
-    """One attempt: start and end [s, Unix]; `file` is the latest that speaks of it, `snapshots` all, in order of their step."""
-
-    start: float
-    end: float
-    file: StageFile | None = None
-    snapshots: list[StageFile] = field(default_factory=list)
-    log: PowerLog | None = None
-    row: Row | None = None
-
-    @property
-    def seconds(self) -> float:
-        """Duration."""
-        return self.end - self.start
-
-    @property
-    def finished(self) -> bool:
-        """Whether the first system ended the stage itself; it also did so when the program left by an exception."""
-        return self.file is not None and not self.file.snapshot
-
-    @property
-    def said(self) -> Written:
-        """The figures in the file; without one, none."""
-        return self.file.said if self.file is not None else Written()
-
-    @property
-    def file_end(self) -> float | None:
-        """The instant of the figures in the file [s, Unix]."""
-        return span[1] if (span := self.said.span) is not None else None
-
-
-def attempts_of(source: Source, report: Report) -> list[Attempt]:
-    """Attempts of a stage, oldest first."""
+def find_attempts(source: Source, report: Report) -> None:
+    """Sort a stage's files and power log into its attempts, oldest first."""
     by_start: dict[float, list[tuple[tuple[float, float], StageFile]]] = {}
     for file in source.files:
         if (span := file.said.span) is None:
@@ -72,7 +37,7 @@ def attempts_of(source: Source, report: Report) -> list[Attempt]:
         if other.start < one.end:
             text = f"overlap by {one.end - other.start:.0f} s: energy may be counted twice"
             report.add("noted", source.folder, f"attempts of {source.stage_id} {text}")
-    return attempts
+    source.attempts = attempts
 
 
 def _with_log(source: Source, log: PowerLog, attempts: list[Attempt], report: Report) -> list[Attempt]:
@@ -103,7 +68,7 @@ def utc_offset(sources: Sequence[Source]) -> float | None:
     return found.pop() if len(found) == 1 else None
 
 
-def match_rows(attempts: Sequence[Attempt], source: Source, rows: list[Row]) -> list[Row]:
+def match_rows(source: Source, rows: list[Row]) -> list[Row]:
     """Give each attempt the row of its stage's or experiment's name, and of its duration and end; returns the rows left over.
 
     A row's project alone proves nothing: the first system took the last row of a project for that of every later attempt.
@@ -111,7 +76,7 @@ def match_rows(attempts: Sequence[Attempt], source: Source, rows: list[Row]) -> 
     names = (source.stage_id, nested(source.summary, "experiment_name"))
     left = []
     for row in rows:
-        own = next((a for a in attempts if row.project in names and a.row is None and _same(a, row)), None)
+        own = next((a for a in source.attempts if row.project in names and a.row is None and _same(a, row)), None)
         if own is None:
             left.append(row)
         else:

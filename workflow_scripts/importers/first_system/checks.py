@@ -14,11 +14,9 @@ from typing import Any, Literal
 
 from workflow_scripts.energy.model import Component, EnergyClass
 from workflow_scripts.energy.uncertainty import KWH
-from workflow_scripts.importers.first_system.attempts import Attempt
-from workflow_scripts.importers.first_system.emissions import Row
-from workflow_scripts.importers.first_system.files import Source, StageFile
-from workflow_scripts.importers.first_system.report import Report
-from workflow_scripts.importers.first_system.values import local_time, nested, zone_offset
+from workflow_scripts.importers.first_system.files import Attempt, Source, StageFile
+from workflow_scripts.importers.first_system.logs import Row
+from workflow_scripts.importers.first_system.values import Report, local_time, nested, zone_offset
 from workflow_scripts.settings.schema import Uncertainty
 
 Scope = Literal["device", "host", "job"]

@@ -18,10 +18,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator
 
 from workflow_scripts.artefact import ArtefactError, read_json
-from workflow_scripts.importers.first_system.emissions import Row, read_emissions
-from workflow_scripts.importers.first_system.power_log import PowerLog, PowerLogError, read_power_log
-from workflow_scripts.importers.first_system.report import Report
-from workflow_scripts.importers.first_system.values import Number
+from workflow_scripts.importers.first_system.logs import PowerLog, PowerLogError, Row, read_emissions, read_power_log
+from workflow_scripts.importers.first_system.values import Number, Report
 
 SUMMARY = "experiment_summary.json"
 SAMPLES = "gpu_power_samples"
@@ -92,8 +90,40 @@ class StageFile:
 
 
 @dataclass
+class Attempt:
+    """One attempt: start and end [s, Unix]; `file` is the latest that speaks of it, `snapshots` all, in order of their step."""
+
+    start: float
+    end: float
+    file: StageFile | None = None
+    snapshots: list[StageFile] = field(default_factory=list)
+    log: PowerLog | None = None
+    row: Row | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Duration."""
+        return self.end - self.start
+
+    @property
+    def finished(self) -> bool:
+        """Whether the first system ended the stage itself; it also did so when the program left by an exception."""
+        return self.file is not None and not self.file.snapshot
+
+    @property
+    def said(self) -> Written:
+        """The figures in the file; without one, none."""
+        return self.file.said if self.file is not None else Written()
+
+    @property
+    def file_end(self) -> float | None:
+        """The instant of the figures in the file [s, Unix]."""
+        return span[1] if (span := self.said.span) is not None else None
+
+
+@dataclass
 class Source:
-    """All that is known of one stage of one run folder."""
+    """All that is known of one stage of one run folder; `shared_by` names the experiments that use it."""
 
     run: Path
     folder: Path
@@ -104,16 +134,8 @@ class Source:
     environment: Json = field(default_factory=dict)
     summary: Json = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
-
-
-@dataclass
-class RunFolder:
-    """One run folder: its stages and CodeCarbon's rows."""
-
-    path: Path
-    sources: list[Source] = field(default_factory=list)
-    summary: Json = field(default_factory=dict)
-    rows: list[Row] = field(default_factory=list)
+    attempts: list[Attempt] = field(default_factory=list)
+    shared_by: list[str] = field(default_factory=list)
 
 
 class Reader:
@@ -124,33 +146,33 @@ class Reader:
         self._seen: dict[str, Path] = {}
         self._rows: dict[str, Row] = {}
 
-    def run_folder(self, path: Path) -> RunFolder:
-        """Read one run folder; empty when it holds nothing of the first system, which the report says."""
-        run = RunFolder(path)
+    def run_folder(self, path: Path) -> tuple[list[Source], list[Row]]:
+        """Stages and CodeCarbon's rows of one run folder; none when nothing of the first system is in it, which is reported."""
+        summary: Json = {}
         if not path.is_dir():
             self._report.add("refused", path, "no such folder")
-            return run
+            return [], []
         top = path / SUMMARY
         if top.is_file() and (content := self._json(top)) is not None:
             kind = _kind(content)
-            run.summary = content if kind == "summary" else {}
-            self._report.add("read" if run.summary else "refused", top, kind)
+            summary = content if kind == "summary" else {}
+            self._report.add("read" if summary else "refused", top, kind)
         stages = path / "stages"
         folders = [stages, *sorted(p for p in stages.iterdir() if p.is_dir())] if stages.is_dir() else [path]
-        run.sources = [source for folder in folders for source in self._stage_folder(run, folder)]
-        self._fill_from_summary(run)
-        run.rows = self._emissions(path)
-        if not run.sources and not run.rows:
+        sources = [source for folder in folders for source in self._stage_folder(path, folder, summary)]
+        sources = self._with_summaries(path, sources, summary)
+        rows = self._emissions(path)
+        if not sources and not rows:
             nothing = "no stage record, snapshot, power_log.csv or emissions.csv of the first system in it"
             self._report.add("refused", path, nothing)
-        return run
+        return sources, rows
 
-    def _stage_folder(self, run: RunFolder, folder: Path) -> list[Source]:
+    def _stage_folder(self, run: Path, folder: Path, whole: Json) -> list[Source]:
         """The stages of one folder, each with its configuration and environment, and the power log when there is one stage."""
         found: dict[str, list[tuple[Path, Json]]] = {"config": [], "environment": [], "summary": []}
         sources: dict[str, Source] = {}
         for path in sorted(folder.glob("*.json")):
-            if path == run.path / SUMMARY or (content := self._json(path)) is None:
+            if path == run / SUMMARY or (content := self._json(path)) is None:
                 continue
             kind = _kind(content)
             if kind in found:
@@ -159,14 +181,14 @@ class Reader:
             elif kind != "stage":
                 self._report.add("refused", path, kind)
             elif (file := self._stage_file(path, content)) is not None:
-                sources.setdefault(file.stage_id, Source(run.path, folder, file.stage_id)).files.append(file)
-        summary = found["summary"][-1][1] if found["summary"] else run.summary
+                sources.setdefault(file.stage_id, Source(run, folder, file.stage_id)).files.append(file)
+        summary = found["summary"][-1][1] if found["summary"] else whole
         log = self._power_log(folder / "power_log.csv")
         if not sources and (log is not None or found["summary"]):
             only = list(summary.get("stages", {})) if len(summary.get("stages", {})) == 1 else []
             stage_id = only[0] if only else _one_of(found["config"], folder.name).get("stage_id") or folder.name
-            sources[stage_id] = Source(run.path, folder, stage_id)
-        elif not sources and found["config"] and folder != run.path:
+            sources[stage_id] = Source(run, folder, stage_id)
+        elif not sources and found["config"] and folder != run:
             gone = "the stage began, and left no record, snapshot or power log: its energy is not known"
             self._report.add("missing", folder, gone)
         for source in sources.values():
@@ -206,12 +228,12 @@ class Reader:
         self._report.add("read", path, "stage")
         return StageFile(path, Written.model_validate(content), digest)
 
-    def _fill_from_summary(self, run: RunFolder) -> None:
+    def _with_summaries(self, run: Path, sources: list[Source], whole: Json) -> list[Source]:
         """Stages that a summary has and no whole file: an attempt that is known by its start is not taken again."""
-        known = {(f.stage_id, f.said.start_time): f for s in run.sources for f in s.files if not f.snapshot}
-        summaries = {id(s.summary): (s.folder, s.summary) for s in run.sources if s.summary}
-        if run.summary:
-            summaries.setdefault(id(run.summary), (run.path, run.summary))
+        known = {(f.stage_id, f.said.start_time): f for s in sources for f in s.files if not f.snapshot}
+        summaries = {id(s.summary): (s.folder, s.summary) for s in sources if s.summary}
+        if whole:
+            summaries.setdefault(id(whole), (run, whole))
         for folder, summary in summaries.values():
             place = folder / SUMMARY
             for stage_id, content in summary["stages"].items():
@@ -223,15 +245,15 @@ class Reader:
                 if own := known.get((stage_id, start)):
                     self._compare(place, Written.model_validate(content), own)
                     continue
-                source = next((s for s in run.sources if s.stage_id == stage_id), None)
+                source = next((s for s in sources if s.stage_id == stage_id), None)
                 if source is None:
-                    source = Source(run.path, folder, stage_id, summary=summary)
-                    run.sources.append(source)
+                    source = Source(run, folder, stage_id, summary=summary)
+                    sources.append(source)
                 if (file := self._stage_file(place, {"stage_id": stage_id, **content})) is not None:
                     self._report.add("noted", place, f"stage {stage_id} has no whole file of its own: taken from this summary")
                     source.files.append(file)
                     known[stage_id, start] = file
-        run.sources = [s for s in run.sources if s.files or s.power_log is not None]
+        return [s for s in sources if s.files or s.power_log is not None]
 
     def _compare(self, place: Path, said: Written, own: StageFile) -> None:
         """A summary that does not say what the stage's own file says."""

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from workflow_scripts.importers.first_system.files import Json, Source
-from workflow_scripts.importers.first_system.report import Report
-from workflow_scripts.importers.first_system.values import nested
+from workflow_scripts.importers.first_system.values import Report, nested
 from workflow_scripts.pipelines import IN_SUMMARY, PIPELINES
 
 GUIDE = {"synthetic_generation": "teacher_generation", "preference_dataset": "teacher_generation", "burn_in": "prerun"}
@@ -25,6 +24,7 @@ WORDS = (
     (r"burn_in|prerun", "prerun"),
     (r"(?:^|[^a-z])(?:eval|olmes|benchmark|mt_bench)", "evaluation"),
 )
+COMPARED = {"optimizer": "optimizer", "schedule": "schedule_type", "token budget": "token_budget", "dtype": "dtype"}
 REPEATED = re.compile(r"__(\d+)$")
 
 
@@ -95,6 +95,7 @@ def _place(
     elif IN_SUMMARY[stage].role == "student":
         experiment.pipeline, experiment.config = pipeline, source.config
     experiment.stages[stage] = source
+    source.shared_by.append(name)
 
 
 def _experiment_name(source: Source) -> str:
@@ -140,12 +141,7 @@ def comparable(config: Json) -> dict[str, Any]:
     if not isinstance(training, Mapping):
         return {}
     batch, steps = training.get("batch_size"), training.get("gradient_accumulation_steps")
-    found = {
-        "seed": nested(config, "experiment.seed"),
-        "optimizer": training.get("optimizer"),
-        "schedule": training.get("schedule_type"),
-        "token budget": training.get("token_budget"),
-        "effective batch": batch * steps if isinstance(batch, int) and isinstance(steps, int) else None,
-        "dtype": training.get("dtype"),
-    }
+    found = {name: training.get(key) for name, key in COMPARED.items()}
+    found["seed"] = nested(config, "experiment.seed")
+    found["effective batch"] = batch * steps if isinstance(batch, int) and isinstance(steps, int) else None
     return {key: value for key, value in found.items() if value is not None}

@@ -8,58 +8,64 @@ from __future__ import annotations
 import gzip
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from workflow_scripts.accounting.model import ExperimentSummary, Reuse, SummaryStage, sum_of
 from workflow_scripts.accounting.summary import fingerprint
 from workflow_scripts.artefact import ArtefactError, read_json, write_json
+from workflow_scripts.energy import model
 from workflow_scripts.energy.carbon import intensity
-from workflow_scripts.energy.model import (
-    AttemptRecord,
-    Carbon,
-    Component,
-    Device,
-    EnergyFigures,
-    Metrics,
-    Provenance,
-    Role,
-    Sampling,
-    Total,
-    Work,
-)
 from workflow_scripts.energy.uncertainty import KWH, worst
-from workflow_scripts.importers.first_system.attempts import Attempt
 from workflow_scripts.importers.first_system.checks import BOUNDARY, Judged, judge, own_codecarbon, unknown
-from workflow_scripts.importers.first_system.files import SUMMARY, Source
+from workflow_scripts.importers.first_system.files import SUMMARY, Attempt, Source
+from workflow_scripts.importers.first_system.logs import PowerLog
 from workflow_scripts.importers.first_system.naming import Experiment, comparable
-from workflow_scripts.importers.first_system.power_log import PowerLog
-from workflow_scripts.importers.first_system.report import Report
-from workflow_scripts.importers.first_system.values import nested
+from workflow_scripts.importers.first_system.values import Report, nested
 from workflow_scripts.pipelines import IN_SUMMARY
 from workflow_scripts.progress import TOKEN_TYPES
 
 NO_SETTINGS = ("experiment", "wandb", "output", "benchmark", "hardware", "energy")  # of the first system: change no result
 POLL_MS = 500  # its default
+GPU = {"name": "name", "power_limit_w": "power_limit_watts", "driver": "driver_version"}
 PACKAGES = {"pytorch_version": "torch", "transformers_version": "transformers"}
 COMPONENTS = ("gpu", "cpu", "dram")
 
 
-def build(
-    experiment: Experiment, stage: str, attempts: Sequence[Attempt], shared_by: list[str], report: Report
-) -> SummaryStage:
-    """The record of all attempts of a stage, oldest first; `shared_by` names the experiments that use it."""
-    source = experiment.stages[stage]
+def summarise(experiment: Experiment, report: Report) -> ExperimentSummary:
+    """The summary `experiment-summary/1`. Quality is empty: the first system kept none beside the energy."""
+    settings = {key: value for key, value in experiment.config.items() if key not in NO_SETTINGS}
+    stages = {stage: _record(experiment, stage, source, report) for stage, source in experiment.stages.items()}
+    shared = {stage: record.shared_by for stage, record in stages.items() if record.shared_by and len(record.shared_by) > 1}
+    marks = {stage: record.provenance.fingerprint for stage, record in stages.items()}
+    return ExperimentSummary(
+        experiment_id=f"{experiment.name}-imported-{fingerprint(marks)}",
+        experiment_name=experiment.name,
+        pipeline=experiment.pipeline,
+        description=str(nested(experiment.config, "experiment.description") or "imported from the first system"),
+        reuse={stage: Reuse(experiments=len(names), names=names) for stage, names in shared.items()},
+        comparable=comparable(experiment.config),
+        config_fingerprint=fingerprint(experiment.config),
+        seedless_fingerprint=fingerprint({**settings, "stages": sorted(stages)}) if experiment.config else None,
+        stages=stages,
+    )
+
+
+def _record(experiment: Experiment, stage: str, source: Source, report: Report) -> SummaryStage:
+    """The record of all attempts of a stage, oldest first."""
+    attempts = source.attempts
     judged = [judge(attempt, stage, experiment.config, source, report) for attempt in attempts]
     last = judged[-1]
     energy = _energy(judged)
     total = energy.total.joules
     tokens, no_tokens = _tokens(judged, source)
     unit = last.tokens.unit if tokens else None
-    at_tokens = _joules_at_tokens(judged) if tokens else None
+    at_tokens = sum_of([*(j.total for j in judged[:-1]), last.joules_at_tokens]) if tokens else None
     per_token = at_tokens / tokens if at_tokens is not None and tokens else None
-    useful, wasted = _useful(judged, source)
+    entries = [_attempt(one, source, one is last) for one in judged]
+    wasted = sum_of([entry.wasted_j for entry in entries])
+    warnings = _warnings(judged, source, energy, tokens, no_tokens, at_tokens)
     seconds = sum(a.seconds for a in attempts)
     end = max(a.end for a in attempts)
     until_tokens = (last.attempt.file_end or last.attempt.end) - last.attempt.start
@@ -83,47 +89,40 @@ def build(
         nvml_poll_interval_ms=_poll(source, attempts),
         experiment=experiment.name,
         pipeline=experiment.pipeline,
-        role=cast(Role, IN_SUMMARY[stage].role),
+        role=cast(model.Role, IN_SUMMARY[stage].role),
         status="complete" if last.attempt.finished else "partial",
         energy=energy,
-        useful_j=useful,
+        useful_j=sum_of([entry.useful_j for entry in entries]) if wasted is not None else None,
         wasted_j=wasted,
         above_idle_j=None,
         joules_per_token_by_type={kind: per_token if kind == unit else None for kind in TOKEN_TYPES},
-        attempts=[_attempt(one, source, one is last) for one in judged],
+        attempts=entries,
         devices=_devices(source, attempts),
         work=_work(stage, last, tokens),
-        metrics=Metrics(),
+        metrics=model.Metrics(),
         carbon=_carbon(total, experiment.config),
         idle=None,
         overhead={},
         provenance=_provenance(source, attempts, last.tokens.claimed),
-        warnings=list(
-            dict.fromkeys(
-                [
-                    *_warnings(judged, source, energy, tokens, no_tokens, at_tokens),
-                    *(text for one in judged for text in one.remarks),
-                ]
-            )
-        ),
-        shared_by=shared_by,
+        warnings=list(dict.fromkeys([*warnings, *(text for one in judged for text in one.remarks)])),
+        shared_by=source.shared_by,
     )
 
 
-def _energy(judged: Sequence[Judged]) -> EnergyFigures:
+def _energy(judged: Sequence[Judged]) -> model.EnergyFigures:
     parts = {name: _component([j.figures[name] for j in judged]) for name in COMPONENTS}
     inside = [name for name in BOUNDARY if parts[name].joules is not None]
-    total = Total(
+    total = model.Total(
         joules=sum_of([parts[name].joules for name in inside]),
         energy_class=worst(parts[name].energy_class for name in inside),
         boundary=inside,
         reason=None if inside else parts["gpu"].reason,
     )
     node = unknown("the first system did not ask for it", "host")
-    return EnergyFigures(gpu=parts["gpu"], cpu=parts["cpu"], dram=parts["dram"], node=node, total=total)
+    return model.EnergyFigures(gpu=parts["gpu"], cpu=parts["cpu"], dram=parts["dram"], node=node, total=total)
 
 
-def _component(figures: Sequence[Component]) -> Component:
+def _component(figures: Sequence[model.Component]) -> model.Component:
     """Sum over the attempts that have a figure, with the worst class."""
     known = [(f, f.joules) for f in figures if f.joules is not None]
     if not known:
@@ -147,11 +146,6 @@ def _tokens(judged: Sequence[Judged], source: Source) -> tuple[int | None, str |
     return last.value, last.reason
 
 
-def _joules_at_tokens(judged: Sequence[Judged]) -> float | None:
-    """Energy of the boundary at the instant of the last attempt's token count, with all of the attempts before it."""
-    return sum_of([*(j.total for j in judged[:-1]), judged[-1].joules_at_tokens])
-
-
 def _resumes(source: Source) -> bool | None:
     """Whether the configuration let an attempt go on from a checkpoint."""
     said = [nested(source.config, f"{section}.resume_from_checkpoint") for section in ("training", "output")]
@@ -159,22 +153,10 @@ def _resumes(source: Source) -> bool | None:
     return any(value not in (False, "None", "") for value in known) if known else None
 
 
-def _useful(judged: Sequence[Judged], source: Source) -> tuple[float | None, float | None]:
-    """Useful and wasted joules: known when the last attempt ended by itself and none before it was resumed."""
-    totals = [t for j in judged if (t := j.total) is not None]
-    if not judged[-1].attempt.finished or len(totals) < len(judged) or (len(judged) > 1 and _resumes(source) is not False):
-        return None, None
-    return totals[-1], sum(totals[:-1], 0.0)
-
-
 def _warnings(
-    judged: Sequence[Judged],
-    source: Source,
-    energy: EnergyFigures,
-    tokens: int | None,
-    no_tokens: str | None,
-    at_tokens: float | None,
+    judged: Sequence[Judged], source: Source, energy: model.EnergyFigures, tokens: int | None, why: str | None, at: float | None
 ) -> list[str]:
+    """What a reader of the record must know; `why` there are no tokens, the joules `at` their instant."""
     warnings = [f"imported from the first system: {source.folder.name}/{source.stage_id}"]
     for name in COMPONENTS:
         reasons = [j.figures[name].reason for j in judged if j.figures[name].joules is None]
@@ -183,16 +165,16 @@ def _warnings(
     if energy.dram.joules is not None:
         warnings.append("dram is CodeCarbon's model and not in the total, as in the first system")
     if tokens is None:
-        warnings.append(f"tokens are not known: {no_tokens}")
+        warnings.append(f"tokens are not known: {why}")
     for one in judged:  # totals that the files themselves state; a log goes further anyway
         said = one.attempt.said.total_energy_joules
         if said and one.attempt.log is None and abs((one.total or 0.0) - said) > 1e-6 * said:
             ours = "unknown" if one.total is None else f"{one.total:,.0f} J"
             warnings.append(f"the record's own total is {said:,.0f} J, here it is {ours}")
     total = energy.total.joules
-    if total is not None and at_tokens is not None and abs(total - at_tokens) > 1e-6 * total:
-        at, rest = f"{at_tokens:,.0f} J and {tokens:,} tokens", f"{total - at_tokens:,.0f} J"
-        warnings.append(f"joules per token are those of one instant, {at}; the other {rest} came after it")
+    if total is not None and at is not None and abs(total - at) > 1e-6 * total:
+        instant, rest = f"{at:,.0f} J and {tokens:,} tokens", f"{total - at:,.0f} J"
+        warnings.append(f"joules per token are those of one instant, {instant}; the other {rest} came after it")
     if not judged[-1].attempt.finished:
         warnings.append("the last attempt has no final record: how much of its work was used is not known")
     if not source.environment:
@@ -205,7 +187,7 @@ def _warnings(
     return warnings
 
 
-def _attempt(judged: Judged, source: Source, last: bool) -> AttemptRecord:
+def _attempt(judged: Judged, source: Source, last: bool) -> model.AttemptRecord:
     """An attempt's entry: useful as a whole when it ended the stage, wasted when the next began anew, else not known."""
     attempt, total, host = judged.attempt, judged.total, _host(source, judged.attempt)
     useful = None
@@ -214,7 +196,7 @@ def _attempt(judged: Judged, source: Source, last: bool) -> AttemptRecord:
     elif _resumes(source) is False:
         useful = 0.0
     slurm = nested(source.environment, "slurm_info")
-    return AttemptRecord(
+    return model.AttemptRecord(
         id=f"imported-{re.sub('[^A-Za-z0-9.-]+', '_', host)}-{attempt.start:.0f}",
         outcome="completed" if attempt.finished else "lost",
         exit_code=None,
@@ -238,14 +220,14 @@ def _attempt(judged: Judged, source: Source, last: bool) -> AttemptRecord:
     )
 
 
-def _sampling(source: Source, attempt: Attempt) -> Sampling | None:
+def _sampling(source: Source, attempt: Attempt) -> model.Sampling | None:
     if attempt.log is None:
         return None
     period = _poll(source, [attempt]) / 1000
     _, _, joules, longest = attempt.log.gaps()
     expected, n = round(attempt.seconds / period) + 1, len(attempt.log.times)
     missed = max(0.0, 100 * (1 - n / expected))
-    return Sampling(period_s=period, n=n, expected=expected, missed_pct=missed, max_gap_s=longest, j_in_gaps=joules)
+    return model.Sampling(period_s=period, n=n, expected=expected, missed_pct=missed, max_gap_s=longest, j_in_gaps=joules)
 
 
 def _poll(source: Source, attempts: Sequence[Attempt]) -> int:
@@ -260,12 +242,12 @@ def _peak(attempt: Attempt) -> float | None:
     return max((w for w in (attempt.said.gpu_peak_power_watts, sampled) if w), default=None)
 
 
-def _work(stage: str, last: Judged, tokens: int | None) -> Work:
-    counts = {**dict.fromkeys(Work.model_fields), **({last.tokens.unit: tokens} if tokens else {})}
+def _work(stage: str, last: Judged, tokens: int | None) -> model.Work:
+    counts = {**dict.fromkeys(model.Work.model_fields), **({last.tokens.unit: tokens} if tokens else {})}
     claimed = last.tokens.claimed
     if stage == "preprocess" and claimed and claimed == int(claimed):
         counts["examples"] = int(claimed)
-    return Work(**counts)
+    return model.Work(**counts)
 
 
 def _of_codecarbon(attempts: Sequence[Attempt], source: Source, key: str) -> float | None:
@@ -273,7 +255,7 @@ def _of_codecarbon(attempts: Sequence[Attempt], source: Source, key: str) -> flo
     return sum_of([own_codecarbon(attempt, source.rows).get(key) or None for attempt in attempts])
 
 
-def _carbon(joules: float | None, config: Any) -> Carbon:
+def _carbon(joules: float | None, config: Any) -> model.Carbon:
     """Emissions of the total by the country that the configuration names, at PUE 1."""
     country = nested(config, "energy.country_iso_code")
     options = {"carbon_intensity_g_per_kwh": None, "region": None, "country_iso_code": country}
@@ -282,7 +264,7 @@ def _carbon(joules: float | None, config: Any) -> Carbon:
     value: float | None = found["intensity_g_per_kwh"]
     grams = joules / KWH * value if joules is not None and value is not None else None
     reason = found["reason"] or ("no energy figure" if joules is None else None)
-    return Carbon.model_validate({**found, "grams": grams, "pue": 1.0, "reason": reason})
+    return model.Carbon.model_validate({**found, "grams": grams, "pue": 1.0, "reason": reason})
 
 
 def _host(source: Source, attempt: Attempt) -> str:
@@ -291,20 +273,21 @@ def _host(source: Source, attempt: Attempt) -> str:
     return str(named) if named and attempt.file is not None else f"unknown host of {source.folder.name}/{source.stage_id}"
 
 
-def _devices(source: Source, attempts: Sequence[Attempt]) -> list[Device]:
+def _devices(source: Source, attempts: Sequence[Attempt]) -> list[model.Device]:
     """GPUs. No UUID was kept: host and index stand for it, else errors of different cards would seem common."""
     uuid = f"not recorded: {_host(source, attempts[-1])}"
-    gpus = [gpu for gpu in source.environment.get("gpus") or [] if isinstance(gpu, dict)]
-    facts = [{"power_limit_w": gpu.get("power_limit_watts"), "driver": gpu.get("driver_version")} for gpu in gpus]
     found = [
-        Device(uuid=f"{uuid} index {gpu.get('index')}", name=gpu.get("name"), **more)
-        for gpu, more in zip(gpus, facts, strict=True)
+        model.Device.model_validate(
+            {"uuid": f"{uuid} index {gpu.get('index')}"} | {key: gpu.get(said) for key, said in GPU.items()}
+        )
+        for gpu in source.environment.get("gpus") or []
+        if isinstance(gpu, dict)
     ]
-    model = next((a.row.facts.get("gpu_model") for a in attempts if a.row is not None), None)
-    return found or ([Device(uuid=uuid, name=model.partition(" x ")[2] or model)] if model else [])
+    name = next((a.row.facts.get("gpu_model") for a in attempts if a.row is not None), None)
+    return found or ([model.Device(uuid=uuid, name=name.partition(" x ")[2] or name)] if name else [])
 
 
-def _provenance(source: Source, attempts: Sequence[Attempt], claimed: float | None) -> Provenance:
+def _provenance(source: Source, attempts: Sequence[Attempt], claimed: float | None) -> model.Provenance:
     """Versions, host and commit as the first system wrote them; `imported` names what the record was made from.
 
     The fingerprint is the same for copies of the same run folder, so that a stage that was imported twice is charged once.
@@ -315,7 +298,7 @@ def _provenance(source: Source, attempts: Sequence[Attempt], claimed: float | No
     facts = rows[-1].facts if rows else {}
     parts = [a.file.digest if a.file is not None else a.row.run_id if a.row is not None else f"{a.start:.3f}" for a in attempts]
     packages = {name: software[key] for key, name in PACKAGES.items() if key in software}
-    return Provenance(
+    return model.Provenance(
         fingerprint=hashlib.sha256("\0".join((source.stage_id, *parts)).encode()).hexdigest()[:12],
         git_commit=nested(said, "git_info.commit_hash"),
         git_dirty=nested(said, "git_info.is_dirty"),
@@ -337,26 +320,6 @@ def _provenance(source: Source, attempts: Sequence[Attempt], claimed: float | No
     )
 
 
-def summarise(experiment: Experiment, stages: dict[str, SummaryStage], sharing: Mapping[str, list[str]]) -> ExperimentSummary:
-    """The summary `experiment-summary/1`; `sharing` names the experiments that use a stage.
-
-    Quality is empty: the first system kept none beside the energy.
-    """
-    settings = {key: value for key, value in experiment.config.items() if key not in NO_SETTINGS}
-    marks = {stage: record.provenance.fingerprint for stage, record in stages.items()}
-    return ExperimentSummary(
-        experiment_id=f"{experiment.name}-imported-{fingerprint(marks)}",
-        experiment_name=experiment.name,
-        pipeline=experiment.pipeline,
-        description=str(nested(experiment.config, "experiment.description") or "imported from the first system"),
-        reuse={stage: Reuse(experiments=len(names), names=names) for stage, names in sharing.items() if len(names) > 1},
-        comparable=comparable(experiment.config),
-        config_fingerprint=fingerprint(experiment.config),
-        seedless_fingerprint=fingerprint({**settings, "stages": sorted(stages)}) if settings else None,
-        stages=stages,
-    )
-
-
 def refusal(folder: Path) -> str | None:
     """Why the results in a folder must not be replaced, or None."""
     for path in (folder / SUMMARY, *sorted((folder / "stages").glob("*.json"))):
@@ -372,13 +335,13 @@ def refusal(folder: Path) -> str | None:
     return None
 
 
-def write(folder: Path, summary: ExperimentSummary, attempts: Mapping[str, list[Attempt]]) -> None:
+def write(folder: Path, summary: ExperimentSummary, experiment: Experiment) -> None:
     """Write the power traces, the records and, last, the summary. Stages of an earlier import that are gone are removed."""
     for old in (folder / "stages").glob("*.json"):
         if old.stem not in summary.stages:
             old.unlink()
     for stage, record in summary.stages.items():
-        for attempt, entry in zip(attempts[stage], record.attempts, strict=True):
+        for attempt, entry in zip(experiment.stages[stage].attempts, record.attempts, strict=True):
             if attempt.log is not None and entry.joules["gpu"] is not None:
                 entry.trace = f"{folder.name}/traces/{stage}-{entry.id}.csv.gz"
                 _trace(folder.parent / entry.trace, attempt.log, attempt.start)

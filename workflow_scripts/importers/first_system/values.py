@@ -1,14 +1,24 @@
-"""Values out of files of unknown quality."""
+"""Values out of files of unknown quality, and what an import says of its files."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
+KINDS = {
+    "imported": "imported",
+    "read": "files read",
+    "dropped": "dropped (counted elsewhere)",
+    "null": "set to null",
+    "refused": "refused (unreadable or no data of the first system)",
+    "missing": "missing",
+    "noted": "noted",
+}
 QUARTER_HOUR = 900.0  # s; every time zone's distance from UTC is a multiple of it
 
 
@@ -48,3 +58,24 @@ def zone_offset(local: float, seconds: float) -> tuple[float, float]:
     """Nearest distance from UTC [s] of a local time that should be the instant `seconds`, and what is left over [s]."""
     offset = round((local - seconds) / QUARTER_HOUR) * QUARTER_HOUR
     return offset, local - seconds - offset
+
+
+@dataclass
+class Report:
+    """Lines by kind: (where, text)."""
+
+    lines: dict[str, list[tuple[str, str]]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
+
+    def add(self, kind: str, where: object, text: str) -> None:
+        """Remember one finding; the same finding twice counts once."""
+        if (str(where), text) not in self.lines[kind]:
+            self.lines[kind].append((str(where), text))
+
+    def render(self) -> list[str]:
+        """Everything but the files that were read whole, which are only counted."""
+        shown = []
+        for kind, title in KINDS.items():
+            shown.append(f"{title}: {len(self.lines[kind])}")
+            if kind != "read":
+                shown += [f"  {where}: {text}" for where, text in self.lines[kind]]
+        return shown
