@@ -2,6 +2,7 @@
 # make demo       the whole comparison on a small real model, CPU only
 # make test       the fast tests: units and plans, in two processes
 # make test-all   every test, the tiny experiment end to end among them; ARGS='tests/workflow -k stale'
+# make plan       the stale jobs, one line each: why, and what they will cost; ARGS='demo_kd --configfile my.yaml'
 # make forecast   what the stale jobs will cost, before anything runs; ARGS='demo_kd --configfile my.yaml' goes to snakemake -n
 # make bill       what all the work in results/ has cost to date: useful, wasted, superseded; ARGS='otherfolder --json'
 # make faults     the fault campaign: about a hundred kills, full disks and damaged files, each survived or reported
@@ -14,7 +15,7 @@ SNAKEMAKE := $(BIN)/snakemake
 REPORT := results/report.html
 COMPARISON := results/comparison/comparison.json
 
-.PHONY: environment demo forecast bill test test-all faults checks format lock reference
+.PHONY: environment demo plan forecast bill test test-all faults checks format lock reference
 
 environment: $(READY)
 
@@ -26,11 +27,14 @@ demo: $(READY)
 $(REPORT): $(COMPARISON)
 	$(SNAKEMAKE) --quiet all --report $(REPORT)
 
+plan: $(READY)
+	@$(BIN)/python -m workflow_scripts plan $(ARGS)
+
 forecast: $(READY)
-	@$(BIN)/python -m workflow_scripts.estimate.forecast $(ARGS)
+	@$(BIN)/python -m workflow_scripts forecast $(ARGS)
 
 bill: $(READY)
-	@$(BIN)/python -m workflow_scripts.accounting.bill $(ARGS)
+	@$(BIN)/python -m workflow_scripts bill $(ARGS)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
@@ -54,7 +58,7 @@ format: $(READY)
 	$(BIN)/snakefmt Snakefile rules
 
 reference: $(READY)
-	$(BIN)/python -m workflow_scripts.settings.reference --write
+	$(BIN)/python -m workflow_scripts.reference --write
 
 # The virtual environment is made from the lock when it is missing or older than the lock.
 $(READY): envs/requirements.txt

@@ -9,6 +9,7 @@ lock, and the error of integrating a replayed trace.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import statistics
@@ -69,7 +70,9 @@ def replay_error() -> float:
 
 def main() -> None:
     """Measure and print."""
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 60.0
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.meter_cost", description=__doc__)
+    parser.add_argument("seconds", nargs="?", type=float, default=60.0, help="length of the stage that is metered")
+    seconds = parser.parse_args().seconds
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for part in ("idle", "stall", "delay"):

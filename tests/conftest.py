@@ -1,6 +1,7 @@
 """Tiers and shared fixtures: a tiny random model, a copy of the workflow, and one finished tiny run.
 
-The default tier is fast. What uses a finished run, and all of tests/integration and tests/slurm, is marked `slow` here.
+The default tier is fast. What uses a finished run or mounts a disk, and all of tests/integration and tests/slurm, is
+marked `slow` here.
 """
 
 from __future__ import annotations
@@ -99,7 +100,10 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "tiny_run" in getattr(item, "fixturenames", ()) or item.path.parent.name in ("integration", "slurm"):
+        if {"tiny_run", "small_disk"} & set(getattr(item, "fixturenames", ())) or item.path.parent.name in (
+            "integration",
+            "slurm",
+        ):
             item.add_marker(pytest.mark.slow)
 
 

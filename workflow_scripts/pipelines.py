@@ -81,7 +81,7 @@ class Pipeline:
     checks_teacher: bool = False  # the training checks that its input was made by this teacher
     from_policy: bool = False  # may start from another experiment's model (`model.policy`)
     judged_on_pairs: bool = False  # the evaluation has margins on held-out pairs
-    boamps: str | None = None  # trainingType of a BoAmps report
+    boamps: str = ""  # trainingType of a BoAmps report
 
 
 INFERENCE: Reads = ("training.dtype", "model.attn_implementation")
@@ -219,6 +219,7 @@ PIPELINES = {
             teacher_output="preferences",
             from_policy=True,
             judged_on_pairs=True,
+            boamps="direct preference optimisation",
         ),
         Pipeline("baseline", "fine-tuning on the data's own answers", "student_train", boamps="supervisedLearning"),
     )
@@ -227,6 +228,17 @@ PIPELINES = {
 TEACHER_STAGES = tuple(name for name, stage in STAGES.items() if stage.split)
 TRAININGS = tuple(dict.fromkeys(pipeline.training for pipeline in PIPELINES.values()))
 IN_SUMMARY = {stage.in_summary: stage for stage in STAGES.values() if stage.role != "accounting"}
+
+
+def training_of(pipeline: str) -> str:
+    """Training stage of a pipeline; of an imported experiment whose pipeline is not known, the common one."""
+    return PIPELINES[pipeline].training if pipeline in PIPELINES else "student_train"
+
+
+def teacher_of(pipeline: str) -> list[str]:
+    """Name of a pipeline's teacher stage in a summary; none where it has no teacher or is not known."""
+    teacher = PIPELINES[pipeline].teacher if pipeline in PIPELINES else None
+    return [STAGES[teacher].in_summary] if teacher else []
 
 
 def splits() -> Iterator[tuple[Stage, Split]]:

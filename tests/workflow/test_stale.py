@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -109,7 +112,8 @@ def test_learning_rate_reruns_that_training_and_what_follows(finished: Workflow)
     edit(finished, "config/experiments/demo_kd.yaml", set_key("training.learning_rate", 1.0e-4))
     jobs = plan(finished)
     assert set(jobs) == TRAINING_KD
-    assert jobs["student_train demo_kd"].startswith("Params have changed since last execution")
+    assert "before: 'training.learning_rate=0.0005' now: 'training.learning_rate=0.0001'" in jobs["student_train demo_kd"]
+    assert ".py" not in finished.snakemake("-n").stdout, "no source files among the inputs"
     assert jobs["evaluation demo_kd"].startswith("Input files updated by another job")
 
 
@@ -154,6 +158,94 @@ def test_kd_temperature_within_the_cache_retrains_only(finished: Workflow) -> No
     assert set(plan(finished)) == TRAINING_KD
 
 
+def test_what_a_merge_alone_reads_asks_no_teacher(finished: Workflow) -> None:
+    answers = {"merge_answers", "student_train demo_sft", "evaluation demo_sft", "experiment_summary demo_sft"}
+    for key in ("synthetic_data.filtering.min_length", "synthetic_data.filtering.max_length"):
+        edit(finished, "config/base.yaml", set_key(key, 5))
+        assert set(plan(finished)) == answers | {"export_model demo_sft", "comparison"}, key
+    finished.snakemake("--cores", "2", "demo_sft")
+    edit(finished, "config/base.yaml", set_key("dpo.judge_labeling", {"min_margin": 0.001}))
+    assert set(plan(finished, "demo_sft", "demo_dpo")) == TRAINING_DPO - {"comparison"} | {"merge_pairs"}
+
+
+def test_where_files_lie_is_no_part_of_a_result(finished: Workflow) -> None:
+    edit(finished, "config/base.yaml", set_key("distillation.logprob_cache_path", "elsewhere"))
+    edit(finished, "config/base.yaml", set_key("synthetic_data.synthetic_dataset_path", "other"))
+    edit(finished, "config/base.yaml", set_key("dpo_preference_dataset_path", "third"))
+    assert plan(finished) == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "rules"),
+    [
+        ("energy/uncertainty.py", {"experiment_summary", "export_model", "export_policy", "comparison"}),
+        ("settings/dpo.py", {"rank_pairs", "merge_pairs", "dpo_training"}),
+        ("artefact.py", {"prepare_model", "preprocess", "generate_answers", "student_train", "evaluation", "comparison"}),
+    ],
+)
+def test_edited_code_makes_stale_what_computes_with_it(finished: Workflow, source: str, rules: set[str]) -> None:
+    path = finished.folder / "workflow_scripts" / source
+    path.write_text(path.read_text() + "\nCHANGED = True\n")
+    jobs = {job.split()[0] for job in plan(finished)}
+    assert rules <= jobs
+    if source.startswith("energy"):
+        assert jobs == rules
+    if source.startswith("settings"):
+        assert "student_train" not in jobs and "generate_answers" not in jobs
+
+
+def test_who_else_is_compared_is_no_affair_of_a_summary(finished: Workflow) -> None:
+    experiments = ["demo_baseline", "demo_kd", "demo_sft"]
+    edit(finished, "config/base.yaml", set_key("comparison.experiments", experiments))
+    assert set(plan(finished)) == {"comparison"}
+
+
+def test_results_without_snakemakes_notes_are_compared_by_what_their_records_say(finished: Workflow) -> None:
+    """Moved, copied or shared results, a second checkout, a second user: there is no .snakemake that knows them."""
+    shutil.rmtree(finished.folder / ".snakemake")
+    assert plan(finished) == {}
+    edit(finished, "config/experiments/demo_kd.yaml", set_key("training.learning_rate", 1.0e-4))
+    jobs = plan(finished)
+    assert set(jobs) == TRAINING_KD
+    assert "before: training.learning_rate=0.0005 now: training.learning_rate=0.0001" in jobs["student_train demo_kd"]
+
+
+def test_a_file_that_was_replaced_by_an_older_one_is_stale(finished: Workflow) -> None:
+    template = finished.folder / "workflow_scripts/distill/chat_templates/smollm2.jinja"
+    template.write_text(template.read_text() + "{# other #}")
+    os.utime(template, (0, 0))
+    jobs = plan(finished)
+    assert "preprocess" in jobs and "smollm2.jinja=" in jobs["preprocess"]
+
+
+def test_results_of_an_earlier_version_are_refused_in_one_sentence(finished: Workflow) -> None:
+    path = finished.path("results/demo_kd/stages/student_train.json")
+    record = json.loads(path.read_text())
+    for key in ("settings", "inputs", "files", "code"):
+        del record["provenance"][key]
+    path.write_text(json.dumps(record))
+    result = finished.snakemake("-n", check=False)
+    assert result.returncode == 1
+    (line,) = [line for line in (result.stdout + result.stderr).splitlines() if "earlier version" in line]
+    assert "student_train.json" in line and "output.root" in line
+
+
+def test_one_meter_at_a_time_is_no_default_that_an_option_replaces(finished: Workflow) -> None:
+    for card in finished.folder.glob("results/*/final_*/README.md"):
+        card.unlink()
+    result = finished.snakemake("--cores", "48", "--resources", "mem_mb=16000", "--workflow-profile", "none")
+    assert "meter=1" in (result.stdout + result.stderr).partition("Job stats")[0]
+    spans = [json.loads(path.read_text()) for path in finished.folder.glob("results/*/stages/export.json")]
+    spans = sorted((r["attempts"][-1]["start_time"], r["attempts"][-1]["end_time"]) for r in spans)
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
+
+
+def test_the_workflow_runs_from_another_folder(finished: Workflow, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    done = finished.snakemake("-n", "-s", str(finished.folder / "Snakefile"), "--directory", str(tmp_path / "elsewhere"))
+    assert "student_train" in done.stdout
+
+
 def test_generation_temperature_reruns_generation_and_sft(finished: Workflow) -> None:
     edit(finished, "config/base.yaml", set_key("synthetic_data.generation.temperature", 0.9))
     jobs = plan(finished)
@@ -181,7 +273,7 @@ def test_an_edited_stage_module_reruns_its_stage(finished: Workflow) -> None:
     source.write_text(source.read_text().replace("settings.beta,", "settings.beta * 1,"))
     jobs = plan(finished)
     assert set(jobs) == TRAINING_DPO
-    assert "Updated input files: workflow_scripts/stages/dpo_training.py" in jobs["dpo_training demo_dpo"]
+    assert re.search(r"before: 'code=\w{12}' now: 'code=\w{12}'", jobs["dpo_training demo_dpo"])
 
 
 def test_an_edited_loss_reruns_the_trainings_but_no_teacher(finished: Workflow) -> None:

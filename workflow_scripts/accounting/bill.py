@@ -29,8 +29,8 @@ from tabulate import SEPARATING_LINE, tabulate
 
 from workflow_scripts.accounting.model import sum_of
 from workflow_scripts.accounting.versions import Found, Version, read_versions
-from workflow_scripts.energy.model import Closed, Document, is_none
-from workflow_scripts.energy.uncertainty import KWH, total
+from workflow_scripts.energy.model import Closed, Document, is_none, known_energy
+from workflow_scripts.energy.uncertainty import KWH
 
 COLUMNS = ("useful", "wasted", "superseded", "in_progress")
 SHARED = "(shared)"
@@ -126,9 +126,7 @@ def bill(root: Path) -> Bill:
         update = {"experiment": record.experiment, "standing": "current, by its record alone"}
         rows.append(_row(alone).model_copy(update=update))
     records = [r for v in found.versions for r in v.records] + found.orphans
-    known = [spent for record in records if (spent := record.spent) is not None]
-    whole = total(known)
-    grams = [record.carbon.grams for record in records if record.spent is not None]
+    whole, grams = known_energy(records), [record.carbon.grams for record in records if record.spent is not None]
     quality = {
         "class": whole.energy_class or "unavailable",
         "boundary": sorted(whole.boundaries),

@@ -9,13 +9,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, PrivateAttr, computed_field, model_validator
 
 from workflow_scripts.artefact import RANDOM_WEIGHTS
-from workflow_scripts.energy.model import Closed, Document, EnergyClass, Open, StageRecord, boundary_of, is_none
-from workflow_scripts.energy.uncertainty import KWH, Energy, Figure, total, worst
+from workflow_scripts.energy.model import Closed, Document, EnergyClass, Open, StageRecord, is_none, known_energy
+from workflow_scripts.energy.uncertainty import KWH, Energy, Figure
+from workflow_scripts.pipelines import teacher_of, training_of
 from workflow_scripts.progress import TOKEN_TYPES
 
 ROLES = ("prerun", "data", "teacher", "student", "evaluation")  # of the stages in a summary
-TRAINING = {"dpo": "dpo_training"}
-TEACHER = {"kd": ("logit_caching",), "sft": ("teacher_generation",), "dpo": ("teacher_generation",)}
 LOWER_IS_BETTER = {"cross_entropy": True, "kl_to_teacher": True, "top1_agreement": False}
 
 
@@ -342,13 +341,12 @@ class ExperimentSummary(Document):
     @property
     def training(self) -> SummaryStage | None:
         """The experiment's own training."""
-        return self.own.get(TRAINING.get(self.pipeline, "student_train"))
+        return self.own.get(training_of(self.pipeline))
 
     def spent(self, *roles: str) -> Energy | None:
         """Energy of the stages of some roles, or of all; None when there is none or one of them has no figure."""
-        figures = [stage.spent for stage in (self.of(*roles) if roles else self.own.values())]
-        known = [figure for figure in figures if figure is not None]
-        return total(known) if known and len(known) == len(figures) else None
+        stages = self.of(*roles) if roles else list(self.own.values())
+        return known_energy(stages) if stages and all(stage.spent is not None for stage in stages) else None
 
     @property
     def before(self) -> Energy | None:
@@ -360,8 +358,8 @@ class ExperimentSummary(Document):
             return Energy(0.0)
         if self.lineage.total_energy_kwh is None:
             return None
-        known = [stage.spent for stage in self.stages.values() if stage.lineage is not None and stage.spent is not None]
-        return Energy(self.lineage.total_energy_kwh * KWH).with_errors_of(total(known))
+        trainings = known_energy(stage for stage in self.stages.values() if stage.lineage is not None)
+        return Energy(self.lineage.total_energy_kwh * KWH).with_errors_of(trainings)
 
     @property
     def with_policy(self) -> Energy | None:
@@ -372,7 +370,7 @@ class ExperimentSummary(Document):
     @property
     def problems(self) -> list[Problem]:
         """Why the experiment has no total."""
-        wanted = (*TEACHER.get(self.pipeline, ()), TRAINING.get(self.pipeline, "student_train"))
+        wanted = (*teacher_of(self.pipeline), training_of(self.pipeline))
         missing = [Problem(n, f"stage {n} is missing, so it has no total") for n in wanted if n not in self.own]
         said = {n: r.total_energy_joules for n, r in self.stages.items() if r.spent is None}
         odd = {n: joules for n, joules in said.items() if joules is not None}
@@ -397,7 +395,8 @@ class ExperimentSummary(Document):
 
     @model_validator(mode="after")
     def _add_up(self) -> Self:
-        own, known, training = self.own.values(), self._known, self.training
+        own, training = self.own.values(), self.training
+        known = [stage for stage in own if stage.spent is not None]
         self.start_time = min((stage.start_time for stage in own), default=0.0)
         self.end_time = max((stage.end_time for stage in own), default=0.0)
         self.total_duration_seconds = sum(stage.duration_seconds for stage in own)
@@ -414,10 +413,6 @@ class ExperimentSummary(Document):
         self.wasted_j = sum_of([stage.wasted_j for stage in known])
         self.carbon_grams = sum_of([stage.carbon.grams for stage in own])
         return self
-
-    @property
-    def _known(self) -> list[SummaryStage]:
-        return [stage for stage in self.own.values() if stage.spent is not None]
 
     @computed_field
     @property
@@ -459,11 +454,11 @@ class ExperimentSummary(Document):
     @property
     def energy(self) -> SummaryEnergy:
         """How the total was obtained; class and boundary are those of the stages that have a figure."""
-        spent = self.spent()
+        spent, known = self.spent(), known_energy(self.own.values())
         return SummaryEnergy.model_validate(
             {
-                "class": worst(stage.energy.total.energy_class for stage in self._known),
-                "boundary": boundary_of(self._known),
+                "class": known.energy_class or "unavailable",
+                "boundary": sorted(known.boundaries),
                 "complete": spent is not None,
                 "uncertainty_j": spent.half_width if spent else None,
                 "uncertainty_pct": spent.uncertainty_pct if spent else None,
@@ -478,7 +473,7 @@ class ExperimentSummary(Document):
 
     def _role(self, role: str) -> RoleEnergy:
         members, spent = self.of(role), self.spent(role)
-        known = [stage for stage in members if stage.spent is not None]
+        known = known_energy(members)
         return RoleEnergy.model_validate(
             {
                 "joules": spent.value if spent else None,
@@ -487,8 +482,8 @@ class ExperimentSummary(Document):
                 "stages": len(members),
                 "useful_j": sum_of([stage.useful_j for stage in members]),
                 "wasted_j": sum_of([stage.wasted_j for stage in members]),
-                "class": worst(stage.energy.total.energy_class for stage in known) if members else None,
-                "boundary": boundary_of(known),
+                "class": known.energy_class or "unavailable" if members else None,
+                "boundary": sorted(known.boundaries),
             }
         )
 
@@ -502,5 +497,5 @@ class ExperimentSummary(Document):
         found += [f"{name}: no energy figure, so there is no total" for name in unknown]
         unfinished = {name: stage.status for name, stage in self.own.items() if stage.status != "complete"}
         found += [f"{name}: its record is {status}: its energy is a lower bound" for name, status in unfinished.items()]
-        boundaries = boundary_of(self._known)
+        boundaries = self.energy.boundary
         return found + ([f"stages have different boundaries: {', '.join(boundaries)}"] if len(boundaries) > 1 else [])

@@ -34,7 +34,7 @@ from workflow_scripts.accounting.model import (
 from workflow_scripts.accounting.outcome import compare_forecast, read_forecast
 from workflow_scripts.accounting.traces import deployed_cost, intermediate_evaluations
 from workflow_scripts.artefact import ArtefactError, read_json, write_json
-from workflow_scripts.energy.model import Component, StageRecord, Total
+from workflow_scripts.energy.model import Component, StageRecord, Total, validated
 
 NO_SETTINGS = ("experiment", "wandb", "output", "comparison", "scatter")  # of the resolved configuration: change no result
 ADOPTED = "teacher_generation"  # the stage whose data set may have been made elsewhere
@@ -87,8 +87,8 @@ def main() -> int:
 def summarise(plan: SummaryPlan, config: Mapping[str, Any], forecast: Mapping[str, ForecastRow]) -> ExperimentSummary:
     """The summary of one experiment. Raises ArtefactError for a file that cannot be read."""
     records = read_records(plan)
-    evaluation = Evaluation.model_validate(read_json(plan.evaluation))
-    references = {name: Evaluation.model_validate(read_json(path)) for name, path in plan.references.items()}
+    evaluation = validated(Evaluation, read_json(plan.evaluation), plan.evaluation)
+    references = {name: validated(Evaluation, read_json(path), path) for name, path in plan.references.items()}
     parent = ExperimentSummary.read(plan.lineage) if plan.lineage else None
     training = plan.training_stage
     return ExperimentSummary(

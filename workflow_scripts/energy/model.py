@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -20,9 +20,10 @@ from pydantic import (
 )
 
 from workflow_scripts.artefact import ArtefactError, read_json
-from workflow_scripts.energy.uncertainty import KWH, Energy, Instrument, instrument, percent
+from workflow_scripts.energy.uncertainty import KWH, Energy, Instrument, instrument, percent, total
 
 EnergyClass = Literal["measured", "integrated", "modelled", "unavailable"]
+M = TypeVar("M", bound=BaseModel)
 Role = Literal["prerun", "data", "teacher", "student", "evaluation", "accounting"]
 
 
@@ -49,6 +50,16 @@ class Open(BaseModel):
         return {key: value for key, value in handler(self).items() if key in self.model_fields_set}
 
 
+def validated(model: type[M], content: Any, path: Path) -> M:
+    """Content of a file as a type. Raises ArtefactError that names the file, what is wrong and what to do."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtefactError(f"{path}: {where}: {first['msg']}: delete it and make it again") from None
+
+
 class Document(Closed):
     """A JSON file of ours, with its schema's name in `schema`."""
 
@@ -59,12 +70,7 @@ class Document(Closed):
         found = content.get("schema") if isinstance(content, dict) else type(content).__name__
         if found != wanted:
             raise ArtefactError(f"{path}: schema {found!r}, this program reads {wanted}")
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise ArtefactError(f"{path}: {where}: {first['msg']}: delete it and make it again") from None
+        return validated(cls, content, path)
 
     def content(self) -> dict[str, Any]:
         """What is written to the file."""
@@ -347,6 +353,6 @@ class StageRecord(Document):
         return "+".join(self.energy.total.boundary)
 
 
-def boundary_of(records: Iterable[StageRecord]) -> list[str]:
-    """Boundaries of the records that have a figure."""
-    return sorted({record.boundary for record in records if record.spent is not None})
+def known_energy(records: Iterable[StageRecord]) -> Energy:
+    """Energy of the records that have a figure."""
+    return total(spent for record in records if (spent := record.spent) is not None)

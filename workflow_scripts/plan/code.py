@@ -24,7 +24,10 @@ DECIDES_NOTHING = {
 
 @cache
 def sources(module: str) -> tuple[str, ...]:
-    """Source files of a module and of the first-party modules that it imports, but for DECIDES_NOTHING."""
+    """Source files of a module and of the first-party modules that it imports, but for DECIDES_NOTHING.
+
+    Templates count with the module `pages` beside them, which renders them.
+    """
     found: dict[Path, None] = {}
     todo = [module]
     while todo:
@@ -33,6 +36,8 @@ def sources(module: str) -> tuple[str, ...]:
         if path in found or not path.is_file() or (name != module and _left_out(name)):
             continue
         found[path] = None
+        if path.stem == "pages":
+            found |= dict.fromkeys((path.parent / "templates").glob("*.j2"))
         todo += _imports(path)
     return tuple(sorted(str(path) for path in found))
 

@@ -19,21 +19,14 @@ from jsonschema import Draft4Validator
 from referencing import Registry
 
 from workflow_scripts.accounting.model import ExperimentSummary, SummaryStage
-from workflow_scripts.energy.model import Component
-from workflow_scripts.energy.uncertainty import KWH, total
+from workflow_scripts.energy.model import Component, known_energy
+from workflow_scripts.energy.uncertainty import KWH
 from workflow_scripts.errors import UserError
+from workflow_scripts.pipelines import IN_SUMMARY, PIPELINES
 
 SCHEMAS = Path(__file__).with_name("boamps_schema")
-FORMAT = {"formatVersion": "1.1.0", "formatVersionSpecificationUri": "https://github.com/Boavizta/BoAmps/tree/main/model"}
-STAGES = {
-    "student_train": "finetuning",
-    "dpo_training": "finetuning",
-    "evaluation": "inference",
-    "logit_caching": "datacreation",
-}
-STAGES |= {"teacher_generation": "datacreation", "preprocess": "preprocessing"}
 PREPARING = "preprocessing"  # what else an experiment needs: models fetched and pruned, the meter checked
-TRAINING = {"kd": "knowledge distillation", "sft": "supervisedLearning", "baseline": "supervisedLearning"}
+FORMAT = {"formatVersion": "1.1.0", "formatVersionSpecificationUri": "https://github.com/Boavizta/BoAmps/tree/main/model"}
 QUALITIES = ((10.0, "high"), (25.0, "medium"), (50.0, "low"))  # largest error [%], by the schema's own words
 WHOLE = "experiment"
 
@@ -81,7 +74,7 @@ def _report(
     records = list(stages.values())
     last = max(r.end_time for r in records)
     mark = f"{summary.experiment_id}/{name}/{last!r}"
-    uncertainty = total(r.spent for r in records if r.spent is not None).uncertainty_pct
+    uncertainty = known_energy(records).uncertainty_pct
     quality = next((word for bound, word in QUALITIES if uncertainty is not None and uncertainty <= bound * (1 + 1e-9)), None)
     origin = records[-1].provenance
     report: dict[str, Any] = {
@@ -92,7 +85,9 @@ def _report(
             "reportStatus": "final" if all(r.status == "complete" for r in records) else "draft",
         },
         "task": {
-            "taskStage": "+".join(dict.fromkeys(STAGES.get(stage, PREPARING) for stage in stages)),
+            "taskStage": "+".join(
+                dict.fromkeys(IN_SUMMARY[stage].boamps if stage in IN_SUMMARY else PREPARING for stage in stages)
+            ),
             "taskFamily": "text generation",
             "algorithms": [_algorithm(summary, config, model, stages)],
             "dataset": _datasets(records),
@@ -107,6 +102,11 @@ def _report(
     return report | ({"quality": quality} if quality else {})
 
 
+def _task_stage(stage: str) -> str:
+    """The schema's word for a stage of a summary."""
+    return IN_SUMMARY[stage].boamps if stage in IN_SUMMARY else PREPARING
+
+
 def _algorithm(
     summary: ExperimentSummary, config: Mapping[str, Any], model: Mapping[str, Any], stages: Mapping[str, SummaryStage]
 ) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def _algorithm(
         return {"algorithmType": "llm", "foundationModelName": config["model"]["teacher"], **framework}
     return {
         "algorithmType": "llm",
-        "trainingType": TRAINING.get(summary.pipeline, "direct preference optimisation"),
+        "trainingType": PIPELINES[summary.pipeline].boamps,
         "foundationModelName": config["model"]["student"],
         "parametersNumber": model["parameters"] / 1e9,
         "optimizer": config["training"]["optimizer"],
@@ -140,7 +140,7 @@ def _datasets(records: list[SummaryStage]) -> list[dict[str, Any]]:
 
 def _description(summary: ExperimentSummary, stages: Mapping[str, SummaryStage], uncertainty: float | None) -> str:
     """What the fields cannot say, in sentences."""
-    whole = total(r.spent for r in stages.values() if r.spent is not None)
+    whole = known_energy(stages.values())
     wasted = sum(r.wasted_j or 0.0 for r in stages.values()) / KWH
     shared = [name for name, r in stages.items() if r.experiment is None]
     return " ".join(
@@ -162,7 +162,7 @@ def _measure(records: list[SummaryStage]) -> dict[str, Any]:
         "measurementMethod": " + ".join(everything),
         **({"version": codecarbon} if codecarbon and all("CodeCarbon" in m for m in everything) else {}),
         **{f"{name}TrackingMode": " + ".join(found) for name, found in methods.items() if found},
-        "powerConsumption": total(r.spent for r in records if r.spent is not None).kwh,
+        "powerConsumption": known_energy(records).kwh,
         "measurementDuration": sum(r.duration_seconds for r in records),
         "measurementDateTime": _date(min(r.start_time for r in records)),
     }

@@ -95,17 +95,8 @@ def energy_quality(comparison: Comparison, path: Path) -> None:
         # the instruments' half-width, from two runs on the runs' spread if that is larger
         spreads = [*(half_widths[name] for name in row.members), row.column("total_with_lineage_kwh_sd")]
         spread = max((width * factor for width in spreads if width is not None), default=None)
-        axes.errorbar(
-            x * factor,
-            y,
-            xerr=spread,
-            yerr=row.column(f"{quality}_sd"),
-            color=colour,
-            alpha=0.6,
-            capsize=4,
-            linewidth=1.2,
-            zorder=2,
-        )
+        dy = row.column(f"{quality}_sd")
+        axes.errorbar(x * factor, y, xerr=spread, yerr=dy, color=colour, alpha=0.6, zorder=2, capsize=4, linewidth=1.2)
         fill, label = colour if row.pareto else "white", row.group + (f" (mean of {row.runs} runs)" if row.runs > 1 else "")
         axes.plot(x * factor, y, marker, markersize=9, color=colour, markerfacecolor=fill, linestyle="", label=label, zorder=3)
     axes.margins(x=0.12, y=0.15)

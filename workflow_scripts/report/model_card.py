@@ -15,15 +15,10 @@ from workflow_scripts.accounting.model import Evaluation, ExperimentSummary
 from workflow_scripts.artefact import RANDOM_WEIGHTS
 from workflow_scripts.energy.model import Carbon, StageRecord
 from workflow_scripts.energy.uncertainty import Energy
+from workflow_scripts.pipelines import PIPELINES
 from workflow_scripts.report.pages import pipe, template
 from workflow_scripts.report.rounding import number
 
-PIPELINES = {
-    "kd": "knowledge distillation on the teacher's logits",
-    "sft": "fine-tuning on text that the teacher wrote",
-    "dpo": "direct preference optimisation on pairs that the teacher wrote and ranked",
-    "baseline": "fine-tuning on the data's own answers",
-}
 METRICS = {
     "cross_entropy": "Cross entropy [nats/token]",
     "perplexity": "Perplexity",
@@ -38,7 +33,7 @@ def card(summary: ExperimentSummary, config: Mapping[str, Any]) -> str:
         metadata=metadata(summary, config),
         summary=summary,
         models=config["model"],
-        method=PIPELINES[summary.pipeline],
+        method=PIPELINES[summary.pipeline].sentence,
         random_weights=RANDOM_WEIGHTS,
         energy=_energy(summary),
         served=summary.deployment.get("model"),

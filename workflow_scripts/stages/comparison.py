@@ -50,7 +50,8 @@ from workflow_scripts.accounting.rows import (
 )
 from workflow_scripts.accounting.sampling import DRAWS, only_one_instrument, sample
 from workflow_scripts.artefact import write_json
-from workflow_scripts.energy.uncertainty import Energy, Figure, total
+from workflow_scripts.energy.model import known_energy
+from workflow_scripts.energy.uncertainty import Energy, Figure
 from workflow_scripts.report import figures, figures_course, pages
 
 SHOWN_WARNINGS = 20
@@ -164,7 +165,7 @@ def compare(loaded: Loaded, quality: str, baseline: str | None) -> Comparison:
 def campaign(summaries: Sequence[ExperimentSummary], shares: Users) -> Campaign:
     """What all compared experiments cost together, every run of a stage once; stages without a figure are named."""
     stages = {stage_key(name, r): (name, r) for s in summaries for name, r in s.stages.items()}.values()
-    whole = total(record.spent for _, record in stages if record.spent is not None)
+    whole = known_energy(record for _, record in stages)
     return Campaign(
         kwh=whole.kwh,
         uncertainty_kwh=whole.uncertainty_kwh,

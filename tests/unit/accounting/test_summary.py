@@ -191,3 +191,10 @@ def test_a_summary_is_read_back_as_it_was_written(tmp_path, monkeypatch) -> None
     assert main() == 0
     path = tmp_path / "out" / "experiment_summary.json"
     assert ExperimentSummary.read(path).content() == json.loads(path.read_text())
+
+
+def test_a_damaged_evaluation_is_named(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("sys.argv", ["summary", *make(tmp_path, CONFIG)])
+    (tmp_path / "own.json").write_text(json.dumps({"cross_entropy": [1]}))
+    assert main() == 1
+    assert "own.json: cross_entropy: Input should be a valid number: delete it" in capsys.readouterr().err

@@ -283,11 +283,11 @@ def test_samples_are_a_compact_trace_beside_the_record(tmp_path) -> None:
     bench = Bench(tmp_path, nvml_poll_interval_ms=10)
     assert bench.run(*python("import time; time.sleep(2)")).returncode == 0
     record = bench.record()
-    assert record["attempts"][0]["sampling"]["n"] > 100
+    assert record["attempts"][0]["sampling"]["n"] > 50
     assert (tmp_path / "record.json").stat().st_size < 10_000
     with gzip.open(record["attempts"][0]["trace"], "rt") as trace:
         lines = trace.read().splitlines()
-    assert lines[0] == "elapsed_s,gpu_w,gpu_j,cpu_j,dram_j,tokens" and len(lines) > 100
+    assert lines[0] == "elapsed_s,gpu_w,gpu_j,cpu_j,dram_j,tokens" and len(lines) > 50
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The configuration reference and the JSON schema, generated from the models.
 
-python -m workflow_scripts.settings.reference --write      rewrite config/README.md and the schemas
-python -m workflow_scripts.settings.reference              exit 1 when they are not in step
+python -m workflow_scripts.reference --write      rewrite config/README.md and the schemas
+python -m workflow_scripts.reference              exit 1 when they are not in step
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from workflow_scripts.settings.load import EXTENDS, load_experiments, read_yaml
 from workflow_scripts.settings.schema import CAMPAIGN_SECTIONS, Settings
 from workflow_scripts.settings.shapes import published_shape
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 RECORD_SCHEMA = ROOT / "workflow_scripts" / "energy" / "record_schema.json"
 SUMMARY_SCHEMA = ROOT / "workflow_scripts" / "accounting" / "summary_schema.json"
 FORECAST_SCHEMA = ROOT / "workflow_scripts" / "accounting" / "forecast_schema.json"

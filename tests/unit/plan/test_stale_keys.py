@@ -1,0 +1,220 @@
+"""Which rules read which key: a row for every key of every section, held against the slices that the plan cuts."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from tests.conftest import REPOSITORY
+from workflow_scripts import reference
+from workflow_scripts.pipelines import splits
+from workflow_scripts.plan.plan import Plan
+from workflow_scripts.plan.slices import leaves, line
+from workflow_scripts.settings import Settings, load_experiments
+from workflow_scripts.settings.load import deep_merge, read_yaml
+
+BASE = read_yaml(REPOSITORY / "config" / "base.yaml")
+DEMO = ("demo_baseline", "demo_kd", "demo_sft", "demo_dpo")
+STUDENT = {"student_train baseline", "student_train kd", "student_train sft"}
+TRAINED = STUDENT | {"dpo_training dpo"}
+JUDGED = {"evaluation baseline", "evaluation kd", "evaluation sft", "evaluation dpo", "reference_evaluation"}
+ASKED = {"cache_logits", "merge_logits", "generate_answers", "merge_answers", "rank_pairs", "merge_pairs"}
+STATED = {"experiment_summary"}  # a summary states what compared experiments should agree on
+LOGITS = {"cache_logits", "merge_logits", "student_train kd"}
+# By the longest prefix: the rules whose own slice has the key. What follows from them is Snakemake's affair.
+READ_BY: dict[str, set[str]] = {
+    "pipeline": STUDENT | {"dpo_training dpo"},
+    "experiment": set(),
+    "experiment.seed": TRAINED | STATED,
+    "model": {"prepare_model"},
+    "model.chat_template": {"preprocess"},
+    "model.attn_implementation": TRAINED | JUDGED | ASKED,
+    "model.policy": STATED,
+    "models": {"prepare_model"},
+    "data": {"preprocess"},
+    "distillation": {"student_train kd"},
+    **dict.fromkeys(
+        ("distillation.cache_temperatures", "distillation.shard_examples", "distillation.batch_size"), ASKED & LOGITS
+    ),
+    "distillation.sampling": LOGITS,
+    "distillation.top_k_logits": LOGITS,
+    "distillation.sampling_draws": set(),  # read where distillation.sampling = random
+    "distillation.sampling_seed": set(),
+    "distillation.logprob_cache_path": set(),
+    "synthetic_data": {"generate_answers", "merge_answers"},
+    "synthetic_data.filtering": {"merge_answers"},
+    "synthetic_data.use_existing": {"merge_answers"},
+    "synthetic_data.synthetic_dataset_path": set(),
+    "dpo": {"rank_pairs", "merge_pairs"},
+    "dpo.beta": {"dpo_training dpo", "evaluation dpo"},
+    "dpo.loss_type": {"dpo_training dpo"},
+    "dpo.keep_truncated": {"merge_pairs"},
+    "dpo.judge_labeling": {"merge_pairs"},
+    "dpo_preference_dataset_path": set(),
+    "training": TRAINED,
+    **dict.fromkeys(
+        (
+            *("training.optimizer", "training.schedule_type", "training.token_budget", "training.batch_size"),
+            *("training.gradient_accumulation_steps", "training.energy_budget_kwh", "training.gradient_checkpointing"),
+            *("training.compile", "training.eval_steps"),
+        ),
+        TRAINED | STATED,
+    ),
+    "training.packing": STUDENT | STATED,  # TRL has none for pairs
+    "training.dtype": TRAINED | JUDGED | ASKED | STATED,
+    "evaluation": JUDGED,
+    "evaluation.lm_eval_include_path": set(),
+    **{section: set() for section in ("energy", "wandb", "hardware", "prerun", "scatter", "output")},
+    "comparison": {"comparison"},
+    "comparison.experiments": set(),
+}
+# Values that the type alone does not tell, with what they need beside them.
+VALUES: dict[str, dict[str, Any]] = {
+    "pipeline": {"pipeline": "baseline"},
+    "model.teacher": {"model": {"teacher": "other/model"}},
+    "model.student": {"model": {"student": "other/model"}},
+    "model.chat_template": {"model": {"chat_template": "olmo2"}},
+    "data.dataset_choice": {"data": {"dataset_choice": "two", "datasets": {"two": {"dataset_name": "a/b"}}}},
+    "distillation.temperature": {"distillation": {"temperature": 2.0, "cache_temperatures": [1.0, 2.0]}},
+    "distillation.cache_temperatures": {"distillation": {"cache_temperatures": [1.0, 2.0]}},
+    "synthetic_data.use_existing": {"synthetic_data": {"use_existing": True, "synthetic_dataset_path": "x"}},
+    "training.num_processes": {"training": {"num_processes": 2}},
+    "training.num_nodes": {"training": {"num_nodes": 2}},
+    "training.fsdp": {"training": {"fsdp": True, "num_processes": 2}},
+    "evaluation.lm_eval_tasks": {"evaluation": {"lm_eval_tasks": ["x"]}},
+    "evaluation.lm_eval_include_path": {"evaluation": {"lm_eval_tasks": ["x"], "lm_eval_include_path": "x"}},
+    "comparison.experiments": {"comparison": {"experiments": list(DEMO[:3])}},
+    "comparison.baseline": {"comparison": {"baseline": "demo_kd"}},
+    "comparison.quality": {"comparison": {"quality": "kl_to_teacher"}},
+    "output.output_dir": {"output": {"output_dir": "x/{experiment}"}},
+    "output.run_dir": {"output": {"run_dir": "x/{experiment}"}},
+    "dpo.generation.top_p": {"dpo": {"generation": {"top_p": 0.5}}},
+    "energy.country_iso_code": {"energy": {"country_iso_code": "FRA"}},
+    **{f"scatter.{stage.name}": {"scatter": {stage.name: 1}} for stage, _ in splits()},
+}
+# Keys of one kind of model or data set among several, and conditions that the demo does not meet.
+ONE_OF_MANY = ("models.<name>", "data.datasets.<name>")
+
+
+def keys() -> list[str]:
+    """Every leaf key."""
+    found = []
+    for prefix, _, model in reference.sections("", Settings):
+        found += [
+            f"{prefix}.{name}" if prefix else name for name, field in model.model_fields.items() if reference.is_leaf(field)
+        ]
+    return sorted({key for key in found if not key.startswith(ONE_OF_MANY)})
+
+
+def slices(overlay: Mapping[str, Any]) -> dict[str, set[str]]:
+    """Lines that are compared, by rule, and pipeline where it has one, for the demo's experiments with this overlay."""
+    experiments = load_experiments(REPOSITORY / "config", BASE, overlay)
+    plan = Plan(experiments)
+    found: dict[str, set[str]] = {}
+
+    def add(rule: str, job: Any) -> None:
+        found.setdefault(rule, set()).update(line(key, value) for key, value in leaves(job.deciding).items())
+
+    used = set()
+    for name in DEMO:
+        if name not in plan.experiments:
+            continue
+        planned = plan.experiments[name]
+        way = name.removeprefix("demo_")
+        add(f"{planned.pipeline.training} {way}", planned.training)
+        add(f"evaluation {way}", planned.evaluation)
+        add("experiment_summary", plan.summary_job(name))
+        used |= {*planned.training.inputs.values(), *planned.evaluation.inputs.values(), *planned.references.values()}
+    for key, job in plan.models.items():
+        if plan.model_manifest(key) in used:
+            add("prepare_model", job)
+    for artefact, job in plan.corpora.items():
+        if plan.corpus_manifest(artefact) in used:
+            add("preprocess", job)
+    for stage, split in splits():
+        for artefact, teacher in plan.teacher[stage.name].items():
+            if plan.teacher_manifest(stage.name, artefact) in used:
+                add(split.part_rule, teacher.parts)
+                add(split.merge_rule, teacher.merge)
+    for artefact, job in plan.references.items():
+        if f"{plan.output.root}/reference/{artefact}/evaluation.json" in used:
+            add("reference_evaluation", job)
+    add("comparison", plan.comparison_job())
+    return found
+
+
+def other_value(key: str) -> dict[str, Any]:
+    """An overlay that changes one key."""
+    if key in VALUES:
+        return VALUES[key]
+    *parents, last = key.split(".")
+    model, value = Settings, BASE
+    for part in parents:
+        model = model.model_fields[part].annotation
+        value = value.get(part, {}) if isinstance(value, Mapping) else {}
+    field = model.model_fields[last]
+    now = value.get(last, field.default)
+    return nested(key, _another(field.annotation, now))
+
+
+def nested(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def _another(annotation: Any, now: Any) -> Any:
+    options = typing.get_args(annotation)
+    if typing.get_origin(annotation) is typing.Literal:
+        return next(value for value in options if value != now)
+    inner = next((option for option in options if option is not type(None)), annotation) if options else annotation
+    if typing.get_origin(inner) is typing.Annotated:
+        inner = typing.get_args(inner)[0]
+    if inner is bool:
+        return not now
+    if inner is int:
+        return (now or 0) + 1 if (now or 0) < 60000 else now - 1
+    if inner is float:
+        return 0.5 if not now else now + 0.5 if now >= 1 else now / 2
+    return f"{now or 'x'}x"
+
+
+def expected(key: str) -> set[str]:
+    """The rules of the longest prefix in the table."""
+    parts = key.split(".")
+    for length in range(len(parts), 0, -1):
+        if (prefix := ".".join(parts[:length])) in READ_BY:
+            return READ_BY[prefix]
+    raise AssertionError(f"{key} has no row: say which rules read it")
+
+
+@pytest.mark.parametrize(
+    "key", [key for key in keys() if key not in ("pipeline", "model.policy", "model.teacher", "model.student")]
+)
+def test_a_changed_key_is_in_the_slices_of_exactly_the_rules_that_read_it(key: str) -> None:
+    overlay = other_value(key)
+    beside: dict[str, Any] = {}  # what the value needs is set before, too, but for what is changed by that alone
+    if key in ("distillation.temperature", "training.fsdp", "evaluation.lm_eval_include_path"):
+        for other, value in leaves(dict(overlay)).items():
+            beside = deep_merge(beside, nested(other, value)) if other != key else beside
+    before = slices(beside)
+    after = slices(overlay)
+    changed = {rule for rule in {*before, *after} if before.get(rule) != after.get(rule)}
+    assert changed == expected(key)
+    named = {text.split("=")[0] for rule in changed for text in before.get(rule, set()) ^ after.get(rule, set())}
+    assert not changed or key in named or any(name.startswith(("comparable.", "data.datasets", key)) for name in named)
+
+
+def test_the_settings_of_a_model_and_of_a_data_set_are_read_by_what_makes_them() -> None:
+    model = {"models": {"smollm2-64m-pruned": {"keep_layers": [0, 1]}}}
+    data = {"data": {"datasets": {"alpaca_en_demo": {"placeholders": {"name": "Other"}}}}}
+    assert {r for r, lines in slices(model).items() if lines != slices({})[r]} == {"prepare_model"}
+    assert {r for r, lines in slices(data).items() if lines != slices({})[r]} == {"preprocess"}
+
+
+def test_every_section_of_the_settings_has_a_row() -> None:
+    assert issubclass(Settings, BaseModel) and not [key for key in keys() if expected(key) is None]
