@@ -36,7 +36,6 @@ SAME_FIGURE = 1e-6
 OTHER_ATTEMPT = 0.2  # CodeCarbon's GPU counter and the samples agree far better over the same time
 SAME_INSTANT_S = 30.0
 RAPL_WRAPS_J, RAPL_LARGEST_W = 65_532.610987, 500.0  # smallest range of a package zone, largest power of a package
-UNITS = {"teacher_generation": "generated"}
 
 
 @dataclass(frozen=True)
@@ -224,7 +223,7 @@ def _equal_at_every_step(attempt: Attempt, key: str) -> str | None:
 
 def _tokens(attempt: Attempt, stage: str, config: Any) -> Tokens:
     """Tokens of an attempt at the instant of its file, typed by what the first system counted in such a stage."""
-    unit, claimed = UNITS.get(stage, "loss"), attempt.said.tokens_processed
+    unit, claimed = "generated" if stage == "teacher_generation" else "loss", attempt.said.tokens_processed
     if attempt.file is None:
         return Tokens(None, unit, "no record says how many tokens")
     if claimed is None:
