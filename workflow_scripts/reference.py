@@ -83,7 +83,7 @@ def real_sizes() -> str:
         line
         for name, settings in known.items()
         if published_shape(settings.model.teacher)
-        for line in memory.table(name, memory.stages(settings), [48.0, 80.0])
+        for line in memory.table(name, memory.stages(settings), [48.0, 80.0]).splitlines()
     ]
     return REAL_SIZES + "\n```\n" + "\n".join(lines) + "\n```\n"
 

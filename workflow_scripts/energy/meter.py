@@ -199,7 +199,7 @@ class _Run:
             self.child.send(signum)
 
     def _watch(self, child: Child) -> None:
-        bar = Bar(self.options.stage) if sys.stderr.isatty() else None
+        bar = Bar(self.options.stage)
         flushed = looked = beaten = self.begin
         period, flush = self.sampler.period, self.energy["flush_seconds"]
         look = flush if self.sampler.scope == "job" else LOOK_EVERY_S
@@ -211,8 +211,7 @@ class _Run:
             figures = self.sampler.sample(now)
             self._read_work(self.sampler.attributed(figures))
             self.trace.row(now - self.begin, figures, self._tokens())
-            if bar is not None:
-                bar.draw(self.work, now - self.begin)
+            bar.draw(self.work, now - self.begin)
             if now - flushed >= flush:
                 flushed = now
                 line = self._line(now)
@@ -231,8 +230,7 @@ class _Run:
                     self.warnings.append("another process took this stage's lock over; the stage was stopped")
                     child.send(signal.SIGTERM)
         job_end.close()
-        if bar is not None:
-            bar.clear()
+        bar.clear()
 
     def _finish(self, child: Child) -> dict[str, Any]:
         """The stage has ended: last readings, then clean up, then the end line."""
