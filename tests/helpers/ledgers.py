@@ -10,6 +10,8 @@ from workflow_scripts.energy.ledger import LedgerWriter, read_attempts, read_par
 from workflow_scripts.energy.record import build_record
 from workflow_scripts.settings.schema import Energy
 
+INPUT = {"bytes": 1, "mtime_ns": 1, "sha256": "0" * 64}
+
 
 class Ledgers:
     """A results folder with state folders; every attempt starts an hour after the one written before it."""
@@ -31,7 +33,8 @@ class Ledgers:
         experiment: str | None = None,
         part: str | None = None,
         parts: int | None = None,
-        command: list[str] | None = None,
+        output: str | None = None,
+        files: tuple[str, ...] = (),
         record: str | None = None,
         saved: float | None = None,
         resumed: int | None = None,
@@ -54,9 +57,8 @@ class Ledgers:
             "pid": 1,
             "slurm": {},
             "devices": [],
-            "command": command or [],
-            "provenance": {"fingerprint": mark, "cpu": "x", "cpu_count": 2},
-            **({"record": record} if record else {}),
+            "provenance": {"fingerprint": mark, "cpu": "x", "cpu_count": 2, "files": dict.fromkeys(files, INPUT)},
+            **{name: path for name, path in (("record", record), ("output", output)) if path},
         }
         work = {"work": {"loss": 10}, "unit": "loss", "durable": {}, "resumed": {"loss": resumed}, "metrics": {}}
         line = {

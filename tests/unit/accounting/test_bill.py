@@ -23,10 +23,6 @@ OLD, NEW = (
 MODEL = "results/kd/final_model/manifest.json"
 
 
-def train(cache: str) -> list[str]:
-    return ["python", "-m", "x.student_train", "--settings", "{}", "--teacher_output", cache, "--out", MODEL]
-
-
 @pytest.fixture
 def campaign(tmp_path: Path) -> Ledgers:
     """A cache whose top-k was changed after a training, so that both were made again, and what went wrong meanwhile.
@@ -41,16 +37,16 @@ def campaign(tmp_path: Path) -> Ledgers:
     """
     made = Ledgers(tmp_path / "results")
     made.attempt("logit_caching", "old", 100.0, None, saved=60.0)
-    made.attempt("logit_caching", "old", 50.0, resumed=5, command=["x", "--out", OLD])
+    made.attempt("logit_caching", "old", 50.0, resumed=5, output=OLD)
     made.publish("logit_caching", "old", "teacher/logit_cache-old/stages/logit_caching.json")
-    made.attempt("student_train", "train-old", 200.0, experiment="kd", command=train(OLD))
+    made.attempt("student_train", "train-old", 200.0, experiment="kd", output=MODEL, files=(OLD,))
     made.attempt("logit_caching", "new", 30.0, part="1-of-2")
     made.attempt("logit_caching", "new", 20.0, "failed", part="2-of-2")
     made.attempt("logit_caching", "new", 25.0, part="2-of-2")
-    made.attempt("logit_caching", "new", 5.0, parts=2, command=["x", "--out", NEW])
+    made.attempt("logit_caching", "new", 5.0, parts=2, output=NEW)
     made.publish("logit_caching", "new", "teacher/logit_cache-new/stages/logit_caching.json")
-    made.attempt("student_train", "train-new", 70.0, None, experiment="kd", command=train(NEW))
-    made.attempt("student_train", "train-new", 210.0, experiment="kd", command=train(NEW))
+    made.attempt("student_train", "train-new", 70.0, None, experiment="kd", output=MODEL, files=(NEW,))
+    made.attempt("student_train", "train-new", 210.0, experiment="kd", output=MODEL, files=(NEW,))
     made.publish("student_train", "train-new", "kd/stages/student_train.json")
     made.attempt("evaluation", "eval", 12.0, None, experiment="kd")
     made.attempt("evaluation", "eval", None, None, experiment="kd")

@@ -116,13 +116,13 @@ def test_the_plan_makes_the_tokenizer_s_model_first_and_refuses_a_circle(tmp_pat
         Plan(circle)
 
 
-def test_the_forecast_knows_published_and_random_models_before_they_are_prepared() -> None:
+def test_the_forecast_knows_published_and_random_models_before_they_are_prepared(tmp_path) -> None:
     from tests.unit.estimate.test_forecast import planned
     from workflow_scripts.estimate.artefacts import Artefacts, UnpricedError
 
     def parameters(**source) -> float:
-        job = planned("prepare_model", {"name": "x", "source": source})
-        return Artefacts([job]).parameters("results/x/final_model/manifest.json")
+        job = planned("prepare_model", {"models": {"x": source}}, record="results/models/x/stages/prepare_model.json")
+        return Artefacts([job], tmp_path).parameters("results/models/x/model/manifest.json")
 
     assert parameters(source="hub", repo_id="allenai/OLMo-2-1124-7B-SFT", revision="main") == SHAPES["olmo2-7b"].parameters()
     changed = {"architecture": "olmo2-10m", "tokenizer": "t", "num_hidden_layers": 2}

@@ -218,7 +218,7 @@ def test_the_command_writes_the_same_bytes_twice_and_leaves_the_artefact_whole(t
     (tmp_path / "summary.json").write_text(json.dumps(experiment()))
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     names = {"summary": "summary.json", "config": "config.yaml", "model": "final_model/manifest.json"}
-    names |= {"card": "final_model/README.md", "boamps": "boamps"}
+    names |= {"out": "final_model/README.md", "boamps": "boamps"}
     arguments = [word for name, path in names.items() for word in (f"--{name}", str(tmp_path / path))]
     written = []
     for _ in range(2):
@@ -232,6 +232,6 @@ def test_the_command_writes_the_same_bytes_twice_and_leaves_the_artefact_whole(t
 
 def test_a_summary_cut_in_the_middle_is_named(tmp_path: Path, capsys) -> None:
     (tmp_path / "summary.json").write_text('{"schema": ')
-    arguments = [w for n in ("summary", "config", "model", "card", "boamps") for w in (f"--{n}", str(tmp_path / f"{n}.json"))]
+    arguments = [w for n in ("summary", "config", "model", "out", "boamps") for w in (f"--{n}", str(tmp_path / f"{n}.json"))]
     assert export.main(arguments) == 1
     assert "summary.json is not whole JSON" in capsys.readouterr().err
