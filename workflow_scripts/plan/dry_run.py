@@ -72,8 +72,8 @@ def short_reason(reason: str) -> str:
 
 def _values(text: str) -> dict[str, str]:
     """`'key=value','key=value'` as a mapping; values may hold commas."""
-    lines = re.findall(r"'((?:[^'\\]|\\.)*)'|([\w./-]+=[0-9a-f]+)", text)
-    return dict((quoted or bare).split("=", 1) for quoted, bare in lines if "=" in (quoted or bare))
+    lines = re.findall(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"", text)
+    return dict((single or double).split("=", 1) for single, double in lines if "=" in (single or double))
 
 
 def write_plan(out: Path, arguments: Sequence[str]) -> int:

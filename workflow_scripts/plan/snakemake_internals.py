@@ -48,7 +48,8 @@ def compare_with_records() -> None:
         if record is None:
             return found
         old, new = differences(record, *_planned(job))
-        return found | ParamsChange(only_old=frozenset(old), only_new=frozenset(new), files=frozenset(job.output))
+        quoted = [frozenset(map(repr, lines)) for lines in (old, new)]  # as Snakemake notes them
+        return found | ParamsChange(only_old=quoted[0], only_new=quoted[1], files=frozenset(job.output))
 
     PersistenceBase.params_of_snakemake = compared
     PersistenceBase.has_metadata = has_metadata
