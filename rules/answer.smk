@@ -39,19 +39,16 @@ def shown(file, category, label):
 RULES += [
     Metered(
         "experiment_summary",
-        stage="experiment_summary",
         program="accounting.summary",
         folder=RUN_DIR,
         input={
             "upstream": lambda wildcards: PLAN.summary_inputs(wildcards.experiment),
-            "prerun": ancient(PRERUN),
         },
         output={
             "summary": SUMMARY,
             "environment": f"{RUN_DIR}/environment.json",
             "run_config": f"{RUN_DIR}/run_config.yaml",
             "validation": f"{OUTPUT_DIR}/prerun_validation/validation.json",
-            "record": f"{RUN_DIR}/stages/experiment_summary.json",
         },
         jobs={name: PLAN.summary_job(name) for name in PLAN.experiments},
         by="experiment",
@@ -63,13 +60,10 @@ RULES += [
     ),
     Metered(
         "wandb_summary",
-        stage="wandb_summary",
         folder=RUN_DIR,
         input={"summary": SUMMARY},
-        output={
-            "note": f"{RUN_DIR}/wandb.json",
-            "record": f"{RUN_DIR}/stages/wandb_summary.json",
-        },
+        above_idle=False,
+        output={"note": f"{RUN_DIR}/wandb.json"},
         extra=lambda wildcards, input, output: [
             *("--summary", input.summary),
             *("--wandb", PLAN.wandb(wildcards.experiment)),
@@ -78,7 +72,6 @@ RULES += [
     ),
     Metered(
         "comparison",
-        stage="comparison",
         folder=f"{ROOT}/comparison",
         input={"summaries": expand(SUMMARY, experiment=PLAN.comparison.experiments)},
         output={
@@ -86,9 +79,9 @@ RULES += [
             **{name: shown(*entry) for name, entry in SHOWN.items()},
             "markdown": f"{ROOT}/comparison/comparison.md",
             "latex": f"{ROOT}/comparison/comparison.tex",
-            "record": f"{ROOT}/comparison/stages/comparison.json",
         },
         jobs={"": PLAN.comparison_job()},
+        above_idle=False,
         extra=lambda wildcards, input, output: [
             *("--summary", *input.summaries),
             *("--quality", PLAN.comparison.quality),
@@ -111,18 +104,15 @@ for training in TRAININGS:
                 "summary": SUMMARY,
                 "config": f"{RUN_DIR}/run_config.yaml",
                 "model": f"{OUTPUT_DIR}/{folder}/manifest.json",
-                "prerun": ancient(PRERUN),
             },
             output={
                 "card": f"{OUTPUT_DIR}/{folder}/README.md",
                 "boamps": directory(f"{RUN_DIR}/boamps"),
-                "record": f"{RUN_DIR}/stages/export.json",
             },
             extra=lambda wildcards, input, output: [
                 *("--summary", input.summary, "--config", input.config),
                 *("--model", input.model, "--boamps", output.boamps),
             ],
-            log=f"{RUN_DIR}/logs/export.log",
             constraints={"experiment": "|".join(PLAN.trained_by(training)) or "(?!)"},
         )
     ]

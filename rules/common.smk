@@ -21,30 +21,19 @@ from workflow_scripts.pipelines import (
 )
 from workflow_scripts.plan.code import stage_environment
 from workflow_scripts.plan.metered import Metered
-from workflow_scripts.plan.plan import Plan
 from workflow_scripts.plan.slices import canonical
 from workflow_scripts.plan.snakemake_internals import (
     compare_with_records,
     one_meter,
+    read_plan,
     remember,
 )
-from workflow_scripts.settings import SettingsError, load_experiments
 
 os.environ.update(stage_environment(workflow.basedir))
 one_meter(workflow)
 compare_with_records()
 
-try:
-    PLAN = Plan(
-        load_experiments(
-            Path(workflow.basedir, "config"),
-            config,
-            workflow.config_settings.overwrite_config,
-        )
-    )
-except SettingsError as error:
-    raise WorkflowError(str(error)) from None
-
+PLAN = read_plan(workflow, config)
 RULES = []
 ROOT = PLAN.output.root
 OUTPUT_DIR = PLAN.output.experiment_dir()

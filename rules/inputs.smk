@@ -10,23 +10,18 @@ RULES += [
     # A result made with other settings is refused by the meter.
     Metered(
         "prerun",
-        stage="prerun",
         folder=PRERUN_DIR,
-        output={"validation": PRERUN, "record": f"{PRERUN_DIR}/stages/prerun.json"},
+        output={"validation": PRERUN},
         jobs={"": PLAN.prerun},
         extra=lambda wildcards, input, output: ["--options", PLAN.energy],
         threads=STAGE_THREADS,
         tracked=False,
+        above_idle=False,
     ),
     Metered(
         "prepare_model",
-        stage="prepare_model",
         folder=MODEL_DIR,
-        input={"prerun": ancient(PRERUN)},
-        output={
-            "manifest": f"{MODEL_DIR}/model/manifest.json",
-            "record": f"{MODEL_DIR}/stages/prepare_model.json",
-        },
+        output={"manifest": f"{MODEL_DIR}/model/manifest.json"},
         jobs=PLAN.models,
         by="model",
         extra=lambda wildcards, input, output: ["--download_dir", DOWNLOADS],
@@ -34,17 +29,13 @@ RULES += [
     ),
     Metered(
         "check_tokenizers",
-        stage="check_tokenizers",
         folder=f"{MODEL_DIR}/checks",
         input={
             "teacher": f"{ROOT}/models/{{teacher}}/model/manifest.json",
             "student": f"{MODEL_DIR}/model/manifest.json",
-            "prerun": ancient(PRERUN),
         },
-        output={
-            "proof": f"{MODEL_DIR}/checks/{{teacher}}.json",
-            "record": f"{MODEL_DIR}/checks/{{teacher}}.record.json",
-        },
+        output={"proof": f"{MODEL_DIR}/checks/{{teacher}}.json"},
+        record=f"{MODEL_DIR}/checks/{{teacher}}.record.json",
         extra=lambda wildcards, input, output: [
             *("--settings", "{}", "--teacher", input.teacher),
             *("--student", input.student),
@@ -54,13 +45,8 @@ RULES += [
     ),
     Metered(
         "preprocess",
-        stage="preprocess",
         folder=f"{ROOT}/corpus/{{artefact}}",
-        input={"prerun": ancient(PRERUN)},
-        output={
-            "manifest": f"{ROOT}/corpus/{{artefact}}/dataset/manifest.json",
-            "record": f"{ROOT}/corpus/{{artefact}}/stages/preprocess.json",
-        },
+        output={"manifest": f"{ROOT}/corpus/{{artefact}}/dataset/manifest.json"},
         jobs=PLAN.corpora,
         by="artefact",
         extra=lambda wildcards, input, output: ["--download_dir", DOWNLOADS],

@@ -7,11 +7,11 @@ for metered in RULES:
         name:
             metered.name
         input:
-            **metered.inputs(),
+            **metered.inputs(ancient(PRERUN)),
         output:
-            **metered.output,
+            **metered.outputs(),
         log:
-            metered.log or f"{metered.folder}/logs/{metered.name}.log",
+            metered.logged,
         wildcard_constraints:
             **metered.constraints,
         priority: metered.priority
@@ -21,8 +21,8 @@ for metered in RULES:
             *MODULES,
         threads: metered.threads
         resources:
-            meter=meters,
             **metered.resources,
+            meter=meters,
         params:
             **metered.params(PLAN),
         shell:

@@ -8,19 +8,12 @@
 RULES += [
     Metered(
         stage,
-        stage=stage,
         folder=RUN_DIR,
         input={
             "check": lambda wildcards: PLAN.experiments[wildcards.experiment].check,
-            "prerun": ancient(PRERUN),
         },
-        output={
-            "manifest": f"{OUTPUT_DIR}/{STAGES[stage].folder}/manifest.json",
-            "record": f"{RUN_DIR}/stages/{stage}.json",
-        },
-        jobs={
-            name: PLAN.experiments[name].training for name in PLAN.trained_by(stage)
-        },
+        output={"manifest": f"{OUTPUT_DIR}/{STAGES[stage].folder}/manifest.json"},
+        jobs={name: PLAN.experiments[name].training for name in PLAN.trained_by(stage)},
         by="experiment",
         launcher=lambda wildcards: PLAN.launcher(wildcards.experiment),
         extra=lambda wildcards, input, output: [
@@ -39,13 +32,8 @@ RULES += [
 RULES += [
     Metered(
         "evaluation",
-        stage="evaluation",
         folder=RUN_DIR,
-        input={"prerun": ancient(PRERUN)},
-        output={
-            "result": f"{OUTPUT_DIR}/evaluation.json",
-            "record": f"{RUN_DIR}/stages/evaluation.json",
-        },
+        output={"result": f"{OUTPUT_DIR}/evaluation.json"},
         jobs={name: plan.evaluation for name, plan in PLAN.experiments.items()},
         by="experiment",
         threads=STAGE_THREADS,
@@ -54,14 +42,9 @@ RULES += [
         "reference_evaluation",
         stage="evaluation",
         folder=f"{ROOT}/reference/{{artefact}}",
-        input={"prerun": ancient(PRERUN)},
-        output={
-            "result": f"{ROOT}/reference/{{artefact}}/evaluation.json",
-            "record": f"{ROOT}/reference/{{artefact}}/stages/evaluation.json",
-        },
+        output={"result": f"{ROOT}/reference/{{artefact}}/evaluation.json"},
         jobs=PLAN.references,
         by="artefact",
-        log=f"{ROOT}/reference/{{artefact}}/logs/evaluation.log",
         threads=STAGE_THREADS,
     ),
 ]

@@ -26,11 +26,8 @@ for stage, split in splits():
             split.part_rule,
             stage=stage.name,
             folder=TEACHER_DIR,
-            input={"prerun": ancient(PRERUN)},
-            output={
-                "manifest": kept(f"{TEACHER_DIR}/parts/{{part}}.json"),
-                "record": kept(f"{TEACHER_DIR}/parts/{{part}}.record.json"),
-            },
+            output={"manifest": kept(f"{TEACHER_DIR}/parts/{{part}}.json")},
+            record=kept(f"{TEACHER_DIR}/parts/{{part}}.record.json"),
             jobs={artefact.raw: artefact.parts for artefact in planned.values()},
             by="artefact",
             extra=lambda wildcards, input, output: ["--part", wildcards.part],
@@ -44,22 +41,16 @@ for stage, split in splits():
             stage=stage.name,
             program=f"stages.{split.merge_rule}",
             folder=TEACHER_DIR,
-            input={**parts(stage.name), "prerun": ancient(PRERUN)},
-            output={
-                "manifest": f"{TEACHER_DIR}/{stage.folder}/manifest.json",
-                "record": f"{TEACHER_DIR}/stages/{stage.name}.json",
-            },
+            input=parts(stage.name),
+            output={"manifest": f"{TEACHER_DIR}/{stage.folder}/manifest.json"},
             jobs={name: artefact.merge for name, artefact in planned.items()},
             by="artefact",
             extra=lambda wildcards, input, output: ["--parts", *input.parts],
             of_parts=lambda wildcards, input: (
                 ["--parts", *input.records] if input.records else []
             ),
-            log=f"{TEACHER_DIR}/logs/{stage.name}.log",
             code=(
-                ()
-                if split.keeps_parts
-                else (f"workflow_scripts.stages.{stage.name}",)
+                () if split.keeps_parts else (f"workflow_scripts.stages.{stage.name}",)
             ),
         ),
     ]

@@ -23,12 +23,12 @@ Command = Callable[[Any, Any, Any], list[str]]  # wildcards, input, output -> wo
 
 @dataclass(frozen=True)
 class Metered:
-    """One metered rule. `jobs` are its jobs by the value of the wildcard `by`; `folder` takes codecarbon/ and logs/."""
+    """One metered rule. `jobs` are its jobs by the value of the wildcard `by`; `folder` takes stages/, codecarbon/, logs/."""
 
     name: str
-    stage: str
     folder: str
     output: Mapping[str, Any]
+    stage: str = ""  # where it is not the rule's name
     input: Mapping[str, Any] = field(default_factory=dict)
     jobs: Mapping[str, Job] = field(default_factory=dict)
     by: str = ""
@@ -36,13 +36,18 @@ class Metered:
     launcher: Callable[[Any], list[str]] = lambda wildcards: ["python"]
     extra: Command = lambda wildcards, input, output: []  # what its command has beside settings, inputs and --out
     of_parts: Callable[[Any, Any], list[str]] = lambda wildcards, input: []  # the meter's options of a stage that is split
-    log: str = ""
+    log: str = ""  # where it is not logs/<stage>.log of the folder
+    record: Any = ""  # where it is not stages/<stage>.json of the folder
+    above_idle: bool = True  # its record sets joules against the idle baseline of the prerun
     threads: int = 1
     priority: int = 0
     resources: Mapping[str, Any] = field(default_factory=dict)
     constraints: Mapping[str, str] = field(default_factory=dict)
     tracked: bool = True
     code: tuple[str, ...] = ()  # further modules that decide its result
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stage", self.stage or self.name)
 
     def job(self, wildcards: Any) -> Job:
         """The job of these wildcards."""
@@ -67,10 +72,19 @@ class Metered:
         """Input function: files of the user's that the job reads."""
         return list(self.job(wildcards).files)
 
-    def inputs(self) -> dict[str, Any]:
-        """The rule's input: what the job reads, before what this rule adds."""
+    def inputs(self, prerun: Any) -> dict[str, Any]:
+        """The rule's input: what the job reads, what this rule adds, and the prerun's result where its record states it."""
         job = {"upstream": self.upstream, "files": self.files} if self.settings and self.tracked else {}
-        return {**job, **self.input}
+        return {**job, **self.input, **({"prerun": prerun} if self.above_idle else {})}
+
+    def outputs(self) -> dict[str, Any]:
+        """The rule's output: what it makes, and the stage record."""
+        return {**self.output, "record": self.record or f"{self.folder}/stages/{self.stage}.json"}
+
+    @property
+    def logged(self) -> str:
+        """The rule's log."""
+        return self.log or f"{self.folder}/logs/{self.stage}.log"
 
     def params(self, plan: Plan) -> dict[str, Any]:
         """The rule's parameters: both command lines, and what is compared."""

@@ -1,5 +1,6 @@
 """What leans on Snakemake's internals (9.27), and nothing else does: look here first when another version is taken.
 
+- `read_plan`: the configuration as Snakemake has merged it.
 - `one_meter`: a resource limit that no option of the user takes away.
 - `compare_with_records`: the check of parameters asks the records on disk, too.
 - `remember`, `stale_jobs`: the plan of a dry run, read after it.
@@ -9,7 +10,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,18 @@ from snakemake.exceptions import WorkflowError
 from snakemake.persistence import ParamsChange, PersistenceBase
 
 from workflow_scripts.energy.state import file_identity
+from workflow_scripts.plan.plan import Plan
 from workflow_scripts.plan.slices import NOTHING, leaves, line
+from workflow_scripts.settings import SettingsError, load_experiments
+
+
+def read_plan(workflow: Any, config: Mapping[str, Any]) -> Plan:
+    """The plan of all experiments, with the command line's configuration on top. Raises WorkflowError with one line per fault."""
+    folder = Path(workflow.basedir, "config")
+    try:
+        return Plan(load_experiments(folder, config, workflow.config_settings.overwrite_config))
+    except SettingsError as error:
+        raise WorkflowError(str(error)) from None
 
 
 def one_meter(workflow: Any) -> None:
