@@ -24,7 +24,7 @@ from workflow_scripts.settings import SettingsError, load_experiments
 
 
 def read_plan(workflow: Any, config: Mapping[str, Any]) -> Plan:
-    """The plan of all experiments, with the command line's configuration on top. Raises WorkflowError with one line per fault."""
+    """The plan of all experiments, the command line on top of their files. Raises WorkflowError with one line per fault."""
     folder = Path(workflow.basedir, "config")
     try:
         return Plan(load_experiments(folder, config, workflow.config_settings.overwrite_config))
