@@ -52,7 +52,7 @@ def _imports(path: Path) -> tuple[str, ...]:
     names: list[str] = []
     for module, imported, whole in _IMPORT.findall(path.read_text(encoding="utf-8")):
         names += [whole] if whole else [module, *(f"{module}.{name}" for name in re.findall(r"\w+", imported))]
-    return tuple(names)
+    return tuple(name for name in names if name.startswith("workflow_scripts."))
 
 
 def _left_out(name: str) -> bool:
