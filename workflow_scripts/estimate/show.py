@@ -34,8 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     print(tabulate(rows, HEADER, tablefmt="plain", disable_numparse=True, colalign=("left", "left", "left", "right", "right")))
     unknown = sum(e.wh is None for e in known)
-    if unknown:
-        print(f"{len(jobs)} jobs, {unknown} of unknown cost: run one small job first")
+    if unknown == len(jobs):
+        print("The cost is unknown: run one small job first.")
+    elif unknown:
+        print(f"{unknown} of {len(jobs)} jobs have no figure from past runs.")
     return 0
 
 
