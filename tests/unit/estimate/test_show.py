@@ -10,27 +10,19 @@ from workflow_scripts.estimate import show
 from workflow_scripts.estimate.forecast import Estimate
 from workflow_scripts.plan.dry_run import PlannedJob, short_reason
 
-CHANGED = (
-    "Params have changed since last execution: Union of exclusive params before and now across all output: before: {} now: {} "
-)
+CHANGED = "Params have changed since last execution: Union of exclusive params before and now across all output: {} "
 
 
 @pytest.mark.parametrize(
     ("reason", "words"),
     [
-        (
-            CHANGED.format("'training.learning_rate=0.0005'", "'training.learning_rate=0.0001'"),
-            "training.learning_rate: 0.0005 -> 0.0001",
-        ),
+        (CHANGED.format("before: 'training.beta=0.5' now: 'training.beta=0.1'"), "training.beta: 0.5 -> 0.1"),
         (CHANGED.format("""before: 'a.b="x, y"','c=1' now: 'a.b="z"'"""), 'a.b: "x, y" -> "z", c: 1 -> -'),
         (
             CHANGED.format("before: 'code=0123' now: 'code=4567'") + "; Input files updated by another job: x",
             "code: 0123 -> 4567",
         ),
-        (
-            "Missing output files: a.json, b.json; Input files updated by another job: c",
-            "Missing output files: a.json and 1 more",
-        ),
+        ("Missing output files: a, b; Input files updated by another job: c", "Missing output files: a and 1 more"),
         ("Forced execution", "Forced execution"),
     ],
 )
@@ -40,24 +32,12 @@ def test_a_reason_is_said_in_a_few_words(reason: str, words: str) -> None:
 
 def test_each_stale_job_has_one_line_with_its_reason_and_range(monkeypatch, capsys) -> None:
     jobs = [
-        PlannedJob(
-            "student_train", "student_train", "Forced execution", "demo_kd", {}, {}, "results/demo_kd/stages/student_train.json"
-        ),
-        PlannedJob(
-            "cache_logits",
-            "logit_caching",
-            "Forced execution",
-            None,
-            {},
-            {},
-            "results/teacher/x-1/parts/1-of-2.record.json",
-            "1-of-2",
-        ),
+        PlannedJob("student_train", "student_train", "Forced execution", "demo_kd", {}, {}, "results/demo_kd/stages/x.json"),
+        PlannedJob("cache_logits", "logit_caching", "Forced execution", None, {}, {}, "teacher/x-1/parts/r.json", "1-of-2"),
     ]
+    found = [Estimate((0.012, 0.034), (1.0, 1.0), ""), Estimate(None, None, "unknown")]
     monkeypatch.setattr(show, "planned", lambda arguments: (jobs, Path()))
-    monkeypatch.setattr(
-        show, "estimates", lambda *_: [Estimate((0.012, 0.034), (1.0, 1.0), ""), Estimate(None, None, "unknown")]
-    )
+    monkeypatch.setattr(show, "estimates", lambda *_: found)
     assert show.main([]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[1:] == [
