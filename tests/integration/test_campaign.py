@@ -42,9 +42,9 @@ def test_a_training_made_again_leaves_the_first_one_on_the_bill(finished: Workfl
     assert after["total"]["joules"] == pytest.approx(spent(finished))
     assert after["total"]["joules"] - before["total"]["joules"] == pytest.approx(new["total_energy_joules"])
     assert after["total"]["superseded_j"] - before["total"]["superseded_j"] == pytest.approx(old["useful_j"])
-    standing = {v["fingerprint"]: v["standing"] for v in after["versions"] if v["experiment"] == "demo_kd"}
-    assert standing[old["provenance"]["fingerprint"]] == "superseded"
-    assert standing[new["provenance"]["fingerprint"]] == "current"
+    status = {v["fingerprint"]: v["status"] for v in after["versions"] if v["experiment"] == "demo_kd"}
+    assert status[old["provenance"]["fingerprint"]] == "superseded"
+    assert status[new["provenance"]["fingerprint"]] == "current"
     columns = [after["total"][f"{name}_j"] for name in ("useful", "wasted", "superseded", "in_progress")]
     assert sum(columns) == pytest.approx(after["total"]["joules"])
 

@@ -90,7 +90,7 @@ class VersionRow(Sums):
     """One version of a stage."""
 
     fingerprint: str
-    standing: str
+    status: str
     began: float
 
 
@@ -123,7 +123,7 @@ def bill(root: Path) -> Bill:
     rows = [_row(version) for version in found.versions]
     for record in found.orphans:
         alone = Version(record.stage_id, record.provenance.fingerprint or "", Path(), [record], {}, "current")
-        update = {"experiment": record.experiment, "standing": "current, by its record alone"}
+        update = {"experiment": record.experiment, "status": "current, by its record alone"}
         rows.append(_row(alone).model_copy(update=update))
     records = [r for v in found.versions for r in v.records] + found.orphans
     whole, grams = known_energy(records), [record.carbon.grams for record in records if record.spent is not None]
@@ -151,19 +151,19 @@ def _row(version: Version) -> VersionRow:
     known = [a for a in version.attempts if a.total_j is not None]
     spent, lost = math.fsum(a.total_j or 0.0 for a in known), math.fsum(a.wasted_j or 0.0 for a in known)
     columns: dict[str, float | None] = dict.fromkeys(COLUMNS, 0.0 if known else None)
-    if known and version.standing == "in progress":
+    if known and version.status == "in progress":
         columns["in_progress"] = spent
-    elif known and version.standing == "unfinished":
+    elif known and version.status == "unfinished":
         columns["wasted"] = spent
     elif known:
-        columns["useful" if version.standing == "current" else "superseded"] = spent - lost
+        columns["useful" if version.status == "current" else "superseded"] = spent - lost
         columns["wasted"] = lost
     return VersionRow.model_validate(
         {
             "stage": version.stage,
             "experiment": version.start.get("experiment"),
             "fingerprint": version.fingerprint,
-            "standing": version.standing,
+            "status": version.status,
             "began": version.began,
             "seconds": math.fsum(a.duration_seconds for a in version.attempts),
             "versions": 1,
@@ -190,7 +190,7 @@ def _grouped(rows: Iterable[VersionRow], key: Callable[[VersionRow], str]) -> li
 def _notes(found: Found, rows: Sequence[VersionRow]) -> list[str]:
     """What a reader must know to read the figures right."""
     notes = []
-    unfinished = [v for v in found.versions if v.standing == "unfinished"]
+    unfinished = [v for v in found.versions if v.status == "unfinished"]
     if unfinished:
         names = ", ".join(sorted({v.stage for v in unfinished}))
         notes.append(f"{len(unfinished)} version(s) were never finished ({names}): all waste, until a rerun resumes them")

@@ -15,11 +15,11 @@ class ForecastError(ArtefactError):
     """A file that is no forecast."""
 
 
-def read_forecast(path: str | None, marks: dict[str, str]) -> dict[str, ForecastRow]:
+def read_forecast(path: str | None, fingerprints: dict[str, str]) -> dict[str, ForecastRow]:
     """Priced rows of the forecast by record file; none when no forecast was made.
 
-    `marks` are those of the settings that records were made with: a row for others is left out. Raises ForecastError when the
-    file is no forecast.
+    `fingerprints` are those of the settings that records were made with: a row for others is left out.
+    Raises ForecastError when the file is no forecast.
     """
     if path is None or not Path(path).is_file():
         return {}
@@ -28,7 +28,7 @@ def read_forecast(path: str | None, marks: dict[str, str]) -> dict[str, Forecast
     except ArtefactError as error:
         raise ForecastError(f"{path} is not a forecast/1: delete it and run again ({error})") from None
     rows = [row for row in (*forecast.earlier, *forecast.rows) if row.kwh is not None]
-    return {row.record: row for row in rows if marks.get(row.record, row.settings) == row.settings}
+    return {row.record: row for row in rows if fingerprints.get(row.record, row.settings) == row.settings}
 
 
 def compare_forecast(

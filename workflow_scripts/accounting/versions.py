@@ -22,7 +22,7 @@ from workflow_scripts.energy.model import AttemptRecord, StageRecord
 from workflow_scripts.energy.record import build_record
 from workflow_scripts.energy.state import Lock
 
-Standing = Literal["current", "superseded", "unfinished", "in progress"]
+Status = Literal["current", "superseded", "unfinished", "in progress"]
 RECORD_SCHEMA = SummaryStage.model_fields["schema_"].default
 RECORDS = ("*/stages/*.json", "*/*/stages/*.json", "models/*/checks/*.record.json")
 
@@ -36,7 +36,7 @@ class Version:
     folder: Path
     records: list[StageRecord]
     start: dict[str, Any]
-    standing: Standing
+    status: Status
 
     @property
     def attempts(self) -> list[AttemptRecord]:
@@ -89,8 +89,10 @@ def read_versions(root: Path) -> Found:
     found.versions.sort(key=lambda v: (v.stage, v.began, v.fingerprint))
     _supersede_unused(found.versions)
     known = {version.fingerprint for version in found.versions}
-    originals = {mark: r for mark, each in records.items() for r in each if r.copied_from is None and r.shared_by is None}
-    alone = [record for mark, record in sorted(originals.items()) if mark not in known]
+    originals = {
+        fingerprint: r for fingerprint, each in records.items() for r in each if r.copied_from is None and r.shared_by is None
+    }
+    alone = [record for fingerprint, record in sorted(originals.items()) if fingerprint not in known]
     found.orphans = [record for record in alone if record.provenance.imported is None]
     found.imported = len(alone) - len(found.orphans)
     return found
@@ -98,11 +100,11 @@ def read_versions(root: Path) -> Found:
 
 def _records(root: Path, found: Found) -> dict[str, list[SummaryStage]]:
     """Stage records in the results by their fingerprint, copies of shared ones among them."""
-    by_mark: dict[str, list[SummaryStage]] = {}
+    by_fingerprint: dict[str, list[SummaryStage]] = {}
     for path in sorted({path for pattern in RECORDS for path in root.glob(pattern)}):
-        if (record := _record(path, found)) and (mark := record.provenance.fingerprint):
-            by_mark.setdefault(mark, []).append(record)
-    return by_mark
+        if (record := _record(path, found)) and (fingerprint := record.provenance.fingerprint):
+            by_fingerprint.setdefault(fingerprint, []).append(record)
+    return by_fingerprint
 
 
 def _record(path: Path, found: Found) -> SummaryStage | None:
@@ -126,18 +128,18 @@ def _version(folder: Path, records: dict[str, list[SummaryStage]], found: Found)
     start = (own or parts[-1])[-1].start
     held = any(Lock(path).holder() is not None for path in (folder, *folder.glob("parts/*")))
     finished = any(attempt.last.get("outcome") == "completed" for attempt in own)
-    standing: Standing = "in progress" if held else "unfinished"
+    status: Status = "in progress" if held else "unfinished"
     if not held and finished:
-        standing = "current" if folder.name in records or _names(start.get("record"), folder.name) else "superseded"
-    return Version(stage, folder.name, folder, made, start, standing)
+        status = "current" if folder.name in records or _names(start.get("record"), folder.name) else "superseded"
+    return Version(stage, folder.name, folder, made, start, status)
 
 
-def _names(path: str | None, mark: str) -> bool:
+def _names(path: str | None, fingerprint: str) -> bool:
     """Whether the record that a ledger points to (outside the results, by output.run_dir) has this fingerprint."""
     if path is None or not Path(path).is_file():
         return False
     record = _record(Path(path), Found())
-    return record is not None and record.provenance.fingerprint == mark
+    return record is not None and record.provenance.fingerprint == fingerprint
 
 
 def _attempts(folder: Path, stage: str, found: Found) -> list[Attempt]:
@@ -167,7 +169,7 @@ def _attempts(folder: Path, stage: str, found: Found) -> list[Attempt]:
 
 def _supersede_unused(versions: Sequence[Version]) -> None:
     """Mark shared artefacts as superseded whose every user has been replaced by a newer version."""
-    kept = [v for v in versions if v.standing == "current" and v.start.get("experiment") is None]
+    kept = [v for v in versions if v.status == "current" and v.start.get("experiment") is None]
     users = {id(v): [u for u in versions if u is not v and not u.files.isdisjoint(v.outputs)] for v in kept}
     gone = _replaced(versions)
     changed = True
@@ -175,8 +177,8 @@ def _supersede_unused(versions: Sequence[Version]) -> None:
         changed = False
         for version in kept:
             own = users[id(version)]
-            if version.standing == "current" and own and all(id(user) in gone for user in own):
-                version.standing, changed = "superseded", True
+            if version.status == "current" and own and all(id(user) in gone for user in own):
+                version.status, changed = "superseded", True
                 gone.add(id(version))
 
 
@@ -185,4 +187,4 @@ def _replaced(versions: Iterable[Version]) -> set[int]:
     newest: dict[tuple[str, str], float] = {}
     for version in versions:
         newest[version.place] = max(version.began, newest.get(version.place, version.began))
-    return {id(v) for v in versions if v.standing in ("superseded", "unfinished") and v.began < newest[v.place]}
+    return {id(v) for v in versions if v.status in ("superseded", "unfinished") and v.began < newest[v.place]}

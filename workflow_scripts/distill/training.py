@@ -59,7 +59,7 @@ class _FixedOrder(Sampler[int]):
 
 
 class OrderedSampling:
-    """Trainer mix-in: the data order is the one given, and evaluations on the way keep their time.
+    """Trainer mix-in: the data order is the one given, and intermediate evaluations keep their time.
 
     The log entry of an evaluation, which a checkpoint keeps, has `evaluation`: step, held-out loss, start and end [unix s], by
     which the accounting finds its joules in the power trace.
@@ -265,7 +265,7 @@ def resume_point(folder: Path, device: torch.device) -> Path | None:
 def run(trainer: Any, callback: WorkCallback, folder: Path) -> dict[str, Any]:
     """Train from the newest whole checkpoint in `folder`, or from the start.
 
-    Returns the final metrics, with what ended the training in `ended_by` and the evaluations on the way in `evaluations`.
+    Returns the final metrics, with what ended the training in `ended_by` and the intermediate evaluations in `evaluations`.
     Raises Stopped on SIGTERM, MemoryShort when a step does not fit, EnergyUnknown when an energy budget cannot be kept.
     """
     trainer.remove_callback(PrinterCallback)

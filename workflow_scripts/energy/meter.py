@@ -62,11 +62,11 @@ def main(arguments: list[str] | None = None) -> int:
     options, command = parse(sys.argv[1:] if arguments is None else arguments)
     try:
         identity = Identity.of(options.settings, options.code, options.input, options.file)
-        mark = mark_of_parts(options.parts) or identity.fingerprint(options.stage, options.experiment)
+        fingerprint = fingerprint_of_parts(options.parts) or identity.fingerprint(options.stage, options.experiment)
     except (OSError, ArtefactError) as error:
         print(f"{options.stage}: {error}", file=sys.stderr)
         return 1
-    stage_folder = Path(options.state) / options.stage / mark
+    stage_folder = Path(options.state) / options.stage / fingerprint
     folder = stage_folder / "parts" / options.part if options.part else stage_folder
     lock = Lock(folder)
     try:
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         check_prerun(options.idle, options.prerun_settings)
         earlier = read_attempts(folder / "attempts", options.stage)
-        return _Run(options, command, folder, provenance(mark, identity), lock, begun + waited, earlier).run()
+        return _Run(options, command, folder, provenance(fingerprint, identity), lock, begun + waited, earlier).run()
     except (LedgerError, ArtefactError, OSError) as error:
         unnamed = isinstance(error, OSError) and error.filename is None
         where = f" (while writing {options.record}, or the ledger in {folder})" if unnamed else ""
@@ -107,14 +107,14 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_args(arguments[:split]), command
 
 
-def mark_of_parts(records: list[str]) -> str | None:
+def fingerprint_of_parts(records: list[str]) -> str | None:
     """Name of the state folder that the parts of a stage have worked in, by their records; None without parts."""
-    marks = {read_json(Path(path))["provenance"]["fingerprint"] for path in records}
-    if len(marks) > 1:
+    fingerprints = {read_json(Path(path))["provenance"]["fingerprint"] for path in records}
+    if len(fingerprints) > 1:
         raise ArtefactError(
             f"the parts {', '.join(records)} are of different settings, inputs or code: delete them and run again"
         )
-    return marks.pop() if marks else None
+    return fingerprints.pop() if fingerprints else None
 
 
 def check_prerun(result: str | None, settings: str | None) -> None:

@@ -31,7 +31,7 @@ from workflow_scripts.estimate.work import TASKS, Task, Work, amount, done, expe
 from workflow_scripts.pipelines import STAGES
 from workflow_scripts.plan.dry_run import DryRunError, PlannedJob, planned
 from workflow_scripts.plan.plan import Job
-from workflow_scripts.plan.slices import settings_mark
+from workflow_scripts.plan.slices import settings_fingerprint
 from workflow_scripts.settings.load import deep_merge
 
 # What the joules of the same FLOPs depend on.
@@ -217,7 +217,7 @@ def row_of(group: Sequence[PlannedJob], estimator: Estimator, now: float) -> For
         label=job.stage if owner in ("comparison", "local") else f"{job.stage} {owner}",
         record=job.record,
         jobs=dict(Counter(one.rule for one in group)),
-        settings=settings_mark(Job(job.settings).identity),
+        settings=settings_fingerprint(Job(job.settings).identity),
         made_at=now,
         **dict.fromkeys(("basis", "unit", "tokens", "kwh", "hours", "grams", "reason")),
         notes=[],

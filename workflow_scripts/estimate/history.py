@@ -108,11 +108,11 @@ def read_history(root: Path) -> tuple[list[Past], list[str]]:
         if record is None:
             continue
         origin = record.provenance
-        mark = origin.fingerprint or str(path)
+        fingerprint = origin.fingerprint or str(path)
         if origin.inputs is None:
-            older.add(mark)
+            older.add(fingerprint)
         else:
-            found.setdefault(mark, Past(record, origin.settings or {}, origin.inputs, made.get("parameters")))
+            found.setdefault(fingerprint, Past(record, origin.settings or {}, origin.inputs, made.get("parameters")))
     if older:
         notes.append(f"{len(older)} record(s) are of an older version, which does not name settings and inputs: not used")
     return sorted(found.values(), key=lambda past: -past.record.end_time), notes

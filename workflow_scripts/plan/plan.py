@@ -15,7 +15,7 @@ from typing import Any
 
 from workflow_scripts.pipelines import PIPELINES, STAGES, TEACHER_STAGES, Pipeline, Split, Stage
 from workflow_scripts.plan.names import digest, files_at, files_of, named_model, task_files, template_files
-from workflow_scripts.plan.slices import Content, canonical, cut, settings_mark, value_at, without_locations
+from workflow_scripts.plan.slices import Content, canonical, cut, settings_fingerprint, value_at, without_locations
 from workflow_scripts.settings import Experiments, Settings, SettingsError
 from workflow_scripts.settings.load import followers
 from workflow_scripts.settings.models import PrunedModel, RandomModel
@@ -275,9 +275,9 @@ class Plan:
         }
 
     def forecast_options(self, name: str) -> list[str]:
-        """Arguments of the summary: where a forecast is, and marks of the settings that it must have been made for, JSON.
+        """Arguments of the summary: where a forecast is, and fingerprints of the settings that it must be for, JSON.
 
-        Records of shared artefacts but models need no mark: their paths name their settings.
+        Records of shared artefacts but models need no fingerprint: their paths name their settings.
         """
         plan = self.experiments[name]
         record_dir = self.output.record_dir().format(experiment=name)
@@ -285,8 +285,13 @@ class Plan:
         jobs = {path: models[path] for path in plan.shared.values() if path in models}
         jobs[f"{record_dir}/stages/{plan.pipeline.training}.json"] = plan.training
         jobs[f"{record_dir}/stages/evaluation.json"] = plan.evaluation
-        marks = {path: settings_mark(job.identity) for path, job in jobs.items()}
-        return ["--forecast", f"{self.output.root}/forecast.json", "--forecast-settings", json.dumps(marks, sort_keys=True)]
+        fingerprints = {path: settings_fingerprint(job.identity) for path, job in jobs.items()}
+        return [
+            "--forecast",
+            f"{self.output.root}/forecast.json",
+            "--forecast-settings",
+            json.dumps(fingerprints, sort_keys=True),
+        ]
 
     def summary_inputs(self, name: str) -> list[str]:
         """Files that the summary of an experiment reads."""
@@ -380,5 +385,5 @@ def comparable(settings: Settings) -> dict[str, object]:
         "packing": training.packing if packs else None,
         "gradient checkpointing": training.gradient_checkpointing,
         "compilation": training.compile,
-        "evaluation on the way, every [steps]": training.eval_steps or "never",
+        "intermediate evaluations, every [steps]": training.eval_steps or "never",
     }

@@ -123,7 +123,7 @@ def _partial(model: type[Model], content: Mapping[str, Any]) -> Model:
     return found
 
 
-def settings_mark(text: str) -> str:
+def settings_fingerprint(text: str) -> str:
     """Short hash of canonical settings."""
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 

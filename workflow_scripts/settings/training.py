@@ -26,7 +26,7 @@ class Training(Section):
         None,
         gt=0,
         description="The training also ends when its stage has used this much [kWh], start-up, earlier attempts and "
-        "evaluations on the way included; then the model is saved. The schedule stays that of the token budget.",
+        "intermediate evaluations included; then the model is saved. The schedule stays that of the token budget.",
     )
     packing: bool = Field(
         True,

@@ -13,12 +13,12 @@ from typing import Any
 
 from workflow_scripts.artefact import open_artefact
 from workflow_scripts.distill import corpus
+from workflow_scripts.distill.backends import Backend, check_backend, open_backend
 from workflow_scripts.distill.batching import by_length, in_batches
 from workflow_scripts.distill.generation import Answer, Prompt, prompt_tokens, that_fit
 from workflow_scripts.distill.models import compute_dtype, load_model, load_tokenizer, open_model
 from workflow_scripts.distill.scoring import log_likelihoods
 from workflow_scripts.distill.seeds import prompt_seed
-from workflow_scripts.distill.writers import Writer, check_backend, open_writer
 from workflow_scripts.progress import Progress
 from workflow_scripts.settings.dpo import Dpo
 from workflow_scripts.stages.runtime.common import Arguments, run_stage
@@ -43,7 +43,7 @@ def preference_dataset(args: Arguments) -> None:
         if todo:
             dtype = compute_dtype(settings.training.dtype)
             model = load_model(teacher_folder, dtype, settings.model.attn_implementation)
-            write = open_writer(
+            write = open_backend(
                 options,
                 teacher_folder,
                 dtype,
@@ -74,7 +74,7 @@ def read_prompts(corpus_folder: Any, settings: Dpo, tokenizer: Any) -> list[list
 
 
 def sample_and_score(
-    judge: Any, write: Writer, prompts: list[Prompt], settings: Dpo, tokenizer: Any, progress: Progress
+    judge: Any, write: Backend, prompts: list[Prompt], settings: Dpo, tokenizer: Any, progress: Progress
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Samples of a batch with the judge's log-likelihood, and the work done."""
     by_key = {prompt.key: prompt for prompt in prompts}

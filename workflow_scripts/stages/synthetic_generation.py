@@ -12,11 +12,11 @@ from typing import Any
 
 from workflow_scripts.artefact import open_artefact
 from workflow_scripts.distill import corpus
+from workflow_scripts.distill.backends import check_backend, open_backend
 from workflow_scripts.distill.batching import by_length
 from workflow_scripts.distill.generation import Answer, Prompt, prompt_tokens, that_fit
 from workflow_scripts.distill.models import compute_dtype, load_tokenizer, open_model
 from workflow_scripts.distill.seeds import prompt_seed
-from workflow_scripts.distill.writers import check_backend, open_writer
 from workflow_scripts.progress import Progress
 from workflow_scripts.stages.runtime.common import Arguments, run_stage
 from workflow_scripts.stages.runtime.units import Part, Units, finish_part
@@ -41,7 +41,7 @@ def synthetic_generation(args: Arguments) -> None:
     with Progress("generated", total=mine * options.max_new_tokens) as progress:
         todo = list(units.todo(part, "scatter.synthetic_generation", progress))
         if todo:
-            write = open_writer(
+            write = open_backend(
                 options,
                 teacher_folder,
                 compute_dtype(settings.training.dtype),

@@ -75,7 +75,7 @@ def test_every_joule_is_in_one_column(campaign: Ledgers) -> None:
         "kd": (210, 82, 200, 0, 492),
         "(shared)": (60, 60, 110, 33, 263),
     }
-    assert {(row["stage"], row["fingerprint"]): row["standing"] for row in found["versions"]} == {
+    assert {(row["stage"], row["fingerprint"]): row["status"] for row in found["versions"]} == {
         ("evaluation", "eval"): "unfinished",
         ("logit_caching", "old"): "superseded",
         ("logit_caching", "new"): "current",
@@ -134,7 +134,7 @@ def test_a_record_whose_only_ledger_is_damaged_is_charged_as_it_stands(campaign:
     assert columns(found["total"]) == (360, 142, 310, 33, 845)
     assert [Path(entry["path"]) for entry in found["damaged"]] == [ledger]
     (row,) = (row for row in found["versions"] if row["fingerprint"] == "gold")
-    assert row["standing"] == "current, by its record alone" and row["experiment"] == "gold"
+    assert row["status"] == "current, by its record alone" and row["experiment"] == "gold"
 
 
 def test_records_elsewhere_are_found_by_their_ledgers(tmp_path: Path) -> None:

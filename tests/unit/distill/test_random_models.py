@@ -9,9 +9,9 @@ from transformers import Olmo2Config, Olmo2ForCausalLM, PreTrainedTokenizerFast
 
 from tests.helpers.partial import partial
 from workflow_scripts.artefact import RANDOM_WEIGHTS, inherited, read_json
+from workflow_scripts.distill.backends import padding_rows
 from workflow_scripts.distill.models import ModelError, load_model
 from workflow_scripts.distill.random_weights import write_random_model
-from workflow_scripts.distill.writers import padding_rows
 from workflow_scripts.plan.plan import Plan
 from workflow_scripts.settings import SettingsError
 from workflow_scripts.settings.models import RandomModel

@@ -23,7 +23,7 @@ from workflow_scripts.estimate.pricing import ZERO, Range, Sample, UnpricedError
 from workflow_scripts.estimate.work import WORK, Task, amount, done, expected
 from workflow_scripts.pipelines import PIPELINES
 from workflow_scripts.plan.dry_run import PlannedJob
-from workflow_scripts.plan.slices import settings_mark
+from workflow_scripts.plan.slices import settings_fingerprint
 from workflow_scripts.settings.schema import Energy
 
 CPU = "Some CPU"
@@ -435,7 +435,7 @@ def test_a_damaged_manifest_leaves_out_what_read_it(folder: Path) -> None:
 
 def test_the_mark_of_a_row_is_that_of_the_settings_without_locations() -> None:
     job = planned("evaluation", {"evaluation": {"batch_size": 2, "lm_eval_include_path": "tasks"}})
-    assert price(job).settings == settings_mark('{"evaluation":{"batch_size":2}}')
+    assert price(job).settings == settings_fingerprint('{"evaluation":{"batch_size":2}}')
 
 
 def test_a_model_that_was_made_again_since_is_a_doubt(folder: Path) -> None:

@@ -195,7 +195,7 @@ def test_packing_is_no_setting_of_dpo_and_what_must_agree_is_named(tmp_path) -> 
         True,
         False,
     ]
-    assert named["evaluation on the way, every [steps]"] == 3 and found["dpo", True][1]["packing"] is None
+    assert named["intermediate evaluations, every [steps]"] == 3 and found["dpo", True][1]["packing"] is None
 
 
 def test_every_key_is_read_by_the_code() -> None:

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from workflow_scripts.distill import writers
+from workflow_scripts.distill import backends
+from workflow_scripts.distill.backends import check_backend, open_backend
 from workflow_scripts.distill.generation import Answer, GenerationError, Prompt, that_fit
 from workflow_scripts.distill.seeds import prompt_seed
-from workflow_scripts.distill.writers import check_backend, open_writer
 from workflow_scripts.settings.schema import Generation
 
 PROMPTS = [Prompt(f"p{i}", [5, 6, 7 + i], prompt_seed(3, i)) for i in range(3)]
@@ -53,7 +53,7 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> Recorded:
     module.LLM, module.SamplingParams = LLM, dict  # type: ignore[attr-defined]
     module.__spec__ = importlib.util.spec_from_loader("vllm", loader=None)
     monkeypatch.setitem(sys.modules, "vllm", module)
-    monkeypatch.setattr(writers, "padding_rows", lambda folder: range(98, 100))
+    monkeypatch.setattr(backends, "padding_rows", lambda folder: range(98, 100))
     monkeypatch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING", raising=False)
     return recorded
 
@@ -64,7 +64,7 @@ def options(**changes: Any) -> Generation:
 
 def test_vllm_gets_tokens_and_a_seed_per_prompt_and_its_tokens_are_counted(vllm: Recorded) -> None:
     check_backend(options(), "synthetic_data.generation")
-    write = open_writer(options(), Path("/models/teacher"), torch.bfloat16, "sdpa", 3, EOS, PAD)
+    write = open_backend(options(), Path("/models/teacher"), torch.bfloat16, "sdpa", 3, EOS, PAD)
     (answers,) = list(write(PROMPTS))
     assert vllm.made == {
         "model": "/models/teacher",
@@ -87,13 +87,13 @@ def test_vllm_gets_tokens_and_a_seed_per_prompt_and_its_tokens_are_counted(vllm:
 
 
 def test_greedy_asks_vllm_for_temperature_zero(vllm: Recorded) -> None:
-    write = open_writer(options(decoding_strategy="greedy"), Path("m"), torch.float32, "sdpa", 3, EOS, PAD)
+    write = open_backend(options(decoding_strategy="greedy"), Path("m"), torch.float32, "sdpa", 3, EOS, PAD)
     list(write(PROMPTS))
     assert [(params["temperature"], params["top_p"]) for params in vllm.sampling] == [(0.0, 1.0)] * 3
 
 
 def test_beside_a_judge_vllm_takes_half_of_the_memory(vllm: Recorded) -> None:
-    open_writer(options(), Path("m"), torch.float32, "sdpa", 3, EOS, PAD, judge=object())
+    open_backend(options(), Path("m"), torch.float32, "sdpa", 3, EOS, PAD, judge=object())
     assert vllm.made["gpu_memory_utilization"] == 0.5
 
 
@@ -108,7 +108,7 @@ def test_a_missing_vllm_is_said_with_the_key(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_transformers_writes_with_the_judge_when_there_is_one(toy_model) -> None:
     chosen = options(backend="transformers", decoding_strategy="greedy")
-    write = open_writer(chosen, Path("/nowhere"), torch.float32, "sdpa", 3, EOS, PAD, judge=toy_model)
+    write = open_backend(chosen, Path("/nowhere"), torch.float32, "sdpa", 3, EOS, PAD, judge=toy_model)
     answers = {answer.key: answer for batch in write(PROMPTS) for answer in batch}
     tokens = list(PROMPTS[1].input_ids)
     for _ in range(4):

@@ -1,6 +1,6 @@
 """Who writes the answers: `generate` of transformers in batches, or vLLM as an optional extra. Both take prompts as tokens.
 
-A writer keeps one seed per prompt. transformers' own continuous batching (`generate_batch`, looked at in 5.23) cannot: it
+A backend keeps one seed per prompt. transformers' own continuous batching (`generate_batch`, looked at in 5.23) cannot: it
 samples all requests of a step with one `torch.multinomial` from the process's generator, seeded once, so that an answer depends
 on what else is in flight, and its processors get numbers per request (temperature, top_k, top_p) but no state. It is not used.
 
@@ -24,7 +24,7 @@ from workflow_scripts.distill.generation import Answer, GenerationError, Prompt,
 from workflow_scripts.distill.models import load_model, load_tokenizer
 from workflow_scripts.settings.schema import Generation
 
-Writer = Callable[[Sequence[Prompt]], Iterator[list[Answer]]]
+Backend = Callable[[Sequence[Prompt]], Iterator[list[Answer]]]
 
 _BANNED = -100.0  # added to a logit: the lowest bias that vLLM takes
 _ALONE, _BESIDE_A_JUDGE = 0.9, 0.5  # share of the accelerator's memory that vLLM takes
@@ -39,7 +39,7 @@ def check_backend(options: Generation, key: str) -> None:
         )
 
 
-def open_writer(
+def open_backend(
     options: Generation,
     folder: Path,
     dtype: torch.dtype,
@@ -48,14 +48,14 @@ def open_writer(
     eos_id: int,
     pad_id: int,
     judge: Any = None,
-) -> Writer:
+) -> Backend:
     """Load the model of `folder` to write with. A `judge` is that model, loaded already and needed afterwards.
 
     `longest_prompt` [tokens] is that of all prompts, of all parts.
     """
     if options.backend == "vllm":
         memory = _ALONE if judge is None else _BESIDE_A_JUDGE
-        return VllmWriter(options, folder, dtype, longest_prompt + options.max_new_tokens, eos_id, memory)
+        return VllmBackend(options, folder, dtype, longest_prompt + options.max_new_tokens, eos_id, memory)
     model = load_model(folder, dtype, attn_implementation) if judge is None else judge
     return lambda prompts: generate(model, prompts, options, [eos_id], pad_id)
 
@@ -65,7 +65,7 @@ def padding_rows(folder: Path) -> range:
     return range(len(load_tokenizer(folder)), AutoConfig.from_pretrained(folder, local_files_only=True).vocab_size)
 
 
-class VllmWriter:
+class VllmBackend:
     """vLLM's offline engine (`vllm.LLM`) in this process. It does the batching: `batch_size` is the unit of resumption only."""
 
     def __init__(
