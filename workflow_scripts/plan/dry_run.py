@@ -83,15 +83,16 @@ def write_plan(out: Path, arguments: Sequence[str]) -> int:
 
     from workflow_scripts.plan import snakemake_internals
 
-    parser, parsed = parse_args([*arguments, "--dry-run", "--quiet", "all"])
+    parser, parsed = parse_args([*arguments, "--dry-run", "--quiet", "host", "progress", "reason", "rules"])
     said = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(said):
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
             done = args_to_api(parsed, parser)
-    except Exception as error:  # as Snakemake's own main does
-        print_exception(error)
-        done = False
+        except Exception as error:  # as Snakemake's own main does
+            print_exception(error)
+            done = False
     if not done:
+        print(said.getvalue(), file=sys.stderr)
         return 1
     lines = [str(Path.cwd()), *(asdict(job_of(*found)) for found in snakemake_internals.stale_jobs())]
     out.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
