@@ -275,6 +275,8 @@ class Run:
             self._restore_parts()
         else:
             shutil.rmtree(self.state)
+            for parts in self.folder.glob(f"results/teacher/{self.target.stage}-*/parts"):
+                shutil.rmtree(parts)
         if self.output.name == "manifest.json":
             shutil.rmtree(self.output.parent)
         else:
@@ -282,7 +284,7 @@ class Run:
         self.record.unlink()
 
     def _restore_parts(self) -> None:
-        """Put back what was there before the merge: shards in the state folder, manifests of the parts."""
+        """Put back what was there before the merge: shards in the state folder, manifest and record of the part."""
         units = self.state / "units"
         for shard in self.output.parent.glob("shard-*"):
             shutil.copy2(shard, units)
@@ -291,5 +293,6 @@ class Run:
             if leftover.name not in ("units", "parts"):
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         count = len(list(units.glob("unit-*.json")))
-        manifest = self.output.parents[1] / "parts" / self.target.stage / "1-of-1.json"
-        write_json(manifest, {"schema": SCHEMA, "kind": "part", "part": "1-of-1", "units": count})
+        (folder,) = self.folder.glob(f"results/teacher/{self.target.stage}-*")
+        write_json(folder / "parts" / "1-of-1.json", {"schema": SCHEMA, "kind": "part", "part": "1-of-1", "units": count})
+        shutil.copy2(self.state / "parts" / "1-of-1" / "record.json", folder / "parts" / "1-of-1.record.json")

@@ -90,6 +90,7 @@ class VersionRow(Sums):
     """One version of a stage."""
 
     fingerprint: str
+    experiment: str | None = None  # null: of a shared artefact
     status: str
     began: float
 
