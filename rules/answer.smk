@@ -99,6 +99,7 @@ for training in TRAININGS:
         Metered(
             exports()[folder],
             stage="export",
+            code=("workflow_scripts.pipelines",),
             folder=RUN_DIR,
             input={
                 "summary": SUMMARY,

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 LOCATIONS = (
     "distillation.logprob_cache_path",
     "dpo_preference_dataset_path",
-    "evaluation.lm_eval_include_path",
     "synthetic_data.synthetic_dataset_path",
 )
 

@@ -123,7 +123,7 @@ def bill(root: Path) -> Bill:
     found = read_versions(root)
     rows = [_row(version) for version in found.versions]
     for record in found.orphans:
-        alone = Version(record.stage_id, record.provenance.fingerprint or "", Path(), [record], {}, "current")
+        alone = Version(record.stage_id, record.provenance.fingerprint or "", Path(), [record], [{}], "current")
         update = {"experiment": record.experiment, "status": "current, by its record alone"}
         rows.append(_row(alone).model_copy(update=update))
     records = [r for v in found.versions for r in v.records] + found.orphans

@@ -35,7 +35,7 @@ class Version:
     fingerprint: str
     folder: Path
     records: list[StageRecord]
-    start: dict[str, Any]
+    starts: list[dict[str, Any]]  # first ledger line of each attempt at the stage, or at its parts while there is no merge
     status: Status
 
     @property
@@ -49,9 +49,14 @@ class Version:
         return min(attempt.start_time for attempt in self.attempts)
 
     @property
+    def start(self) -> dict[str, Any]:
+        """How the newest attempt began."""
+        return self.starts[-1]
+
+    @property
     def outputs(self) -> list[str]:
-        """What it makes: artefact and record."""
-        return [path for path in (self.start.get("output"), self.start.get("record")) if path]
+        """What its attempts make: artefacts and records; merges of one teacher's work by other filters are several."""
+        return [path for start in self.starts for path in (start.get("output"), start.get("record")) if path]
 
     @property
     def files(self) -> set[str]:
@@ -61,7 +66,8 @@ class Version:
     @property
     def place(self) -> tuple[str, str]:
         """What a newer version replaces: the stage at the place where it writes."""
-        return self.stage, next(iter(self.outputs), self.start.get("experiment") or "")
+        named = (self.start.get(key) for key in ("output", "record", "experiment"))
+        return self.stage, next((name for name in named if name), "")
 
 
 @dataclass
@@ -125,13 +131,13 @@ def _version(folder: Path, records: dict[str, list[SummaryStage]], found: Found)
     if not own and not parts:
         return None
     made = [build_record(own, {}, parts)] if own else [build_record(group, {}) for group in parts]
-    start = (own or parts[-1])[-1].start
+    starts = [attempt.start for attempt in (own or parts[-1])]
     held = any(Lock(path).holder() is not None for path in (folder, *folder.glob("parts/*")))
     finished = any(attempt.last.get("outcome") == "completed" for attempt in own)
     status: Status = "in progress" if held else "unfinished"
     if not held and finished:
-        status = "current" if folder.name in records or _names(start.get("record"), folder.name) else "superseded"
-    return Version(stage, folder.name, folder, made, start, status)
+        status = "current" if folder.name in records or _names(starts[-1].get("record"), folder.name) else "superseded"
+    return Version(stage, folder.name, folder, made, starts, status)
 
 
 def _names(path: str | None, fingerprint: str) -> bool:

@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     begun = time.monotonic()
     options, command = parse(sys.argv[1:] if arguments is None else arguments)
     try:
-        identity = Identity.of(options.settings, options.code, options.input, options.file)
+        identity = Identity.of(options.settings, options.code, options.input, [*options.file, *files_of_parts(options.parts)])
         fingerprint = fingerprint_of_parts(options.parts) or identity.fingerprint(options.stage, options.experiment)
     except (OSError, ArtefactError) as error:
         print(f"{options.stage}: {error}", file=sys.stderr)
@@ -107,6 +107,13 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_args(arguments[:split]), command
 
 
+def files_of_parts(records: list[str]) -> list[str]:
+    """Manifests and records of the parts that a merge reads."""
+    return [
+        path for record in records for path in (record, record.removesuffix(".record.json") + ".json") if Path(path).is_file()
+    ]
+
+
 def fingerprint_of_parts(records: list[str]) -> str | None:
     """Name of the state folder that the parts of a stage have worked in, by their records; None without parts."""
     fingerprints = {read_json(Path(path))["provenance"]["fingerprint"] for path in records}
@@ -121,7 +128,7 @@ def check_prerun(result: str | None, settings: str | None) -> None:
     """Raise OSError when the prerun's result was made with other settings than the campaign has now."""
     if result is None or settings is None:
         return
-    made_with = json.loads(Path(result).read_text(encoding="utf-8"))["settings"]
+    made_with = read_json(Path(result)).get("settings")
     if made_with != json.loads(settings):
         raise OSError(f"`hardware` or `prerun` settings have changed since {result} was made: delete it and run again")
 
@@ -368,7 +375,7 @@ def _read_idle(path: str | None) -> dict[str, Any] | None:
     """The idle baseline of a prerun's result."""
     if path is None:
         return None
-    idle: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))["idle"]
+    idle: dict[str, Any] | None = read_json(Path(path)).get("idle")
     return idle
 
 

@@ -77,7 +77,8 @@ class Identity:
 
         How a stage is split or started is left out: it has the same state then.
         """
-        files = sorted((Path(path).name, entry["sha256"]) for path, entry in self.files.items())
+        roles = {path: name for name, path in self.inputs.items()}
+        files = sorted((roles.get(path, Path(path).name), entry["sha256"]) for path, entry in self.files.items())
         return hashlib.sha256(
             json.dumps([stage, experiment, self.settings, self.code, files], sort_keys=True).encode()
         ).hexdigest()[:16]

@@ -18,8 +18,8 @@ _IMPORT = re.compile(
 # towards a rerun; one of what does would err towards a wrong result.
 DECIDES_NOTHING = {
     "workflow_scripts.pipelines": "what it declares stands in each job's settings, inputs and module",
-    "workflow_scripts.settings": "its values stand in each job's settings; the modules of the sections that are read do count",
-    "workflow_scripts.progress": "counts and shows work that is done",
+    "workflow_scripts.settings.schema": "every section; those that a job reads count by their own modules",
+    "workflow_scripts.settings.load": "what it reads stands in each job's settings",
     "workflow_scripts.errors": "words of a failure",
     "workflow_scripts.stages.runtime.tracking": "W&B and a link to the checkpoints",
     "workflow_scripts.stages.runtime.wandb_run": "W&B",
@@ -30,7 +30,7 @@ DECIDES_NOTHING = {
 def sources(module: str) -> tuple[str, ...]:
     """Source files of a module and of the first-party modules that it imports, but for DECIDES_NOTHING.
 
-    Templates count with the module `pages` beside them, which renders them.
+    Templates count with the module `pages` beside them, which renders them, and JSON schemas with that of their folder's name.
     """
     found: dict[Path, None] = {}
     todo = [module]
@@ -42,6 +42,7 @@ def sources(module: str) -> tuple[str, ...]:
         found[path] = None
         if path.stem == "pages":
             found |= dict.fromkeys((path.parent / "templates").glob("*.j2"))
+        found |= dict.fromkeys(path.with_name(f"{path.stem}_schema").glob("*.json"))
         todo += _imports(path)
     return tuple(sorted(str(path) for path in found))
 
@@ -62,8 +63,8 @@ def _left_out(name: str) -> bool:
 @cache
 def code_digest(modules: tuple[str, ...], sections: tuple[str, ...] = ()) -> str:
     """Digest of the code of modules, and of the settings' sections whose values they read (their validators change values)."""
-    files = {path for module in modules for path in sources(module)}
-    files |= {str(path) for name in sections if (path := PACKAGE / "settings" / f"{name}.py").is_file()}
+    read = [f"workflow_scripts.settings.{name}" for name in sections]
+    files = {path for module in (*modules, *read) for path in sources(module)}
     digest = hashlib.sha256()
     for file in map(Path, sorted(files)):
         digest.update(f"{file.relative_to(PACKAGE)}\0".encode() + file.read_bytes() + b"\0")

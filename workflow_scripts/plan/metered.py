@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 from workflow_scripts.pipelines import STAGES
@@ -42,6 +41,7 @@ class Metered:
     threads: int = 1
     priority: int = 0
     resources: Mapping[str, Any] = field(default_factory=dict)
+    named: tuple[str, ...] = ()  # inputs that the program takes by name, where there are no jobs to say them
     constraints: Mapping[str, str] = field(default_factory=dict)
     tracked: bool = True
     code: tuple[str, ...] = ()  # further modules that decide its result
@@ -58,11 +58,10 @@ class Metered:
         """Whether the stage takes `--settings` and its input manifests by name."""
         return bool(self.jobs) and self.stage in SLICED
 
-    @cached_property
-    def digest(self) -> str:
-        """Digest of the code that decides the result."""
-        sections = sorted({key.partition(".")[0] for job in self.jobs.values() for key in leaves(job.settings)})
-        return code_digest((f"workflow_scripts.{self.program or f'stages.{self.stage}'}", *self.code), tuple(sections))
+    def digest(self, job: Job) -> str:
+        """Digest of the code that decides a job's result: its program, and the settings' sections that it reads."""
+        sections = tuple(sorted({key.partition(".")[0] for key in leaves(job.settings)}))
+        return code_digest((f"workflow_scripts.{self.program or f'stages.{self.stage}'}", *self.code), sections)
 
     def upstream(self, wildcards: Any) -> list[str]:
         """Input function: the manifests that the job reads."""
@@ -93,7 +92,7 @@ class Metered:
             by_key = {value: leaves(job.deciding) for value, job in self.jobs.items()}
             for number, key in enumerate(sorted({key for found in by_key.values() for key in found})):
                 compared[f"key{number}"] = self._compared(key, by_key)
-            compared |= {"code": f"code={self.digest}", "nothing": NOTHING}
+            compared |= {"code": lambda wildcards: f"code={self.digest(self.job(wildcards))}", "nothing": NOTHING}
         return {"meter": self._meter(plan), "command": self._command(), **compared}
 
     def _compared(self, key: str, by_key: Mapping[str, Mapping[str, Any]]) -> Callable[[Any], str]:
@@ -107,7 +106,9 @@ class Metered:
         def words(wildcards: Any, input: Any, output: Any) -> list[str]:
             name, job = getattr(wildcards, "experiment", None), self.job(wildcards)
             prerun = getattr(input, "prerun", None)
-            left_out = {str(prerun), *job.inputs.values()}
+            named = {**job.inputs, **{key: str(input[key]) for key in self.named}}
+            split = [*getattr(input, "parts", []), *getattr(input, "records", [])]  # the meter knows them by --parts
+            left_out = {str(prerun), *named.values(), *split}
             files = [str(path) for path in input if str(path) not in left_out]
             return [
                 *(
@@ -121,8 +122,8 @@ class Metered:
                 *(f"--options={plan.energy}", f"--state={plan.output.root}/state"),
                 f"--codecarbon={self.folder.format(**wildcards)}/codecarbon",
                 *([f"--idle={prerun}", f"--prerun-settings={plan.prerun.identity}"] if prerun else []),
-                *([f"--settings={job.identity}", f"--code={self.digest}"] if self.tracked else []),
-                *(["--input", *(f"{key}={path}" for key, path in job.inputs.items())] if job.inputs else []),
+                *(f"--settings={job.identity}", f"--code={self.digest(job)}"),
+                *(["--input", *(f"{key}={path}" for key, path in named.items())] if named else []),
                 *(["--file", *files] if files else []),
                 *self.of_parts(wildcards, input),
                 f"--output={output[0]}",

@@ -43,7 +43,7 @@ def files_at(named: str) -> list[str]:
     """Files at a path that the configuration names; a missing one is left to the stage, which says so."""
     path = Path(named).expanduser()
     found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else []
-    return [str(p) for p in found]
+    return [f"./{p}" if str(p).startswith("-") else str(p) for p in found]  # an option's dash is none of a path's
 
 
 def task_files(settings: Settings) -> list[str]:

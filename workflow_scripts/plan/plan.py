@@ -174,12 +174,13 @@ class Plan:
     def _teacher(self, stage: Stage, settings: Settings, corpus: str, teacher: str) -> str:
         split: Split = stage.split  # type: ignore[assignment]  # a teacher stage has one
         inputs = {"corpus": self.corpus_manifest(corpus), "teacher": self.model_manifest(teacher)}
-        parts = Job(cut(settings, stage.reads), inputs)
-        merge = Job(cut(settings, (*stage.reads, *split.reads)), inputs)
         adopted = split.existing is not None and bool(value_at(settings, split.existing))
+        bulk = value_at(settings, stage.location) if stage.location else None
+        parts = Job(cut(settings, stage.reads), inputs)
+        merge = Job(cut(settings, (*stage.reads, *split.reads)), inputs, files_at(bulk) if adopted and bulk else [])
         raw = f"{stage.name}-{digest(parts.identity, corpus, self._identity(teacher))}"
         artefact = f"{stage.folder}-{digest(merge.identity, corpus, self._identity(teacher))}"
-        if stage.location and (bulk := value_at(settings, stage.location)) is not None:
+        if bulk is not None:
             self._claim(bulk, artefact, f"the folder of {stage.name}")
         self.teacher[stage.name][artefact] = TeacherArtefact(raw, parts, merge, adopted)
         return artefact

@@ -16,7 +16,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, TypeAdapter
 
 from workflow_scripts.pipelines import LOCATIONS, Reads, Where
-from workflow_scripts.settings.schema import Settings
+from workflow_scripts.settings import Settings, SettingsError
 
 Content = dict[str, Any]  # a slice: nested, with the configuration's names
 Model = TypeVar("Model", bound=BaseModel)
@@ -109,6 +109,8 @@ def read(text: str) -> Settings:
 def _partial(model: type[Model], content: Mapping[str, Any]) -> Model:
     values = {}
     for name, value in content.items():
+        if name not in model.model_fields:
+            raise SettingsError(f"--settings: {name} is no key of {model.__name__}")
         field = model.model_fields[name]
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):

@@ -17,7 +17,7 @@ from typing import Any
 from snakemake.exceptions import WorkflowError
 from snakemake.persistence import ParamsChange, PersistenceBase
 
-from workflow_scripts.energy.state import file_identity
+from workflow_scripts.artefact import sha256
 from workflow_scripts.plan.plan import Plan
 from workflow_scripts.plan.slices import NOTHING, leaves, line
 from workflow_scripts.settings import SettingsError, load_experiments
@@ -60,6 +60,8 @@ def compare_with_records() -> None:
         if record is None:
             return found
         old, new = differences(record, *_planned(job))
+        if not (old or new):
+            return found
         quoted = [frozenset(map(repr, lines)) for lines in (old, new)]  # as Snakemake notes them
         return found | ParamsChange(only_old=quoted[0], only_new=quoted[1], files=frozenset(job.output))
 
@@ -85,33 +87,40 @@ def _record(job: Any) -> Path | None:
 def differences(record: Path, planned: set[str], inputs: Iterable[str]) -> tuple[set[str], set[str]]:
     """What a record was made from and is not planned, and what is planned instead: `key=value`, `code=digest`, `file=sha256`.
 
-    Inputs that are gone are left out: what is deleted is made again when something needs it. Raises WorkflowError for a record
-    that cannot be compared.
+    Planned inputs that are gone are left out: what is deleted is made again when something needs it. Raises WorkflowError for a
+    record of an earlier version.
     """
     try:
         made = json.loads(record.read_text(encoding="utf-8"))["provenance"]
-    except (ValueError, KeyError):
+        if "settings" in made:
+            was = {line(key, value) for key, value in leaves(made["settings"] or {}).items()} | {f"code={made['code']}"}
+            recorded = {path: (entry["bytes"], entry["mtime_ns"], entry["sha256"]) for path, entry in made["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
         return {f"{record} is damaged"}, planned
     if "settings" not in made:
         raise WorkflowError(
             f"{record} was made by an earlier version of this program and does not say from which settings: keep these results "
             "by moving their folder away, or set output.root to a new one"
         )
-    was = {line(key, value) for key, value in leaves(made["settings"] or {}).items()} | {f"code={made['code']}"}
-    old, new = was - planned, planned - was
-    contents = {entry["sha256"] for entry in made["files"].values()}
-    for name in inputs:
-        path = Path(name)
-        if not path.is_file():
-            continue
-        known, state = made["files"].get(name), path.stat()
-        if known and (known["bytes"], known["mtime_ns"]) == (state.st_size, state.st_mtime_ns):
-            continue
-        content = file_identity(path)["sha256"]
-        if content != (known["sha256"] if known else content if content in contents else None):
-            old |= {f"{name}={known['sha256'][:12]}"} if known else set()
-            new.add(f"{name}={content[:12]}")
-    return old, new
+    names = list(inputs)
+    now = {name: _content(Path(name), recorded.get(name)) for name in names if Path(name).is_file()}
+    before, after = {sha for *_, sha in recorded.values()}, set(now.values())
+    old = {f"{name}={sha[:12]}" for name, (*_, sha) in recorded.items() if now.get(name, sha) != sha}
+    old |= {f"{name}={sha[:12]}" for name, (*_, sha) in recorded.items() if name not in names and sha not in after}
+    new = {
+        f"{name}={sha[:12]}"
+        for name, sha in now.items()
+        if (recorded[name][2] != sha if name in recorded else sha not in before)
+    }
+    return (was - planned) | old, (planned - was) | new
+
+
+def _content(path: Path, known: tuple[int, int, str] | None) -> str:
+    """SHA-256 of a file; as recorded where neither its size nor its time has changed."""
+    state = path.stat()
+    if known is not None and known[:2] == (state.st_size, state.st_mtime_ns):
+        return known[2]
+    return sha256(path)
 
 
 _SEEN: list[tuple[Any, dict[str, Any]]] = []

@@ -46,7 +46,7 @@ class _Scatter(Section):
 
 
 _PARTS: dict[str, Any] = {
-    stage.name: (int, Field(1, ge=1, le=10000, description=f"Parts of each {stage.folder}; at most its units of work."))
+    stage.name: (int, Field(1, ge=1, le=800, description=f"Parts of each {stage.folder}; at most its units of work."))
     for stage, _ in splits()
 }
 Scatter = create_model("Scatter", __base__=_Scatter, __doc__=_Scatter.__doc__, **_PARTS)

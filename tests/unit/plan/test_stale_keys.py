@@ -67,7 +67,6 @@ READ_BY: dict[str, set[str]] = {
     "training.packing": STUDENT | STATED,  # TRL has none for pairs
     "training.dtype": TRAINED | JUDGED | ASKED | STATED,
     "evaluation": JUDGED,
-    "evaluation.lm_eval_include_path": set(),
     **{section: set() for section in ("energy", "wandb", "hardware", "prerun", "scatter", "output")},
     "comparison": {"comparison"},
     "comparison.experiments": set(),
