@@ -217,11 +217,18 @@ def test_a_lost_manifest_is_restored_without_work(finished: Workflow) -> None:
     manifest.unlink()
     finished.snakemake("--cores", "2", "synthetic_generation")
     assert manifest.read_text() == content
-    log = finished.path("results/teacher/synthetic_dataset-*/logs/synthetic_generation.1-of-1.log").read_text()
+    record = finished.json("results/teacher/synthetic_dataset-*/stages/synthetic_generation.json")
+    merged = [("1-of-1", "completed"), (None, "completed"), (None, "completed")]
+    assert [(a["part"], a["outcome"]) for a in record["attempts"]] == merged, "the merge alone was made again"
+    finished.path("results/teacher/synthetic_generation-*/parts/1-of-1.json").unlink()
+    manifest.unlink()
+    finished.snakemake("--cores", "2", "synthetic_generation")
+    assert manifest.read_text() == content
+    log = finished.path("results/teacher/synthetic_generation-*/logs/synthetic_generation.1-of-1.log").read_text()
     assert "3 unit(s) are there from earlier attempts" in log
     record = finished.json("results/teacher/synthetic_dataset-*/stages/synthetic_generation.json")
-    assert [(a["part"], a["outcome"]) for a in record["attempts"]] == [("1-of-1", "completed"), (None, "completed")] * 2
-    again = record["attempts"][2]
+    assert [(a["part"], a["outcome"]) for a in record["attempts"]] == [*merged, ("1-of-1", "completed"), (None, "completed")]
+    again = record["attempts"][3]
     assert again["work"] == again["resumed_from"], "it only counted what was there"
     assert record["tokens_processed"] == again["work"]["generated"]
 
