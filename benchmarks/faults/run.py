@@ -293,6 +293,8 @@ class Run:
             if leftover.name not in ("units", "parts"):
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         count = len(list(units.glob("unit-*.json")))
+        if list(self.folder.glob(f"results/teacher/{self.target.stage}-*/parts/1-of-1.json")):
+            return  # this stage keeps them
         (folder,) = self.folder.glob(f"results/teacher/{self.target.stage}-*")
         write_json(folder / "parts" / "1-of-1.json", {"schema": SCHEMA, "kind": "part", "part": "1-of-1", "units": count})
         shutil.copy2(self.state / "parts" / "1-of-1" / "record.json", folder / "parts" / "1-of-1.record.json")

@@ -434,7 +434,7 @@ def test_a_damaged_manifest_leaves_out_what_read_it(folder: Path) -> None:
 
 
 def test_the_mark_of_a_row_is_that_of_the_settings_without_locations() -> None:
-    job = planned("evaluation", {"evaluation": {"batch_size": 2, "lm_eval_include_path": "tasks"}})
+    job = planned("evaluation", {"evaluation": {"batch_size": 2}, "dpo_preference_dataset_path": "elsewhere"})
     assert price(job).settings == settings_fingerprint('{"evaluation":{"batch_size":2}}')
 
 
