@@ -99,7 +99,8 @@ for training in TRAININGS:
         Metered(
             exports()[folder],
             stage="export",
-            code=("workflow_scripts.pipelines",),
+            jobs={name: PLAN.export_job(name) for name in PLAN.trained_by(training)},
+            by="experiment",
             folder=RUN_DIR,
             input={
                 "summary": SUMMARY,

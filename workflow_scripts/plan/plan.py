@@ -254,6 +254,11 @@ class Plan:
         """What the summary states of the configuration."""
         return Job({"comparable": comparable(self.experiments[name].settings)})
 
+    def export_job(self, name: str) -> Job:
+        """The words of the registry that card and reports use."""
+        pipeline = self.experiments[name].pipeline
+        return Job({"words": {"method": pipeline.sentence, "boamps": pipeline.boamps}})
+
     def summary_plan(self, name: str, prerun: str) -> dict[str, Any]:
         """What the summary of an experiment adds up."""
         plan = self.experiments[name]
