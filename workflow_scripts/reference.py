@@ -31,7 +31,7 @@ SUMMARY_SCHEMA = ROOT / "workflow_scripts" / "accounting" / "summary_schema.json
 FORECAST_SCHEMA = ROOT / "workflow_scripts" / "accounting" / "forecast_schema.json"
 INTRODUCTION = """# Configuration reference
 
-Generated from `workflow_scripts/settings/schema.py` by `make reference`; do not edit. `config/schema.json` is the same as a
+Generated from `workflow_scripts/settings/` by `make reference`; do not edit. `config/schema.json` is the same as a
 JSON schema for editors.
 
 An experiment is a file `config/experiments/<name>.yaml`, deep-merged over `config/base.yaml`; the command line beats both:

@@ -344,10 +344,6 @@ class Plan:
             count = _parts_of(record) or count
         return [f"{folder}/{number}-of-{count}.json" for number in range(1, count + 1)]
 
-    def part_job(self, stage: str, raw: str) -> Job:
-        """The job of each part in the folder `raw`."""
-        return next(planned.parts for planned in self.teacher[stage].values() if planned.raw == raw)
-
     def final_manifest(self, name: str) -> str:
         """Manifest of an experiment's trained model."""
         folder = STAGES[PIPELINES[self._settings[name].pipeline].training].folder

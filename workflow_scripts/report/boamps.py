@@ -85,9 +85,7 @@ def _report(
             "reportStatus": "final" if all(r.status == "complete" for r in records) else "draft",
         },
         "task": {
-            "taskStage": "+".join(
-                dict.fromkeys(IN_SUMMARY[stage].boamps if stage in IN_SUMMARY else PREPARING for stage in stages)
-            ),
+            "taskStage": "+".join(dict.fromkeys(_task_stage(stage) for stage in stages)),
             "taskFamily": "text generation",
             "algorithms": [_algorithm(summary, config, model, stages)],
             "dataset": _datasets(records),
