@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ PARTS = ("Snakefile", "rules", "workflow_scripts", "config", "envs", "profiles")
 MODULES_INIT = Path("/usr/share/modules/init/bash")
 WITH_MODULES = ("--software-deployment-method", "env-modules")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault(
+    "METER_HOSTS", str(Path(tempfile.gettempdir()) / f"power-models-{os.getuid()}")
+)  # found once for all tests
 needs_modules = pytest.mark.skipif(
     not MODULES_INIT.exists() and not os.environ.get("REQUIRE_SLURM"),
     reason="Debian's package environment-modules is not installed",

@@ -28,6 +28,7 @@ from typing import Any
 TOKEN_TYPES = ("loss", "input", "generated", "padded", "discarded")
 _WRITE_EVERY_S = 0.2
 _PRINT_EVERY_S = 5.0
+_MARKS = 32  # of the newest phases in the file; the meter reads it several times a second
 
 
 def state_dir() -> Path:
@@ -73,6 +74,12 @@ def energy_so_far() -> EnergySoFar:
         return EnergySoFar(None, {}, f"{path} cannot be read ({error})", time.time(), _flush_seconds(), read=False)
 
 
+def attempt_seconds() -> float | None:
+    """Seconds since the meter started this stage, the clock of its power trace; None without a meter."""
+    begin = os.environ.get("STAGE_BEGIN")
+    return time.monotonic() - float(begin) if begin else None
+
+
 def _flush_seconds() -> float:
     """`energy.flush_seconds`, from the options that the meter started this stage with; 0 where they do not say."""
     try:
@@ -88,7 +95,7 @@ class Progress:
     stage; work that a resumed attempt found done is set with `resume`, so that an attempt knows what it added itself.
     """
 
-    def __init__(self, unit: str, total: int | None = None) -> None:
+    def __init__(self, unit: str, total: int | None = None, phase: str = "work") -> None:
         if unit not in TOKEN_TYPES:
             raise ValueError(f"unit = {unit!r} is not one of {TOKEN_TYPES}")
         self.unit, self.total = unit, total
@@ -100,6 +107,10 @@ class Progress:
         self.metrics: dict[str, Any] = {}
         self.measured: dict[str, int] = {}  # at which step each metric was measured
         self.warnings: list[str] = []  # for the stage's record
+        self.phase_tokens: dict[str, int] = {}  # of `unit`, by phase that has ended
+        self._marks: list[tuple[str, float]] = []
+        self._phase_began_with = 0
+        self._first = phase
         self._started = time.monotonic()
         self._written = self._printed = self._started
         self._resumed_tokens = 0
@@ -107,18 +118,37 @@ class Progress:
         self._path = os.environ.get("STAGE_PROGRESS") if self._main else None
 
     def __enter__(self) -> Progress:
+        self.phase(self._first)
         self._print()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.write()
+        self.phase("save")
         self._print()
+
+    def phase(self, name: str) -> str:
+        """Mark that another phase begins now, and write at once; returns the name of the one that ends.
+
+        Inside `with Progress(...)` it is `work`, before that `start`, after it `save`. The meter divides joules and seconds
+        among phases by these marks; rates are of `work`. A stage that loads a model inside begins with `phase="start"`.
+        """
+        ended = self._marks[-1][0] if self._marks else "start"
+        self.phase_tokens = self._tokens_by_phase()
+        self._phase_began_with = self.tokens.get(self.unit, 0)
+        self._marks.append((name, time.monotonic()))
+        self.write()
+        return ended
+
+    def _tokens_by_phase(self) -> dict[str, int]:
+        current = self._marks[-1][0] if self._marks else "start"
+        new = self.tokens.get(self.unit, 0) - self._phase_began_with
+        return self.phase_tokens | {current: self.phase_tokens.get(current, 0) + new}
 
     def resume(self, steps: int = 0, examples: int = 0, **tokens: int) -> None:
         """State the work that earlier attempts left finished."""
         self.steps, self.examples, self.tokens = steps, examples, dict(tokens)
         self.resumed = self.durable = self._counts()
-        self._resumed_tokens = self.tokens.get(self.unit, 0)
+        self._resumed_tokens = self._phase_began_with = self.tokens.get(self.unit, 0)
 
     def add(self, steps: int = 0, examples: int = 0, **tokens: int) -> None:
         """Count work done since the last call."""
@@ -160,6 +190,7 @@ class Progress:
             "metrics": self.metrics,
             "measured": self.measured,
             "warnings": self.warnings,
+            "phases": {"tokens": self._tokens_by_phase(), "marks": self._marks[-_MARKS:]},
         }
         temporary = Path(f"{self._path}.{os.getpid()}")
         try:

@@ -131,7 +131,7 @@ def bill(root: Path) -> Bill:
     quality = {
         "class": whole.energy_class or "unavailable",
         "boundary": sorted(whole.boundaries),
-        "uncertainty_kwh": whole.uncertainty_kwh,
+        "uncertainty_kwh": None if any(row.without_figure for row in rows) else whole.uncertainty_kwh,
         "carbon_grams": sum_of(grams),
     }
     stages, experiments = _grouped(rows, lambda row: row.stage or SHARED), _grouped(rows, lambda row: row.experiment or SHARED)

@@ -199,11 +199,11 @@ class Preference(Open):
 
 
 class Generation(Open):
-    """Text generated in an evaluation; `start_time` in Unix s."""
+    """Text generated in an evaluation; `start_s` in seconds of the evaluation's attempt."""
 
     generated_tokens: int | None = None
     seconds: float | None = None
-    start_time: float | None = None
+    start_s: float | None = None
     tokens_per_second: float | None = None
     reason: str | None = None
 
@@ -389,9 +389,9 @@ class ExperimentSummary(Document):
 
     @property
     def hardware(self) -> str:
-        """CPUs and GPUs that the stages ran on."""
-        names = {stage.provenance.cpu or "unknown CPU" for stage in self.stages.values()}
-        return ", ".join(sorted(names | {d.name or "unknown GPU" for r in self.stages.values() for d in r.devices}))
+        """CPUs, their number and memory, GPUs, their power limit and driver, that the stages ran on."""
+        found = {stage.cpu_words for stage in self.stages.values()}
+        return ", ".join(sorted(found | {device.words for stage in self.stages.values() for device in stage.devices}))
 
     @model_validator(mode="after")
     def _add_up(self) -> Self:

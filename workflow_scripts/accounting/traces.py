@@ -31,7 +31,7 @@ from workflow_scripts.energy.uncertainty import instrument
 from workflow_scripts.errors import UserError
 
 BINS = 120  # of a power curve at most
-SLOWEST_S = 2.0  # CodeCarbon measures once a second: finer bins would show its steps, not the power
+SLOWEST_S = 2.0  # finer bins would show the steps of counters that are renewed once a second, not the power
 
 
 class TraceError(UserError):
@@ -55,8 +55,8 @@ def locate(named: str, near: Path) -> Path:
 def energy_curve(record: StageRecord, attempt: AttemptRecord, near: Path) -> pd.DataFrame:
     """Columns `elapsed_s` and `joules`: cumulative energy [J] of one attempt over the record's boundary.
 
-    The first point is 0 at the start, the next the first sample at which every component of the boundary has a figure, so the
-    seconds before it, in which CodeCarbon starts, count at their mean power. Raises TraceError.
+    The first point is 0 at the start, the next the first sample at which every component of the boundary has a figure. Raises
+    TraceError.
     """
     if not attempt.trace:
         raise TraceError(f"attempt {attempt.id} kept no trace")
@@ -174,7 +174,7 @@ def intermediate_evaluations(record: StageRecord, near: Path) -> IntermediateEva
         return None
     found = IntermediateEvaluations(
         count=len(evaluations),
-        seconds=math.fsum(e.end_time - e.start_time for e in evaluations),
+        seconds=math.fsum(evaluation.seconds for evaluation in evaluations),
         joules=None,
         reason=None,
         points=[EvaluationPoint(step=e.step, eval_loss=e.eval_loss, training_joules=None) for e in evaluations],
@@ -196,10 +196,10 @@ def _joules(record: StageRecord, evaluation: IntermediateEvaluation, near: Path)
     """Joules of all attempts until an evaluation began, and its own. Raises TraceError when no trace covers it."""
     earlier = 0.0
     for attempt in record.attempts:
-        begin, end = evaluation.start_time - attempt.start_time, evaluation.end_time - attempt.start_time
-        if begin >= 0 and evaluation.end_time <= attempt.end_time + 1:
+        if attempt.id == evaluation.attempt and evaluation.start_s is not None and evaluation.end_s is not None:
             curve = energy_curve(record, attempt, near)
-            before, own = joules_between(curve, 0.0, begin), joules_between(curve, begin, end)
+            before = joules_between(curve, 0.0, evaluation.start_s)
+            own = joules_between(curve, evaluation.start_s, evaluation.end_s)
             if before is not None and own is not None:
                 return earlier + before, own
         earlier += attempt.total_j or 0.0
@@ -220,7 +220,7 @@ def deployed_cost(evaluation: Evaluation, record: StageRecord | None, near: Path
     spent = record.spent if record is not None else None
     if record is None or spent is None or not spent.value:
         return Deployment(reason="the evaluation has no energy figure")
-    traced = _traced(generation.start_time, seconds, record, near)
+    traced = _traced(generation.start_s, seconds, record, near)
     joules = spent.value / record.duration_seconds * seconds if traced is None else traced
     components = []
     for name in record.energy.total.boundary:
@@ -245,14 +245,12 @@ def deployed_cost(evaluation: Evaluation, record: StageRecord | None, near: Path
     )
 
 
-def _traced(start_time: float | None, seconds: float, record: StageRecord, near: Path) -> float | None:
+def _traced(begin: float | None, seconds: float, record: StageRecord, near: Path) -> float | None:
     """Energy [J] of the seconds of generation by the trace of the last attempt; None where that cannot be told."""
-    if start_time is None or not record.attempts:
+    if begin is None or not record.attempts:
         return None
-    attempt = record.attempts[-1]
-    begin = start_time - attempt.start_time
     try:
-        curve = energy_curve(record, attempt, near)
+        curve = energy_curve(record, record.attempts[-1], near)
     except TraceError:
         return None  # the caller falls back and says so in `method`
     return joules_between(curve, begin, begin + seconds)

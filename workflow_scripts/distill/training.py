@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import types
@@ -23,6 +24,7 @@ from workflow_scripts.distill.packing import pack_rows
 from workflow_scripts.distill.parallel import highest, is_main, sum_over_processes, world_size
 from workflow_scripts.distill.work import SHOWN, WorkCallback
 from workflow_scripts.errors import UserError
+from workflow_scripts.progress import Progress, attempt_seconds
 from workflow_scripts.settings.schema import Training
 
 IGNORE = -100
@@ -59,29 +61,45 @@ class _FixedOrder(Sampler[int]):
 
 
 class OrderedSampling:
-    """Trainer mix-in: the data order is the one given, and intermediate evaluations keep their time.
+    """Trainer mix-in: the data order is the one given, intermediate evaluations keep their time, and phases are marked.
 
-    The log entry of an evaluation, which a checkpoint keeps, has `evaluation`: step, held-out loss, start and end [unix s], by
-    which the accounting finds its joules in the power trace.
+    The log entry of an evaluation, which a checkpoint keeps, has `evaluation`: step, held-out loss, start and end [unix s], and
+    the attempt with its seconds until start and end, by which the accounting finds its joules in that attempt's power trace.
     """
 
     order: Sequence[int]
     state: Any
+    progress: Progress | None = None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return _FixedOrder(self.order)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The Trainer's evaluation, timed."""
-        began = time.time()
-        metrics: dict[str, float] = super().evaluate(*args, **kwargs)  # type: ignore[misc]
+        began, start_s = time.time(), attempt_seconds()
+        with self._phase("evaluate"):
+            metrics: dict[str, float] = super().evaluate(*args, **kwargs)  # type: ignore[misc]
         self.state.log_history[-1]["evaluation"] = {
             "step": self.state.global_step,
             "eval_loss": metrics["eval_loss"],
             "start_time": began,
             "end_time": time.time(),
+            "attempt": os.environ.get("METER_ATTEMPT"),
+            "start_s": start_s,
+            "end_s": attempt_seconds(),
         }
         return metrics
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with self._phase("save"):
+            super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
+
+    @contextlib.contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        before = self.progress.phase(name) if self.progress is not None else None
+        yield
+        if self.progress is not None and before is not None:
+            self.progress.phase(before)
 
 
 def _distillation_forward(
@@ -270,6 +288,7 @@ def run(trainer: Any, callback: WorkCallback, folder: Path) -> dict[str, Any]:
     """
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(callback)
+    trainer.progress = callback.progress
     resume = resume_point(folder, trainer.args.device)
     if trainer.args.fsdp and not trainer.is_fsdp_enabled:
         raise ParallelError("training.fsdp = true: accelerate shards on GPUs only, and this process has none: set it to false")

@@ -78,7 +78,7 @@ class WorkCallback(TrainerCallback):
         ended_by: str = "token_budget",
         budget: EnergyBudget | None = None,
     ) -> None:
-        self._progress, self._steps, self._listener, self._budget = progress, steps, listener, budget
+        self.progress, self._steps, self._listener, self._budget = progress, steps, listener, budget
         self.ended_by = ended_by
         self.signal: int | None = None
         self.unknown: EnergyUnknown | None = None
@@ -91,7 +91,7 @@ class WorkCallback(TrainerCallback):
         """State what earlier attempts left done. Raises EnergyUnknown when there is a budget and no meter."""
         if state.global_step:
             done = self._steps[: state.global_step]
-            self._progress.resume(
+            self.progress.resume(
                 steps=len(done),
                 examples=sum(s.examples for s in done),
                 loss=sum(s.loss for s in done),
@@ -100,11 +100,16 @@ class WorkCallback(TrainerCallback):
             )
         if self._budget is not None and is_main():
             self._budget.wait_for_meter()
+        self.progress.phase("work")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """What follows is no training."""
+        self.progress.phase("save")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count the step's work, and stop where there is a reason to."""
         work = self._steps[state.global_step - 1]
-        self._progress.add(steps=1, examples=work.examples, loss=work.loss, input=work.input, padded=work.padded)
+        self.progress.add(steps=1, examples=work.examples, loss=work.loss, input=work.input, padded=work.padded)
         reason = _Stop(highest(self._reason(), args.device))
         if reason is _Stop.UNKNOWN and state.global_step >= len(self._steps):
             self._finished_unknown()
@@ -124,7 +129,7 @@ class WorkCallback(TrainerCallback):
     def _finished_unknown(self) -> None:
         """Nothing is left to stop: a finished training is kept, its record warns."""
         if self.unknown is not None:
-            self._progress.warnings.append(f"energy at the last step: {self.unknown}")
+            self.progress.warnings.append(f"energy at the last step: {self.unknown}")
         self.unknown = None
 
     def _reason(self) -> _Stop:
@@ -142,9 +147,9 @@ class WorkCallback(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Keep the newest metrics."""
         if shown := {k: float(v) for k, v in (logs or {}).items() if k in SHOWN}:
-            self._progress.measure(shown)
+            self.progress.measure(shown)
         if self._listener is not None and logs:
-            self._listener(self._progress, logs)
+            self._listener(self.progress, logs)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A whole checkpoint makes the work so far durable."""
@@ -152,4 +157,4 @@ class WorkCallback(TrainerCallback):
         if is_main():
             checkpoints.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
         barrier()  # srun ends all processes of a training when one ends, which must not be before the seal
-        self._progress.saved()
+        self.progress.saved()

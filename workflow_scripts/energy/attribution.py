@@ -1,12 +1,26 @@
-"""Whose CPU time it was: the share of a stage's process tree in what the host's CPUs did."""
+"""Whose energy it was: the part of a stage's process tree in what the host's CPUs did, and in what they could do."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+from workflow_scripts.energy.sources.base import Figure
 
 _TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class CpuSeconds:
+    """CPU seconds of a job, of all work on its host, and those that a hypervisor gave to others (nobody's work here)."""
+
+    job: float
+    host: float
+    steal: float
 
 
 class CpuShare:
@@ -14,12 +28,12 @@ class CpuShare:
 
     def __init__(self, proc: Path = Path("/proc")) -> None:
         self._proc = proc
-        self._host_start = self._host_busy()
+        self._host_start, self._steal_start = self._host_times()
         self._seen: dict[tuple[int, int], float] = {}
         self._job = 0.0
 
-    def read(self, root: int) -> tuple[float, float]:
-        """CPU seconds (job, host) since the start; `root` is the stage's process id, and the id of its session.
+    def read(self, root: int) -> CpuSeconds:
+        """CPU seconds since the start; `root` is the stage's process id, and the id of its session.
 
         Processes that ended are known by what they had when last seen, and, where their parent waited for them, by the
         parent's sum over its children; the larger of the two counts.
@@ -29,7 +43,8 @@ class CpuShare:
             self._seen[pid, start] = max(own, self._seen.get((pid, start), 0.0))
         living = sum(own + waited for _, _, own, waited in members)
         self._job = max(self._job, living, sum(self._seen.values()))
-        return self._job, self._host_busy() - self._host_start
+        host, steal = self._host_times()
+        return CpuSeconds(self._job, max(host - self._host_start, self._job), steal - self._steal_start)
 
     def pids(self) -> set[int]:
         """Process ids that were ever seen in the job."""
@@ -55,15 +70,75 @@ class CpuShare:
                 members.append((pid, int(fields[19]), own, waited))
         return members
 
-    def _host_busy(self) -> float:
-        """CPU seconds all CPUs were not idle: user, nice, system, irq, softirq, steal."""
+    def _host_times(self) -> tuple[float, float]:
+        """CPU seconds in which all CPUs worked (user, nice, system, irq, softirq), and in which others had them (steal)."""
         fields = [int(value) for value in (self._proc / "stat").read_text().splitlines()[0].split()[1:9]]
-        return (sum(fields) - fields[3] - fields[4]) / _TICKS
+        return (sum(fields[:3]) + fields[5] + fields[6]) / _TICKS, fields[7] / _TICKS
 
 
-def scope(choice: str, environment: Mapping[str, str], host_cpus: int) -> str:
-    """Resolve `energy.cpu_scope`: `auto` is `job` when Slurm gave the job fewer CPUs than the host has, else `host`."""
-    if choice != "auto":
-        return choice
+def allocated_cpus(environment: Mapping[str, str], cgroups: Path = Path("/sys/fs/cgroup")) -> float:
+    """CPUs that this process may use: the smallest of affinity mask, cgroup quota (cpu.max, all levels) and Slurm's word."""
+    found = [float(len(os.sched_getaffinity(0)))]
     given = environment.get("SLURM_CPUS_ON_NODE", "")
-    return "job" if given.isdigit() and int(given) < host_cpus else "host"
+    if environment.get("SLURM_JOB_ID") and given.isdigit():
+        found.append(float(given))
+    own = Path("/proc/self/cgroup")
+    names = [line.partition("::")[2] for line in own.read_text().splitlines() if "::" in line] if own.is_file() else []
+    for name in names or ["/"]:
+        folder = cgroups / name.strip().lstrip("/")
+        for level in (folder, *folder.parents):
+            with contextlib.suppress(OSError, ValueError):
+                quota, period = (level / "cpu.max").read_text().split()
+                if quota != "max":
+                    found.append(int(quota) / int(period))
+            if level == cgroups:
+                break
+    return min(found)
+
+
+def scope(choice: str, allocated: float, host_cpus: int) -> Literal["host", "job"]:
+    """Resolve `energy.cpu_scope`: `auto` is `job` when the job may use fewer CPUs than the host has, else `host`."""
+    shared = allocated < host_cpus if choice == "auto" else choice == "job"
+    return "job" if shared else "host"
+
+
+class JobShare:
+    """Joules of a host's component that are a job's: idle ones by allocated CPUs, the others by CPU time, window by window.
+
+    A host's idle joules are split by `idle_share`, the CPUs that the job may use over those of the host. What is above them in
+    a window between two looks at CPU time is split by the job's part of the host's CPU time in that window.
+    """
+
+    def __init__(self, idle_share: float) -> None:
+        self._idle_share = idle_share
+        self._settled: dict[str, tuple[float, float]] = {}  # joules above idle of host and job, at the last look
+        self._told: dict[str, float] = {}
+        self._share: float | None = None
+
+    def look(self, share: float | None, figures: Mapping[str, Figure]) -> None:
+        """A window has ended: `share` is the job's part of the host's CPU time in it, None where that is not known."""
+        self._share = share if share is not None else self._share
+        for name, figure in figures.items():
+            if figure.joules is not None and self._share is not None:
+                host, job = self._settled.get(name, (0.0, 0.0))
+                above = self._above(figure)
+                self._settled[name] = (above, job + max(0.0, above - host) * self._share)
+
+    def joules(self, name: str, figure: Figure) -> float | None:
+        """The job's joules so far, which never fall; None before the first look."""
+        if figure.joules is None or name not in self._settled or self._share is None:
+            return None
+        host, job = self._settled[name]
+        above = self._above(figure)
+        idle = (figure.joules - above) * self._idle_share
+        self._told[name] = max(self._told.get(name, 0.0), idle + job + max(0.0, above - host) * self._share)
+        return self._told[name]
+
+    def crosscheck(self, name: str, figure: Figure) -> float | None:
+        """The second method's joules in the proportion of the first's."""
+        job = self.joules(name, figure)
+        return figure.crosscheck * job / figure.joules if figure.crosscheck is not None and job and figure.joules else None
+
+    @staticmethod
+    def _above(figure: Figure) -> float:
+        return max(0.0, (figure.joules or 0.0) - (figure.idle_joules or 0.0))

@@ -13,6 +13,9 @@ def intensity(options: dict[str, Any]) -> dict[str, Any]:
     if options["carbon_intensity_g_per_kwh"] is not None:
         value = options["carbon_intensity_g_per_kwh"]
         return _result(value, "configuration", None, options["region"] or options["country_iso_code"])
+    if options["country_iso_code"] is None:
+        reason = "no place is given: set energy.country_iso_code (and energy.region), or energy.carbon_intensity_g_per_kwh"
+        return _result(None, None, None, None) | {"reason": reason}
     from codecarbon.core.emissions import Emissions
     from codecarbon.core.units import Energy
     from codecarbon.external.geography import GeoMetadata

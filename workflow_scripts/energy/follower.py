@@ -21,13 +21,14 @@ from typing import Any
 from workflow_scripts.energy.child import Child, exit_code
 from workflow_scripts.energy.ledger import LedgerWriter
 from workflow_scripts.energy.sampler import Sampler
-from workflow_scripts.energy.state import host_identity
+from workflow_scripts.energy.state import HOSTS_VARIABLE, host_identity
 
 
 def main() -> int:
     """Run the command after `--`; returns its exit code."""
     ledger = claim_host()
-    sampler = Sampler(json.loads(os.environ["METER_OPTIONS"])) if ledger is not None else None
+    options, hosts = json.loads(os.environ["METER_OPTIONS"]), Path(os.environ[HOSTS_VARIABLE])
+    sampler = Sampler(options, hosts) if ledger is not None else None
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # what runs below inherits it: some clusters signal all processes of a step
     child = Child(sys.argv[sys.argv.index("--") + 1 :], sys.stdout.buffer, os.environ)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -59,21 +60,23 @@ def measure(child: Child, ledger: Path, sampler: Sampler) -> dict[str, Any]:
         "stage": os.environ["METER_STAGE"],
         "attempt": os.environ["METER_ATTEMPT"],
         "host": socket.gethostname(),
+        "power_model": sampler.model.model_dump(mode="json") if sampler.model else None,
         "time": time.time(),
         "devices": sampler.devices(),
     }
     writer = LedgerWriter(ledger, start)
-    sampler.start(ledger.with_suffix(".codecarbon.csv"))
+    sampler.start(begin)
     while not child.wait(sampler.period):
         now = time.monotonic()
         sampler.sample(now)
         if now - flushed >= flush:
             flushed = now
-            sampler.read_share(child.pid)
+            sampler.read_share(child.pid, now)
             writer.append({"event": "tick", **sampler.line(now, begin)})
     ended = time.monotonic()
-    sampler.read_share(child.pid)
     sampler.stop(ended)
+    sampler.read_share(child.pid, ended)
+    sampler.write_csv(ledger.with_suffix(".codecarbon.csv"), ended - begin, os.environ["METER_STAGE"])
     outcome = child.reap()
     child.sweep()
     writer.append({"event": "end", **sampler.line(ended, begin, final=True), **outcome, "devices": sampler.devices()})
@@ -83,6 +86,4 @@ def measure(child: Child, ledger: Path, sampler: Sampler) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    os._exit(code)
+    sys.exit(main())

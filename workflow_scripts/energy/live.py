@@ -16,15 +16,12 @@ from typing import Any
 from workflow_scripts.energy.ledger import HOSTS, Attempt, latest
 from workflow_scripts.energy.record import POLICIES, total_joules
 
-_GRACE_S = 60.0
-_GRACE_FLUSHES = 2
-
 
 class LiveEnergy:
     """Writes `{"joules", "joules_by_component", "reason", "time", "every_seconds"}` for one attempt.
 
-    `joules` is null with a `reason` as long as no component of the boundary has a figure, and when one that had a figure has
-    none: at once where it was in this attempt; where it was in an `earlier` one, after a grace in which its source may start.
+    `joules` is null with a `reason` as long as no component of the boundary has a figure, and when one has none that had one
+    before in this attempt, or in any `earlier` one; or when an earlier one lacks it: the record's rule (`record.lost`).
     A file that cannot be written is remembered in `lost`, never raised into the stage.
     """
 
@@ -32,10 +29,11 @@ class LiveEnergy:
         self._path, self._attempt, self._policy = path, attempt, energy["total_energy_policy"]
         self._every = energy["flush_seconds"]
         self._earlier: dict[str, float] = {}
+        self._lacking: set[str] = set()  # components that an earlier attempt has no figure of
         for each in earlier:
             self._add(self._earlier, each.joules)
+            self._lacking |= {name for name, entry in each.joules.items() if entry["joules"] is None}
         self._known: set[str] = set()  # components that this attempt has had a figure of
-        self._grace_ends = time.monotonic() + max(_GRACE_S, _GRACE_FLUSHES * self._every)
         self.lost = 0
 
     def write(self, line: dict[str, Any] | None = None) -> None:
@@ -59,7 +57,7 @@ class LiveEnergy:
         boundary = POLICIES[self._policy]
         total = None if missing.intersection(boundary) else total_joules(dict(joules), self._policy)
         unknown = [name for name in boundary if name in missing or (name in entries and entries[name]["joules"] is None)]
-        reasons = [f"{name}: {entries.get(name, {}).get('reason') or 'no figure'}" for name in unknown]
+        reasons = [f"{name}: {entries.get(name, {}).get('reason') or 'an earlier attempt has no figure'}" for name in unknown]
         return {
             "joules": total,
             "joules_by_component": joules,
@@ -79,11 +77,11 @@ class LiveEnergy:
         return Attempt(path, {"host": host}, [{"joules": dict.fromkeys(("gpu", "cpu", "dram"), nothing)}])
 
     def _missing(self, entries: dict[str, dict[str, Any]]) -> set[str]:
-        """Components that have had a figure and have none now."""
+        """Components that have had a figure somewhere and lack one elsewhere."""
         now = {name for name, entry in entries.items() if entry["joules"] is not None}
         self._known |= now
-        expected = self._known | (set(self._earlier) if time.monotonic() > self._grace_ends else set())
-        return expected - now
+        somewhere = self._known | set(self._earlier)
+        return {name for name in somewhere if name in self._lacking or (entries and name not in now)}
 
     @staticmethod
     def _add(joules: dict[str, float], entries: dict[str, dict[str, Any]]) -> None:

@@ -38,12 +38,14 @@ from workflow_scripts.energy.ledger import HOSTS, Attempt, LedgerError, LedgerWr
 from workflow_scripts.energy.live import LiveEnergy
 from workflow_scripts.energy.model import StageRecord
 from workflow_scripts.energy.neighbours import Neighbours
+from workflow_scripts.energy.phases import Phases
 from workflow_scripts.energy.provenance import bug_report, provenance
-from workflow_scripts.energy.record import build_record
+from workflow_scripts.energy.record import build_record, total_joules
 from workflow_scripts.energy.sampler import Sampler, Trace
 from workflow_scripts.energy.sources.slurm import JobEnd
 from workflow_scripts.energy.state import (
     BEAT_EVERY_S,
+    HOSTS_VARIABLE,
     Identity,
     Lock,
     LockedError,
@@ -158,6 +160,7 @@ class _Run:
         self.child: Child | None = None
         self.pending: int | None = None
         self.work: dict[str, Any] | None = None
+        self.hosts = Path(os.environ.get(HOSTS_VARIABLE) or Path(options.state) / "hosts")
         self.saved_joules: dict[str, float | None] | None = None
         self.warnings: list[str] = inherited(Path(name) for name in known["files"]).get("warnings", [])
 
@@ -166,7 +169,9 @@ class _Run:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._forward)
         self.neighbours = Neighbours(self.options.stage)
-        self.sampler = Sampler(self.energy)
+        idle = _read_idle(self.options.idle)
+        here = idle is not None and idle.get("host") == socket.gethostname()
+        self.sampler = Sampler(self.energy, self.hosts, idle["watts"] if idle is not None and here else None)
         self.ledger = LedgerWriter(self.folder / "attempts" / f"{self.attempt}.jsonl", self._start_line())
         self.trace = Trace(self.trace_path)
         self.live.write()
@@ -182,7 +187,8 @@ class _Run:
                 return 127
         if self.pending is not None:
             self.child.send(self.pending)
-        self.sampler.start(self._codecarbon_csv())
+        self.phases = Phases(self.begin)
+        self.sampler.start(self.begin)
         try:
             self._watch(self.child)
         except BaseException:
@@ -216,18 +222,18 @@ class _Run:
             now = time.monotonic()
             due += period * max(1, math.ceil((now - due) / period))
             figures = self.sampler.sample(now)
-            self._read_work(self.sampler.attributed(figures))
-            self.trace.row(now - self.begin, figures, self._tokens())
+            self._read_work(now, self.sampler.attributed(figures))
+            self.trace.row(now - self.begin, figures, self._tokens(), self.phases.work_joules)
             bar.draw(self.work, now - self.begin)
+            if now - looked >= look:  # before a line is written: a job's joules need its share
+                looked = now
+                self.sampler.read_share(child.pid, now)
+                self.neighbours.look()
             if now - flushed >= flush:
                 flushed = now
                 line = self._line(now)
                 self.ledger.append({"event": "tick", **line})
                 self.live.write(line)
-            if now - looked >= look:
-                looked = now
-                self.sampler.read_share(child.pid)
-                self.neighbours.look()
             if (left := job_end.is_near(now)) is not None:
                 print(f"{self.options.stage}: Slurm ends this job in {left:.0f} s: the stage gets SIGTERM", file=sys.stderr)
                 child.warn()
@@ -243,14 +249,15 @@ class _Run:
         """The stage has ended: last readings, then clean up, then the end line."""
         ended = time.monotonic()
         self.sampler.stop(ended)
-        self.sampler.read_share(child.pid)
+        self.sampler.read_share(child.pid, ended)
         outcome = child.reap()
         if child.sweep():
             self.warnings.append("the stage left processes behind; they were ended")
         self.neighbours.look()
         figures = self.sampler.figures(ended)
-        self._read_work(self.sampler.attributed(figures))
-        self.trace.row(ended - self.begin, figures, self._tokens())
+        self._read_work(ended, self.sampler.attributed(figures), final=True)
+        self.trace.row(ended - self.begin, figures, self._tokens(), self.phases.work_joules)
+        self.sampler.write_csv(self._codecarbon_csv(), ended - self.begin, self.options.stage)
         trace = self.trace.close()
         if self.trace.lost_rows:
             self.warnings.append(f"{self.trace.lost_rows} row(s) of the power trace could not be written: the disk was full")
@@ -267,12 +274,13 @@ class _Run:
 
     # ---- what is read
 
-    def _read_work(self, joules: dict[str, float | None]) -> None:
+    def _read_work(self, now: float, joules: dict[str, float | None], final: bool = False) -> None:
         before = (self.work or {}).get("durable")
         with contextlib.suppress(OSError, ValueError):
             self.work = json.loads(self.progress_file.read_text(encoding="utf-8"))
         if self.work and self.work["durable"] not in (before, self.work["resumed"]):
             self.saved_joules = joules
+        self.phases.tick(now, total_joules(joules, self.energy["total_energy_policy"]), self.work, final)
 
     def _tokens(self) -> int | None:
         return self.work["work"].get(self.work["unit"]) if self.work else None
@@ -292,6 +300,7 @@ class _Run:
             "idle": _read_idle(self.options.idle),
             "attempt": self.attempt,
             "host": socket.gethostname(),
+            "power_model": self.sampler.model.model_dump(mode="json") if self.sampler.model else None,
             "pid": os.getpid(),
             "slurm": {key: os.environ[key] for key in _SLURM_KEYS if key in os.environ},
             "devices": self.sampler.devices(),
@@ -306,7 +315,7 @@ class _Run:
     def _line(self, now: float, final: bool = False) -> dict[str, Any]:
         line = self.sampler.line(now, self.begin, final)
         line["warnings"] += [*self.warnings, *self.neighbours.warnings(), *(self.work or {}).get("warnings", [])]
-        return line | {"work": self.work, "saved_joules": self.saved_joules}
+        return line | {"work": self.work, "saved_joules": self.saved_joules, "phases": self.phases.content()}
 
     def _stage_environment(self) -> dict[str, str]:
         return {
@@ -317,6 +326,8 @@ class _Run:
             "METER_STAGE": self.options.stage,
             "METER_ATTEMPT": self.attempt,
             "METER_HOST": host_identity(),
+            HOSTS_VARIABLE: str(self.hosts.absolute()),
+            "STAGE_BEGIN": repr(self.begin),
             "METER_LEDGERS": str((self.folder / "attempts" / HOSTS).absolute()),
             "METER_OPTIONS": self.options.options,
             "PYTHONUNBUFFERED": "1",
@@ -394,7 +405,4 @@ def _attempt_id() -> str:
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # a stage shorter than CodeCarbon's start must not wait for its threads
+    sys.exit(main())

@@ -82,10 +82,46 @@ def is_none(value: object) -> bool:
     return value is None
 
 
+class PowerModel(Closed):
+    """What the modelled power of a host is made of: watts, and where each number was found."""
+
+    cpu_model: str
+    cpu_tdp_watts: float  # of all sockets
+    cpu_tdp_source: Literal["registry", "fallback", "configuration"]
+    sockets: int
+    cores: int
+    threads: int
+    memory_gb: float  # 2^30 bytes
+    dram_watts: float
+    dram_watts_source: Literal["codecarbon", "configuration"]
+    virtual: bool
+
+
+class CpuTime(Closed):
+    """CPU seconds on the hosts of a stage: the job's, those of other work, those that a hypervisor gave to others.
+
+    `foreign_pct` is other work's part of all that the CPUs could have done meanwhile.
+    """
+
+    job_s: float
+    foreign_s: float
+    steal_s: float
+    foreign_pct: float | None
+    host_cpus: int
+
+
+class Phase(Closed):
+    """A part of a stage's run: `start`, `work`, `save`, `evaluate`, or a pipeline's own. `tokens` are of the stage's unit."""
+
+    joules: float | None
+    seconds: float
+    tokens: int
+
+
 class Component(Closed):
     """Energy of one component; `joules` is null with a `reason` when it is not known, and 0 only from a counter.
 
-    Where `scope` is `job`, `joules` is the job's `share` (of CPU time) of `host_joules`; elsewhere `share` is for information.
+    Where `scope` is `job`, `joules` is the job's `share` of `host_joules`. `crosscheck` is the same by a second method [J].
     """
 
     joules: float | None
@@ -160,6 +196,7 @@ class AttemptRecord(Closed):
     trace: str | None
     work: dict[str, int] | None
     resumed_from: dict[str, int] | None
+    cpu: CpuTime | None = None
 
 
 class Work(Closed):
@@ -191,6 +228,15 @@ class Device(Open):
 
     uuid: str | None = None
     name: str | None = None
+    power_limit_watts: float | None = None
+    driver: str | None = None
+
+    @property
+    def words(self) -> str:
+        """What it is and how it is set, where that is known."""
+        limit = f"limit {self.power_limit_watts:g} W" if self.power_limit_watts is not None else ""
+        known = ", ".join(part for part in (limit, f"driver {self.driver}" if self.driver else "") if part)
+        return (self.name or "unknown GPU") + (f" ({known})" if known else "")
 
 
 class Idle(Open):
@@ -230,12 +276,21 @@ class Provenance(Open):
 
 
 class IntermediateEvaluation(Open):
-    """An evaluation inside a training: step, held-out loss, Unix seconds."""
+    """An evaluation inside a training: step, held-out loss, Unix seconds; `start_s`, `end_s` are seconds of the attempt."""
 
     step: int
     eval_loss: float | None
     start_time: float
     end_time: float
+    attempt: str | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """How long it took, by the monotonic clock where that was kept."""
+        known = self.start_s is not None and self.end_s is not None
+        return (self.end_s or 0.0) - (self.start_s or 0.0) if known else self.end_time - self.start_time
 
 
 class Metrics(Open):
@@ -285,6 +340,9 @@ class StageRecord(Document):
     work: Work
     metrics: Metrics
     carbon: Carbon
+    phases: dict[str, Phase] = {}
+    cpu: CpuTime | None = None
+    power_models: list[PowerModel] = []
     idle: Idle | None
     overhead: dict[str, float]
     provenance: Provenance
@@ -308,12 +366,39 @@ class StageRecord(Document):
         """The total [kWh] under the launch guide's other name."""
         return self.total_energy_kwh
 
+    @property
+    def work_phase(self) -> Phase | None:
+        """The phase that rates are of; None where the stage marked none."""
+        return self.phases.get("work")
+
+    @computed_field
+    @property
+    def work_joules_per_token(self) -> float | None:
+        """Joules per token of the work phase alone, over all attempts."""
+        work = self.work_phase
+        return work.joules / work.tokens if work is not None and work.tokens and work.joules is not None else None
+
+    @computed_field
+    @property
+    def work_tokens_per_second(self) -> float | None:
+        """Tokens per second of the work phase alone, over all attempts."""
+        work = self.work_phase
+        return work.tokens / work.seconds if work is not None and work.tokens and work.seconds > 0 else None
+
     @computed_field
     @property
     def gpu_avg_power_watts(self) -> float | None:
         """Mean power of the GPUs over all attempts."""
         known = self.gpu_energy_joules is not None and self.duration_seconds > 0
         return self.gpu_energy_joules / self.duration_seconds if known and self.gpu_energy_joules is not None else None
+
+    @property
+    def cpu_words(self) -> str:
+        """The CPU, how many the host has, and its memory, where that is known."""
+        gigabytes = f"{self.power_models[0].memory_gb:.0f} GB" if self.power_models else ""
+        cpus = f"{self.provenance.cpu_count} CPUs" if self.provenance.cpu_count else ""
+        known = ", ".join(part for part in (cpus, gigabytes) if part)
+        return (self.provenance.cpu or "unknown CPU") + (f" ({known})" if known else "")
 
     @property
     def spent(self) -> Energy | None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from workflow_scripts.energy.carbon import intensity
 from workflow_scripts.energy.ledger import Attempt
-from workflow_scripts.energy.model import AttemptRecord, Component, EnergyFigures, StageRecord, Total, Work
+from workflow_scripts.energy.model import AttemptRecord, Component, CpuTime, EnergyFigures, StageRecord, Total, Work
 from workflow_scripts.energy.uncertainty import worst
 from workflow_scripts.progress import TOKEN_TYPES
 
@@ -20,6 +20,7 @@ _UNCERTAINTY_KEYS = (
     ("CodeCarbon", "codecarbon_cpu"),
     ("Slurm", "slurm"),
 )
+FOREIGN_PCT = 5.0
 POLICIES = {
     "measured": ("gpu", "cpu", "dram"),
     "codecarbon": ("cpu", "dram"),
@@ -44,16 +45,24 @@ def build_record(own: Sequence[Attempt], overhead: dict[str, float], split: Sequ
     parts.sort(key=lambda part: (part.start_time, part.id))
     attempts = sorted((a for group, _ in groups for a in group), key=lambda a: (a.start["time"], a.path.name))
     figures = _figures(attempts, options)
+    warnings += _contention(parts)
+    devices = [d for a in (newest, *newest.hosts) for d in _devices(a.start["devices"], a.last.get("devices", []))]
+    warnings += [
+        f"other processes were on {device.get('name')} ({device['uuid']}): {', '.join(map(str, device['other_processes']))}"
+        for device in devices
+        if device["other_processes"]
+    ]
     work: dict[str, Any] = next((w for a in reversed(own) if (w := a.last.get("work"))), {})
     counts = work.get("work") or {}
     unit = work.get("unit")
     tokens = (counts.get(unit) if unit else None) or None
     duration = sum(part.duration_seconds for part in parts)
     total = figures.total.joules
-    wasted = _sum(part.wasted_j for part in parts)
-    emissions = _codecarbon(attempts)
+    wasted = _sum(part.wasted_j for part in parts) if total is not None else None
+    codecarbon, carbon = _codecarbon(attempts), _carbon(total, options)
+    grams = carbon["intensity_g_per_kwh"]
     peak = [a.gpu_peak_watts for a in attempts if a.gpu_peak_watts is not None]
-    idle, above_idle = _above_idle(figures.total, duration, labels)
+    idle, above_idle = _above_idle(figures, attempts, parts)
     statuses = {"completed": "complete", "lost": "partial"}
     return StageRecord.model_validate(
         {
@@ -69,8 +78,8 @@ def build_record(own: Sequence[Attempt], overhead: dict[str, float], split: Sequ
             "gpu_energy_joules": figures.gpu.joules,
             "gpu_peak_power_watts": max(peak, default=None),
             "cpu_energy_joules": figures.cpu.joules,
-            "codecarbon_energy_kwh": emissions["energy_kwh"] if emissions else None,
-            "codecarbon_emissions_kg": emissions["emissions_kg"] if emissions else None,
+            "codecarbon_energy_kwh": codecarbon,
+            "codecarbon_emissions_kg": codecarbon * grams / 1000 if codecarbon is not None and grams is not None else None,
             "total_energy_joules": total,
             "joules_per_token": total / tokens if total is not None and tokens else None,
             "tokens_per_second": tokens / duration if tokens and duration > 0 else None,
@@ -87,10 +96,13 @@ def build_record(own: Sequence[Attempt], overhead: dict[str, float], split: Sequ
                 kind: total / counts[kind] if total is not None and counts.get(kind) else None for kind in TOKEN_TYPES
             },
             "attempts": parts,
-            "devices": [d for a in (newest, *newest.hosts) for d in _devices(a.start["devices"], a.last.get("devices", []))],
+            "devices": devices,
             "work": {key: counts.get(key) for key in Work.model_fields},
             "metrics": work.get("metrics", {}),
-            "carbon": _carbon(total, options),
+            "carbon": carbon,
+            "phases": _phases(attempts),
+            "cpu": _cpu(part.cpu for part in parts),
+            "power_models": _power_models(attempts),
             "idle": idle,
             "overhead": overhead,
             "provenance": labels["provenance"],
@@ -141,6 +153,7 @@ def _attempt_record(
             "trace": last.get("trace") or start.get("trace"),
             "work": work.get("work"),
             "resumed_from": work.get("resumed"),
+            "cpu": _cpu(a.last.get("cpu") for a in (attempt, *attempt.hosts)),
         }
     )
 
@@ -176,72 +189,165 @@ def _useful(attempts: Sequence[Attempt], index: int, options: dict[str, Any], me
     return useful
 
 
+def lost(entries: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why a component's sum over attempts (or hosts) is not known: the reason of one that lacks it where another has it.
+
+    A component that none has is no part of the sum; one that some lack would make it smaller than what was spent.
+    """
+    known = [entry for entry in entries if entry["joules"] is not None]
+    missing = [entry for entry in entries if entry["joules"] is None]
+    return str(missing[-1].get("reason") or "no figure") if known and missing else None
+
+
 def _figures(attempts: Sequence[Attempt], options: dict[str, Any]) -> EnergyFigures:
     components = {name: _component(attempts, name, options) for name in ("gpu", "cpu", "dram", "node")}
-    inside = [name for name in POLICIES[options["total_energy_policy"]] if components[name].joules is not None]
-    joules = _sum(components[name].joules for name in inside)
+    policy = POLICIES[options["total_energy_policy"]]
+    inside = [name for name in policy if components[name].joules is not None]
+    reasons = [f"{name}: {reason}" for name in policy if (reason := _lost(attempts, name))]
+    joules = None if reasons else _sum(components[name].joules for name in inside)
     total = Total.model_validate(
         {
             "joules": joules,
-            "class": worst(components[name].energy_class for name in inside),
+            "class": worst(components[name].energy_class for name in inside) if joules is not None else "unavailable",
             "boundary": inside,
-            "reason": None if inside else "no source inside the boundary gave a figure",
+            "reason": "; ".join(reasons) or (None if inside else "no source inside the boundary gave a figure"),
         }
     )
     return EnergyFigures(**components, total=total)
+
+
+def _lost(attempts: Sequence[Attempt], name: str) -> str | None:
+    """Why a component is not known of all attempts; one that ended before its first flush has no entry (a warning names it)."""
+    entries = [
+        {"joules": entry["joules"], "reason": f"attempt {a.start['attempt']}: {entry['reason']}"}
+        for a in attempts
+        if (entry := a.joules.get(name))
+    ]
+    return lost(entries)
 
 
 def _component(attempts: Sequence[Attempt], name: str, options: dict[str, Any]) -> Component:
     scope = "device" if name == "gpu" else "host" if name == "node" else attempts[-1].start["scope"]
     entries = [entry for a in attempts if (entry := a.joules.get(name))]
     known = [entry for entry in entries if entry["joules"] is not None]
-    share = entries[-1].get("share") if entries else None
-    if not known:
+    reason = _lost(attempts, name)
+    if not known or reason:
         reasons = [entry["reason"] for entry in entries if entry["reason"]]
-        reason = reasons[-1] if reasons else "not asked for" if name == "node" else "no attempt lived until the first flush"
-        nothing = {"joules": None, "class": "unavailable", "method": None, "scope": scope, "share": share, "reason": reason}
-        return Component.model_validate(nothing)
+        nothing = "not asked for" if name == "node" else "no attempt lived until the first flush"
+        reason = reason or (reasons[-1] if reasons else nothing)
+        return Component.model_validate(
+            {"joules": None, "class": "unavailable", "method": None, "scope": scope, "reason": reason}
+        )
     joules = sum(entry["joules"] for entry in known)
-    percent = sum(e["joules"] * _uncertainty(e["method"], scope, options) for e in known) / joules if joules else None
+    widths = sum(_half_width(entry, scope, options) for entry in known)
+    host_joules = _sum(entry.get("host_joules") for entry in known)
     return Component.model_validate(
         {
             "joules": joules,
             "class": worst(entry["class"] for entry in known),
             "method": known[-1]["method"],
             "scope": scope,
-            "share": share,
-            "host_joules": _sum(entry.get("host_joules") for entry in known),
-            "uncertainty_pct": percent,
+            "share": joules / host_joules if scope == "job" and host_joules else None,
+            "host_joules": host_joules,
+            "uncertainty_pct": 100 * widths / joules if joules else None,
             "crosscheck": _sum(entry["crosscheck"] for entry in known),
         }
     )
 
 
-def _uncertainty(method: str, scope: str, options: dict[str, Any]) -> float:
-    """Relative uncertainty [%] of a figure by its method, the sharing-out by CPU time added in quadrature."""
-    percent = options["uncertainty_pct"]
-    basis = next(key for prefix, key in _UNCERTAINTY_KEYS if method.startswith(prefix))
-    return math.hypot(percent[basis], percent["cpu_share"] if scope == "job" else 0.0)
+def _half_width(entry: Mapping[str, Any], scope: str, options: dict[str, Any]) -> float:
+    """Half-width of a figure [J]: by its method, of a modelled one at least the distance to the second model; the sharing-out
+    is added in quadrature.
+    """
+    percent, joules = options["uncertainty_pct"], entry["joules"]
+    basis = next(key for prefix, key in _UNCERTAINTY_KEYS if entry["method"].startswith(prefix))
+    width = joules * percent[basis] / 100
+    if entry["class"] == "modelled" and entry["crosscheck"] is not None:
+        width = max(width, abs(joules - entry["crosscheck"]))
+    return math.hypot(width, joules * percent["cpu_share"] / 100 if scope == "job" else 0.0)
 
 
-def _above_idle(total: Total, duration: float, labels: dict[str, Any]) -> tuple[dict[str, Any] | None, float | None]:
+def _phases(attempts: Sequence[Attempt]) -> dict[str, dict[str, Any]]:
+    """Joules, seconds and tokens of each phase over all attempts; of several hosts, the first one's joules in proportion."""
+    phases: dict[str, dict[str, Any]] = {}
+    for attempt in attempts:
+        own = total_joules(
+            {k: v["joules"] for k, v in attempt.last["joules"].items()}, attempt.start["energy"]["total_energy_policy"]
+        )
+        whole = total_joules(
+            {k: v["joules"] for k, v in attempt.joules.items()}, attempt.start["energy"]["total_energy_policy"]
+        )
+        factor = whole / own if own and whole is not None else None
+        for name, phase in (attempt.last.get("phases") or {}).items():
+            entry = phases.setdefault(name, {"joules": 0.0, "seconds": 0.0, "tokens": 0})
+            known = factor is not None and phase["joules"] is not None and entry["joules"] is not None
+            entry["joules"] = entry["joules"] + phase["joules"] * factor if known else None
+            entry["seconds"] += phase["seconds"]
+            entry["tokens"] += phase["tokens"]
+    return phases
+
+
+def _cpu(found: Iterable[CpuTime | dict[str, Any] | None]) -> CpuTime | None:
+    """CPU seconds summed over hosts or attempts; the part of other work is the greatest of them."""
+    times = [CpuTime.model_validate(each) for each in found if each is not None]
+    if not times:
+        return None
+    return CpuTime(
+        job_s=sum(t.job_s for t in times),
+        foreign_s=sum(t.foreign_s for t in times),
+        steal_s=sum(t.steal_s for t in times),
+        foreign_pct=max((t.foreign_pct for t in times if t.foreign_pct is not None), default=None),
+        host_cpus=max(t.host_cpus for t in times),
+    )
+
+
+def _contention(parts: Sequence[AttemptRecord]) -> list[str]:
+    """One warning for the attempt that other work disturbed most, where that was more than FOREIGN_PCT of the CPUs."""
+    disturbed = [(cpu.foreign_pct, part) for part in parts if (cpu := part.cpu) is not None and cpu.foreign_pct is not None]
+    worst_pct, part = max(disturbed, key=lambda each: each[0], default=(0.0, None))
+    if part is None or part.cpu is None or worst_pct <= FOREIGN_PCT or part.duration_seconds < 1:
+        return []
+    return [
+        f"other work ran on the host: {part.cpu.foreign_s:.0f} CPU s, {worst_pct:.0f} % of its {part.cpu.host_cpus} CPUs "
+        f"during attempt {part.id}: time and host-level joules are not the stage's alone"
+    ]
+
+
+def _power_models(attempts: Sequence[Attempt]) -> list[dict[str, Any]]:
+    """Each different model of the hosts."""
+    found = [m for a in attempts for each in (a, *a.hosts) if (m := each.start.get("power_model"))]
+    return [model for i, model in enumerate(found) if model not in found[:i]]
+
+
+def _above_idle(
+    figures: EnergyFigures, attempts: Sequence[Attempt], parts: Sequence[AttemptRecord]
+) -> tuple[dict[str, Any] | None, float | None]:
     """The idle baseline and the joules above it over the same boundary, or the reason why there is none."""
+    labels, total = attempts[-1].start, figures.total
     idle = labels["idle"]
     if idle is None:
         return None, None
     watts = [idle["watts"].get(name) for name in total.boundary]
+    hosts = {host for part in parts for host in part.hosts or [part.host]}
+    gpus = {str(device.get("uuid")) for a in attempts for each in (a, *a.hosts) for device in each.start["devices"]}
     reason = None
     if total.joules is None:
         reason = total.reason
-    elif labels["scope"] == "job":
+    elif any(a.start["scope"] == "job" for a in attempts):
         reason = "the baseline is the whole host's, the figure the job's share"
+    elif hosts != {idle.get("host")}:
+        reason = f"the baseline is of host {idle.get('host')}, the stage ran on {', '.join(sorted(hosts))}"
+    elif "gpu" in total.boundary and gpus != set(idle.get("gpus", [])):
+        of = ", ".join(idle.get("gpus", [])) or "(none)"
+        reason = f"the baseline is of the GPUs {of}, the stage had {', '.join(sorted(gpus)) or '(none)'}"
     elif not idle["stable"]:
         reason = f"the idle baseline is not stable: {idle['reason']}"
     elif not watts or any(value is None for value in watts):
         reason = "the idle baseline lacks a component of the boundary"
     if reason is not None or total.joules is None:
         return {**idle, "above_idle_reason": reason}, None
-    return {**idle, "above_idle_reason": None}, total.joules - sum(watts) * duration
+    seconds = sum(part.duration_seconds for part in parts)
+    return {**idle, "above_idle_reason": None}, total.joules - sum(watts) * seconds
 
 
 def _devices(at_start: list[dict[str, Any]], at_end: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -257,11 +363,11 @@ def _devices(at_start: list[dict[str, Any]], at_end: list[dict[str, Any]]) -> li
     return merged
 
 
-def _codecarbon(attempts: Sequence[Attempt]) -> dict[str, Any] | None:
+def _codecarbon(attempts: Sequence[Attempt]) -> float | None:
     known = [found for a in attempts for found in a.codecarbon]
     if not known:
         return None
-    return {key: sum(entry[key] for entry in known) for key in ("energy_kwh", "emissions_kg")}
+    return float(sum(entry["energy_kwh"] for entry in known))
 
 
 def _carbon(joules: float | None, options: dict[str, Any]) -> dict[str, Any]:

@@ -6,16 +6,20 @@ import contextlib
 import gzip
 import os
 import shutil
+import socket
 import time
 from pathlib import Path
 from typing import Any
 
-from workflow_scripts.energy.attribution import CpuShare, scope
+from workflow_scripts.energy.attribution import CpuSeconds, CpuShare, JobShare, allocated_cpus, scope
+from workflow_scripts.energy.carbon import intensity
+from workflow_scripts.energy.model import PowerModel
 from workflow_scripts.energy.sources.base import Figure, Source, unavailable
-from workflow_scripts.energy.sources.codecarbon import CodeCarbonSource
+from workflow_scripts.energy.sources.codecarbon import ModelledPower, power_model, write_csv
 from workflow_scripts.energy.sources.nvml import GpuSource, open_nvml
 from workflow_scripts.energy.sources.rapl import RaplSource, find_zones
 from workflow_scripts.energy.sources.slurm import consumed_energy
+from workflow_scripts.energy.uncertainty import KWH
 
 GAP_PERIODS = 2.0
 
@@ -23,37 +27,51 @@ GAP_PERIODS = 2.0
 class Sampler:
     """Opens what `energy` asks for; a source that cannot be opened leaves its reason with its components."""
 
-    def __init__(self, energy: dict[str, Any]) -> None:
-        self._energy = energy
+    def __init__(self, energy: dict[str, Any], hosts: Path, idle_watts: dict[str, float | None] | None = None) -> None:
+        """`hosts` is the folder that keeps power models of hosts; `idle_watts` [W] are those of this host at rest, if known."""
+        self._energy, self._idle_watts = energy, idle_watts or {}
         self.period = energy["nvml_poll_interval_ms"] / 1000
         now = time.monotonic()
         self.warnings: list[str] = []
         self._gpu: GpuSource | None = None
         self._rapl: Source | None = None
-        self._codecarbon: CodeCarbonSource | None = None
-        self._rapl_reason = self._gpu_reason = ""
+        self._rapl_reason = self._gpu_reason = self._model_reason = ""
         try:
             self._gpu, warning = open_nvml(now, GAP_PERIODS * self.period)
             self.warnings += [warning] if warning else []
         except OSError as error:
             self._gpu_reason = str(error)
+        self.model: PowerModel | None = None
         if energy["track_cpu"]:
             try:
                 self._rapl = RaplSource(find_zones(Path(energy["rapl_root"])), now)
             except OSError as error:
                 self._rapl_reason = str(error)
-        self.scope = scope(energy["cpu_scope"], os.environ, os.cpu_count() or 1)
+            if energy["total_energy_policy"] != "gpu_only":
+                try:
+                    self.model = power_model(energy, hosts / f"{socket.gethostname()}.json")
+                except Exception as error:  # the stage must run without a model; the record carries the reason
+                    self._model_reason = f"CodeCarbon: {type(error).__name__}: {error}"
+        self._modelled: ModelledPower | None = None
+        self.host_cpus = os.cpu_count() or 1
+        allocated = allocated_cpus(os.environ)
+        self.scope = scope(energy["cpu_scope"], allocated, self.host_cpus)
+        self._job = JobShare(min(1.0, allocated / self.host_cpus)) if self.scope == "job" else None
         self._cpu = CpuShare()
-        self._share: float | None = None
+        self._seconds = CpuSeconds(0.0, 0.0, 0.0)
         self._final: dict[str, Figure] | None = None
         self.gpu_peak: float | None = None
-        self.samples, self.max_gap, self._last = 0, 0.0, now
+        self.samples, self.max_gap, self._last, self._begin = 0, 0.0, now, now
 
-    def start(self, csv: Path) -> None:
-        """The stage has begun: start CodeCarbon beside it."""
-        self._last = time.monotonic()
-        if self._energy["track_cpu"] and self._energy["total_energy_policy"] != "gpu_only":
-            self._codecarbon = CodeCarbonSource(self._energy, csv)
+    def start(self, begin: float) -> None:
+        """The stage has begun, at `begin` of the monotonic clock."""
+        self._last = self._begin = begin
+        self._cpu = CpuShare()
+        if self.model is not None:
+            try:
+                self._modelled = ModelledPower(self.model, self._begin)
+            except Exception as error:  # as above
+                self._model_reason = f"CodeCarbon: {type(error).__name__}: {error}"
 
     def sample(self, now: float) -> dict[str, Figure]:
         """Take one sample of everything."""
@@ -66,15 +84,18 @@ class Sampler:
             self.gpu_peak = max(self.gpu_peak or 0.0, watts)
         return figures
 
-    def figures(self, now: float) -> dict[str, Figure]:
+    def figures(self, now: float, final: bool = False) -> dict[str, Figure]:
         """The best source of each component, the second best as its cross-check; after `stop`, those of the stage's end."""
         if self._final is not None:
             return self._final
         figures = {"gpu": self._gpu.read(now)["gpu"] if self._gpu else unavailable(self._gpu_reason)}
-        modelled = self._codecarbon.read(now) if self._codecarbon else {}
+        modelled = self._modelled.read(now, final) if self._modelled else {}
         counted = self._rapl.read(now) if self._rapl else {}
         for name in ("cpu", "dram"):
             figures[name] = self._host_figure(name, counted, modelled)
+            watts = self._idle_watts.get(name)
+            if figures[name].energy_class != "modelled" and watts is not None:
+                figures[name].idle_joules = watts * (now - self._begin)
         return figures
 
     def _host_figure(self, name: str, counted: dict[str, Figure], modelled: dict[str, Figure]) -> Figure:
@@ -85,24 +106,25 @@ class Sampler:
         if not only_modelled and best is not None and best.joules is not None:
             best.crosscheck = other.joules if other else None
             return best
-        if other is not None and other.joules is not None:
+        if other is not None:
             return other
         why_not = best.reason if best is not None and best.reason else self._rapl_reason or f"RAPL has no {name} zone"
-        return unavailable(f"{why_not}; {other.reason if other else 'CodeCarbon was not asked'}")
+        return unavailable(f"{why_not}; {self._model_reason or 'CodeCarbon was not asked'}")
 
     def attributed(self, figures: dict[str, Figure]) -> dict[str, float | None]:
         """Joules of each component that are the job's: its share of the host's, where the scope is the job."""
-        shares = {"cpu": self._share, "dram": self._share} if self.scope == "job" else {}
-        joules: dict[str, float | None] = {}
-        for name, figure in figures.items():
-            share = shares.get(name, 1.0)
-            joules[name] = figure.joules * share if figure.joules is not None and share is not None else None
-        return joules
+        return {
+            name: self._job.joules(name, figure) if self._job and name in ("cpu", "dram") else figure.joules
+            for name, figure in figures.items()
+        }
 
-    def read_share(self, root: int) -> None:
-        """Update the job's share of the host's CPU time; `root` is the stage."""
-        job, host = self._cpu.read(root)
-        self._share = min(1.0, job / host) if host > 0 else None
+    def read_share(self, root: int, now: float) -> None:
+        """Look at the CPU time of the job and of its host; `root` is the stage."""
+        before, self._seconds = self._seconds, self._cpu.read(root)
+        if self._job is not None:
+            host = self._seconds.host - before.host
+            share = min(1.0, max(0.0, self._seconds.job - before.job) / host) if host > 0 else None
+            self._job.look(share, {name: figure for name, figure in self.figures(now).items() if name in ("cpu", "dram")})
 
     def line(self, now: float, begin: float, final: bool = False) -> dict[str, Any]:
         """Everything the ledger keeps of this instant."""
@@ -110,21 +132,23 @@ class Sampler:
         if final and self._energy["slurm_energy"]:
             figures["node"] = consumed_energy()
         joules = {name: figure.as_json() for name, figure in figures.items()}
-        attributed = self.attributed(figures)
-        for name in ("cpu", "dram"):
-            entry = joules[name]
-            entry["share"] = self._share
-            if self.scope == "job" and entry["joules"] is not None:
-                entry["host_joules"], entry["joules"] = entry["joules"], attributed[name]
-                if entry["joules"] is None:
-                    entry |= {"class": "unavailable", "reason": "the job's share of CPU time is not known"}
+        if self._job is not None:
+            attributed = self.attributed(figures)
+            for name in ("cpu", "dram"):
+                entry = joules[name]
+                if entry["joules"] is not None:
+                    entry["host_joules"], entry["joules"] = entry["joules"], attributed[name]
+                    entry["crosscheck"] = self._job.crosscheck(name, figures[name])
+                    if entry["joules"] is None:
+                        entry |= {"class": "unavailable", "reason": "the job's share of CPU time is not known"}
         elapsed = now - begin
         expected = int(elapsed / self.period)
         return {
             "elapsed_s": elapsed,
             "joules": joules,
             "gpu_peak_watts": self.gpu_peak,
-            "codecarbon": self._codecarbon.emissions() if self._codecarbon else None,
+            "codecarbon": self._emissions(figures),
+            "cpu": self._contention(elapsed),
             "sampling": {
                 "period_s": self.period,
                 "n": self.samples,
@@ -133,26 +157,50 @@ class Sampler:
                 "max_gap_s": self.max_gap,
                 "j_in_gaps": sum(entry["gap_joules"] for entry in joules.values() if entry["joules"] is not None),
             },
-            "warnings": self.warnings + [text for figure in figures.values() for text in figure.warnings],
+            "warnings": [
+                *self.warnings,
+                *(
+                    self._modelled.warnings()
+                    if self._modelled and "modelled" in (f.energy_class for f in figures.values())
+                    else []
+                ),
+                *(text for figure in figures.values() for text in figure.warnings),
+            ],
         }
 
     def devices(self) -> list[dict[str, Any]]:
         """GPUs with temperature and foreign processes."""
         return self._gpu.describe(self._cpu.pids()) if self._gpu else []
 
-    def stop(self, ended: float) -> None:
-        """The stage has ended: read everything at once, then let CodeCarbon measure a last time and write its row.
+    def _contention(self, elapsed: float) -> dict[str, Any]:
+        """CPU seconds of the job, of other work on the host (the meter's own left out), and stolen by a hypervisor."""
+        own = time.process_time()
+        foreign = max(0.0, self._seconds.host - self._seconds.job - own)
+        return {
+            "job_s": self._seconds.job,
+            "foreign_s": foreign,
+            "steal_s": self._seconds.steal,
+            "foreign_pct": 100 * foreign / (self.host_cpus * elapsed) if elapsed > 0 else None,
+            "host_cpus": self.host_cpus,
+        }
 
-        What CodeCarbon had not measured yet may be known after that.
-        """
-        final = self.figures(ended)
-        if self._codecarbon is not None:
-            self._codecarbon.close()
-            late = self._codecarbon.read(ended)
-            for name in ("cpu", "dram"):
-                if final[name].joules is None and late[name].joules is not None:
-                    final[name] = late[name]
-        self._final = final
+    def _emissions(self, figures: dict[str, Figure]) -> dict[str, float] | None:
+        """Energy of the host by its best sources [kWh], as CodeCarbon states it; None where CodeCarbon was not asked."""
+        if self.model is None:
+            return None
+        return {"energy_kwh": sum(figures[name].joules or 0.0 for name in ("gpu", "cpu", "dram")) / KWH}
+
+    def stop(self, ended: float) -> None:
+        """The stage has ended: read everything at once."""
+        self._final = self.figures(ended, final=True)
+
+    def write_csv(self, path: Path, seconds: float, stage: str) -> None:
+        """CodeCarbon's own row of the attempt, for the whole host; where it cannot be written that is a warning."""
+        if self.model is not None and self._final is not None:
+            try:
+                write_csv(path, seconds, self._final, self.model, intensity(self._energy), stage)
+            except Exception as error:  # an extra: what was measured is in the ledger
+                self.warnings.append(f"{path} was not written: {type(error).__name__}: {error}")
 
     def close(self) -> None:
         """Release all sources."""
@@ -164,7 +212,7 @@ class Sampler:
 class Trace:
     """The attempt's samples as compact CSV, compressed at the end. A full disk costs rows, not the stage."""
 
-    COLUMNS = "elapsed_s,gpu_w,gpu_j,cpu_j,dram_j,tokens\n"
+    COLUMNS = "elapsed_s,gpu_w,gpu_j,cpu_j,dram_j,tokens,work_j\n"
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -177,9 +225,10 @@ class Trace:
         except OSError:
             self.lost_rows += 1
 
-    def row(self, elapsed: float, figures: dict[str, Figure], tokens: int | None) -> None:
-        """Write one sample."""
-        values = [figures["gpu"].watts, figures["gpu"].joules, figures["cpu"].joules, figures["dram"].joules, tokens]
+    def row(self, elapsed: float, figures: dict[str, Figure], tokens: int | None, work_joules: float) -> None:
+        """Write one sample: joules of the host by component, and the job's in the work phase."""
+        joules = [figures[name].joules for name in ("gpu", "cpu", "dram")]
+        values = [figures["gpu"].watts, *joules, tokens, work_joules]
         text = f"{elapsed:.3f}," + ",".join("" if v is None else f"{v:.7g}" for v in values) + "\n"
         try:
             if self._handle is None or self._handle.write(text.encode()) != len(text):

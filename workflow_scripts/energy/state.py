@@ -29,6 +29,7 @@ _LOOK_EVERY_S = 2.0
 
 TOKEN_FOLDER = "drivers"  # in the state folder: an empty file for each driver that has started
 TOKEN_VARIABLE = "DISTILL_DRIVER_TOKEN"
+HOSTS_VARIABLE = "METER_HOSTS"  # folder that keeps what was found out about each host
 _VISIBLE_WITHIN_S = 60.0
 
 

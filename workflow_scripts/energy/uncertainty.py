@@ -18,8 +18,9 @@ Instrument = tuple[str, str]  # name, and its host or its GPUs
 
 
 def instrument(method: str | None) -> str:
-    """The instrument behind a method (NVML, RAPL, CodeCarbon, Slurm): figures of one instrument err together."""
-    return (method or "unknown").split()[0]
+    """The instrument behind a method: figures of one instrument err together. CodeCarbon's models of CPU and RAM are two."""
+    words = (method or "unknown").split()
+    return " ".join(words[:2]) if words[0] == "CodeCarbon" else words[0]
 
 
 def worst(classes: Iterable[str]) -> str:

@@ -96,8 +96,9 @@ def _report(
         "software": {"language": "python", "version": origin.python},
         "infrastructure": {"infraType": "other", "components": _components(records)},
         "environment": _environment(config, records),
+        "quality": quality,
     }
-    return report | ({"quality": quality} if quality else {})
+    return {key: value for key, value in report.items() if value}
 
 
 def _task_stage(stage: str) -> str:
@@ -190,8 +191,8 @@ def _environment(config: Mapping[str, Any], records: list[SummaryStage]) -> dict
     carbon = records[-1].carbon
     country = config["energy"]["country_iso_code"]
     place = carbon.region if carbon.region != country else None
-    known = {"location": place, "powerSourceCarbonIntensity": carbon.intensity_g_per_kwh}
-    return {"country": country, **{k: v for k, v in known.items() if v is not None}}
+    known = {"country": country, "location": place, "powerSourceCarbonIntensity": carbon.intensity_g_per_kwh}
+    return {k: v for k, v in known.items() if v is not None} if country else {}  # BoAmps has no environment without a country
 
 
 def _date(seconds: float) -> str:

@@ -87,7 +87,7 @@ def emissions(summary: ExperimentSummary) -> dict[str, Any] | None:
         "emissions": summary.carbon_grams,
         "source": f"{origin} x {'; '.join(intensities)}",
         "training_type": "fine-tuning",
-        "geographical_location": "; ".join(dict.fromkeys(str(r.carbon.region) for r in records)),
+        "geographical_location": "; ".join(dict.fromkeys(r.carbon.region or "not given" for r in records)),
         "hardware_used": hardware(records),
     }
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from workflow_scripts.settings.section import Section, Text
 
@@ -24,10 +24,11 @@ class Uncertainty(Section):
     codecarbon_cpu: float = Field(
         50.0,
         ge=0,
-        description="CPU load x TDP: no published bound; CodeCarbon's own modes differ by a factor of 2 on one load.",
+        description="CPU model: published comparisons with meters differ by up to 40 % (arXiv 2509.22092); at least the "
+        "distance to the second model is taken.",
     )
     codecarbon_ram: float = Field(
-        50.0, ge=0, description="RAM model: a constant per module or host; same basis as the CPU model."
+        50.0, ge=0, description="RAM model: a constant per module or GB; at least the distance to the second model is taken."
     )
     slurm: float = Field(
         10.0, ge=0, description="Slurm ConsumedEnergy: depends on the site's plugin; IPMI meters state 5 to 10 %."
@@ -35,7 +36,7 @@ class Uncertainty(Section):
     cpu_share: float = Field(
         20.0,
         ge=0,
-        description="Added in quadrature when a host's CPU energy is shared out by CPU time (idle power follows it).",
+        description="Added in quadrature when a host's energy is shared out: idle power by CPUs, the rest by CPU time.",
     )
 
 
@@ -50,13 +51,23 @@ class Energy(Section):
     )
     cpu_scope: Literal["auto", "host", "job"] = Field(
         "auto",
-        description="CPU and DRAM on the bill: the whole host, or the job's share of CPU time; auto: the share when Slurm gave "
-        "the job fewer CPUs than the host has.",
+        description="CPU and DRAM on the bill: the whole host, or the job's share; auto: the share when Slurm, a cgroup or the "
+        "affinity mask give the job fewer CPUs than the host has.",
     )
     slurm_energy: bool = Field(False, description="Ask Slurm for ConsumedEnergy (component `node`, never in the total).")
     uncertainty_pct: Uncertainty = Uncertainty()
-    offline_mode: bool = Field(True, description="CodeCarbon without network (false: it looks up the location).")
-    country_iso_code: str = Field("CAN", pattern=r"^[A-Z]{3}$", description="Country of the grid, ISO 3166 alpha-3.")
+    cpu_tdp_watts: float | None = Field(
+        None, gt=0, description="TDP of all CPU sockets of a host, for the model of its CPU [W]; null: CodeCarbon's table."
+    )
+    dram_watts: float | None = Field(
+        None, ge=0, description="Power of a host's memory, for the model of it [W]; null: CodeCarbon's guess of its modules."
+    )
+    dram_watts_per_gb: float | None = Field(
+        None, ge=0, description="The same per GB of the host's memory [W/GB]; one of the two can be given."
+    )
+    country_iso_code: str | None = Field(
+        None, pattern=r"^[A-Z]{3}$", description="Country of the grid, ISO 3166 alpha-3; null: no grams are stated."
+    )
     region: str | None = Field(None, description="Province or state, where CodeCarbon knows it (Canada, USA).")
     carbon_intensity_g_per_kwh: float | None = Field(None, ge=0, description="Grid intensity, overrides the country's.")
     pue: float = Field(1.0, ge=1, le=5, description="Power usage effectiveness, reported apart.")
@@ -71,3 +82,12 @@ class Energy(Section):
         "to write a checkpoint; 0: never [s].",
     )
     rapl_root: Text = Field("/sys/class/powercap", description="Where the RAPL zones are.")
+
+    @model_validator(mode="after")
+    def _one_model_of_memory(self) -> Self:
+        if self.dram_watts is not None and self.dram_watts_per_gb is not None:
+            raise ValueError(
+                f"energy.dram_watts = {self.dram_watts:g} and energy.dram_watts_per_gb = {self.dram_watts_per_gb:g} say the "
+                "same thing: give one of them"
+            )
+        return self

@@ -78,7 +78,7 @@ def dpo_training(args: Arguments) -> None:
     share = options.batch_size // world_size()
     steps = work_per_step(order, work, share, options.gradient_accumulation_steps * world_size())
     planned = sum(step.loss for step in steps)
-    with Progress("loss", total=planned) as progress:
+    with Progress("loss", total=planned, phase="start") as progress:
         callback = WorkCallback(progress, steps, run.training, training.ended_by(options, planned), EnergyBudget.of(options))
         progress.metrics = training.run(trainer, callback, checkpoints)
     weights = training.full_weights(trainer)

@@ -17,7 +17,7 @@ from workflow_scripts.distill.batching import by_length
 from workflow_scripts.distill.generation import Answer, Prompt, generate, prompt_tokens
 from workflow_scripts.distill.models import compute_dtype, load_model, load_tokenizer, open_model
 from workflow_scripts.distill.scoring import Agreement, add_agreement, log_likelihoods
-from workflow_scripts.progress import Progress
+from workflow_scripts.progress import Progress, attempt_seconds
 from workflow_scripts.settings import Settings
 from workflow_scripts.settings.generation import Generation
 from workflow_scripts.stages.runtime.common import Arguments, run_stage
@@ -77,7 +77,7 @@ def generation_speed(
     """Greedy answers to held-out prompts: tokens, seconds, tokens/s, and the first answer to look at.
 
     The prompts are answered as often as `generation_seconds` asks for; a short answer before warms the device up and is not
-    in the figures. `start_time` [Unix s] lets the accounting find the joules of just these seconds in the meter's trace.
+    in the figures. `start_s` [s since the meter started this stage] lets the accounting find their joules in the power trace.
     """
     options = Generation(
         decoding_strategy="greedy",
@@ -98,19 +98,21 @@ def generation_speed(
         progress.add(generated=sum(found.generated for found in answers))
         return answers
 
+    before = progress.phase("generate")
     answer(options.model_copy(update={"max_new_tokens": 1}))
-    start_time, started = time.time(), time.monotonic()
+    start_s, started = attempt_seconds(), time.monotonic()
     answers, rounds = answer(options), 1
     while time.monotonic() - started < settings.evaluation.generation_seconds:
         answer(options)
         rounds += 1
     seconds = time.monotonic() - started
+    progress.phase(before)
     generated = rounds * sum(found.generated for found in answers)
     return {
         "prompts": len(answers),
         "rounds": rounds,
         "generated_tokens": generated,
-        "start_time": start_time,
+        "start_s": start_s,
         "seconds": seconds,
         "tokens_per_second": generated / seconds,
         "sample": tokenizer.decode(answers[0].token_ids, skip_special_tokens=True),

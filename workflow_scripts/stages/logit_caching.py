@@ -41,12 +41,13 @@ def logit_caching(args: Arguments) -> None:
     shards = [rows[b : b + options.shard_examples] for b in range(0, len(rows), options.shard_examples)]
     units = Units(len(shards))
     mine = [row for number in part.numbers(len(shards)) for row in shards[number]]
-    with Progress("loss", total=sum(loss_tokens(row) for row in mine)) as progress:
+    with Progress("loss", total=sum(loss_tokens(row) for row in mine), phase="start") as progress:
         todo = list(units.todo(part, "scatter.logit_caching", progress))
         if todo:
             dtype = compute_dtype(settings.training.dtype)
             model = load_model(teacher_folder, dtype, settings.model.attn_implementation)
             pad_id = load_tokenizer(teacher_folder).pad_token_id
+        progress.phase("work")
         for number in todo:
             before = dict(progress.tokens)
             shard = compute_shard(model, shards[number], options, pad_id, teacher["tokens"], progress)

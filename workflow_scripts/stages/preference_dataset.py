@@ -38,7 +38,7 @@ def preference_dataset(args: Arguments) -> None:
     batches = by_length(prompts, max(1, options.batch_size // settings.dpo.samples_per_prompt), lambda p: len(p[0].input_ids))
     units = Units(len(batches))
     mine = sum(len(batches[number]) for number in part.numbers(len(batches))) * settings.dpo.samples_per_prompt
-    with Progress("generated", total=mine * options.max_new_tokens) as progress:
+    with Progress("generated", total=mine * options.max_new_tokens, phase="start") as progress:
         todo = list(units.todo(part, "scatter.preference_dataset", progress))
         if todo:
             dtype = compute_dtype(settings.training.dtype)
@@ -53,6 +53,7 @@ def preference_dataset(args: Arguments) -> None:
                 tokenizer.pad_token_id,
                 judge=model,
             )
+        progress.phase("work")
         for number in todo:
             batch = [prompt for samples in batches[number] for prompt in samples]
             rows, work = sample_and_score(model, write, batch, settings.dpo, tokenizer, progress)

@@ -34,11 +34,9 @@ from workflow_scripts.settings import Settings
 SAMPLING_TRIALS = 3
 SETTLE_S = 5.0
 BURN = """
-import json, os, time
+import time
 begin = time.monotonic()
-def burns(): return time.monotonic() < begin + {seconds}
-def unknown(): return json.load(open(os.environ["STAGE_ENERGY"]))["joules"] is None
-while burns() or (time.monotonic() < begin + 4 * {seconds} and unknown()): sum(range(10000))
+while time.monotonic() < begin + {seconds}: sum(range(10000))
 """
 
 
@@ -94,6 +92,9 @@ def idle_baseline(settings: Settings, options: dict[str, Any]) -> dict[str, Any]
     elif gpu is not None and gpu["std"] > 0.1 * gpu["mean"]:
         reason = f"GPU power {gpu['mean']:.0f} W spreads by {gpu['std']:.0f} W, bound a tenth of the mean"
     return {
+        "host": socket.gethostname(),
+        "time": time.time(),
+        "gpus": rest["gpus"],
         "seconds": seconds,
         "watts": rest["watts"],
         "with_context_gpu_watts": context,
@@ -109,15 +110,12 @@ def check_sampling(settings: Settings, options: dict[str, Any]) -> dict[str, Any
     """The same load through the whole meter at the configured period and at half of it: the mean powers must agree.
 
     Other work on the host changes the power between the two loads by chance, a fault of the sampling does so every time;
-    so a disagreement is tried again, twice at most, and every trial is reported. CodeCarbon may need longer to start than the
-    load takes: the load goes on until there is a figure, four times as long at most; the next one is then twice as long.
+    so a disagreement is tried again, twice at most, and every trial is reported.
     """
     trials: list[dict[str, Any]] = []
     seconds = settings.prerun.burn_in_seconds
     while len(trials) < SAMPLING_TRIALS and (not trials or trials[-1]["failure"]):
         trials.append(_sampling_trial(seconds, settings.prerun.sampling_tolerance, options))
-        if None in trials[-1]["mean_watts"]:
-            seconds *= 2
     return {"trials": trials, "bound": settings.prerun.sampling_tolerance, "failure": trials[-1]["failure"]}
 
 
@@ -127,10 +125,7 @@ def _sampling_trial(seconds: float, bound: float, options: dict[str, Any]) -> di
     watts = [run["joules"] / run["seconds"] if run["joules"] is not None else None for run in runs]
     failure = difference = None
     if watts[0] is None or watts[1] is None:
-        failure = (
-            f"the meter found no energy in a {seconds:g} s load: {runs[0]['reason'] or runs[1]['reason']}: raise "
-            "prerun.burn_in_seconds where CodeCarbon starts slowly (a busy host)"
-        )
+        failure = f"the meter found no energy in a {seconds:g} s load: {runs[0]['reason'] or runs[1]['reason']}"
     elif watts[0] <= 0:
         failure = f"a {seconds:g} s load used {watts[0]} W: the source does not count"
     else:
@@ -145,13 +140,13 @@ def _sampling_trial(seconds: float, bound: float, options: dict[str, Any]) -> di
 
 def _metered_burn(seconds: float, options: dict[str, Any]) -> dict[str, Any]:
     result = _metered([sys.executable, "-c", BURN.format(seconds=seconds)], options)
-    return {k: v for k, v in result.items() if k not in ("gpu_watts", "gpu_reason", "cpu_load_percent")}
+    return {k: v for k, v in result.items() if k not in ("gpu_watts", "gpu_reason", "gpus", "cpu_load_percent")}
 
 
 def _metered(child: list[str], options: dict[str, Any], window_s: float | None = None) -> dict[str, Any]:
     """Run a command under the whole meter: its energy, and mean power by component over its last `window_s` seconds.
 
-    The window leaves out the seconds in which the meter and CodeCarbon start, which are no rest.
+    The window leaves out the seconds in which the meter starts, which are no rest.
     """
     load: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -183,6 +178,7 @@ def _metered(child: list[str], options: dict[str, Any], window_s: float | None =
         "samples": record["attempts"][-1]["sampling"],
         "gpu_watts": _spread(gpu) if gpu else None,
         "gpu_reason": record["energy"]["gpu"]["reason"],
+        "gpus": sorted(device["uuid"] for device in record["devices"]),
         "cpu_load_percent": _spread([percent for percent, at in load if at >= ended - (window_s or seconds)]),
     }
 

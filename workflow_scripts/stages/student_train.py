@@ -58,7 +58,7 @@ def student_train(args: Arguments) -> None:
     if options.compile:
         training.compile_layers(model, state_dir() / "compiled")
     planned = sum(step.loss for step in steps)
-    with Progress("loss", total=planned) as progress:
+    with Progress("loss", total=planned, phase="start") as progress:
         callback = WorkCallback(progress, steps, run.training, training.ended_by(options, planned), EnergyBudget.of(options))
         evaluation = read_table(corpus_folder / "evaluation.parquet") if options.eval_steps else []
         held_out = training.whole_batches(range(len(rows), len(rows) + len(evaluation)), options.batch_size, training.FILLER)

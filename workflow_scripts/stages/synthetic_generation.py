@@ -38,7 +38,7 @@ def synthetic_generation(args: Arguments) -> None:
     batches = by_length(prompts, options.batch_size, lambda prompt: len(prompt.input_ids))
     units = Units(len(batches))
     mine = sum(len(batches[number]) for number in part.numbers(len(batches)))
-    with Progress("generated", total=mine * options.max_new_tokens) as progress:
+    with Progress("generated", total=mine * options.max_new_tokens, phase="start") as progress:
         todo = list(units.todo(part, "scatter.synthetic_generation", progress))
         if todo:
             write = open_backend(
@@ -50,6 +50,7 @@ def synthetic_generation(args: Arguments) -> None:
                 tokenizer.eos_token_id,
                 tokenizer.pad_token_id,
             )
+        progress.phase("work")
         for number in todo:
             rows, work = [], {"examples": 0, "generated": 0, "input": 0}
             by_key = {prompt.key: prompt for prompt in batches[number]}

@@ -108,9 +108,10 @@ def test_loss_over_joules_of_a_resumed_training(tmp_path) -> None:
     assert loss_curve(made, "kl", tmp_path / "x") == []
 
 
-def evaluated(*evaluations: tuple[int, float, float, float]) -> Metrics:
-    keys = ("step", "eval_loss", "start_time", "end_time")
-    return Metrics.model_validate({"evaluations": [dict(zip(keys, entry, strict=True)) for entry in evaluations]})
+def evaluated(attempt: str, *evaluations: tuple[int, float, float, float]) -> Metrics:
+    keys = ("step", "eval_loss", "start_s", "end_s")
+    of = {"start_time": 500.0, "end_time": 501.0, "attempt": attempt}
+    return Metrics.model_validate({"evaluations": [of | dict(zip(keys, entry, strict=True)) for entry in evaluations]})
 
 
 def test_intermediate_evaluations_are_taken_out_of_the_joules_of_their_points(tmp_path) -> None:
@@ -118,7 +119,7 @@ def test_intermediate_evaluations_are_taken_out_of_the_joules_of_their_points(tm
     made = record(tmp_path, {"cpu": 1600.0, "dram": 200.0}, ident="a2")
     before = record(tmp_path, {"cpu": 1000.0, "dram": 100.0}, ident="a1").attempts[0]
     made.attempts = [before.model_copy(update={"start_time": 100.0, "end_time": 110.0}), made.attempts[0]]
-    made.metrics = evaluated((2, 5.0, 502.0, 503.0), (4, 4.0, 505.0, 507.0))
+    made.metrics = evaluated("a2", (2, 5.0, 2.0, 3.0), (4, 4.0, 5.0, 7.0))
     found = intermediate_evaluations(made, tmp_path / "x")
     assert found is not None
     assert (found.count, found.seconds, found.reason) == (2, 3.0, None)
@@ -132,7 +133,7 @@ def test_intermediate_evaluations_are_taken_out_of_the_joules_of_their_points(tm
 def test_an_evaluation_without_a_trace_has_no_joules_and_a_reason(tmp_path) -> None:
     made = record(tmp_path, {"cpu": 1600.0, "dram": 200.0})
     assert intermediate_evaluations(made, tmp_path / "x") is None, "no evaluations"
-    made.metrics = evaluated((2, 5.0, 502.0, 503.0), (4, 4.0, 600.0, 601.0))
+    made.metrics = evaluated("a1", (2, 5.0, 2.0, 3.0), (4, 4.0, 100.0, 101.0))
     found = intermediate_evaluations(made, tmp_path / "x")
     assert found is not None and found.joules is None
     assert found.reason == "no power trace covers the evaluation at step 4"
@@ -151,7 +152,7 @@ def test_a_logged_loss_is_in_the_progress_file_at_once_with_its_step(tmp_path, m
     progress = Progress("loss")
     progress.steps = 3
     callback = WorkCallback.__new__(WorkCallback)
-    callback._progress, callback._listener = progress, None
+    callback.progress, callback._listener = progress, None
     callback.on_log(None, None, None, logs={"loss": 2.0, "epoch": 1.0})
     content = json.loads((tmp_path / "progress.json").read_text())
     assert (content["metrics"], content["measured"]) == ({"loss": 2.0}, {"loss": 3})
@@ -160,11 +161,11 @@ def test_a_logged_loss_is_in_the_progress_file_at_once_with_its_step(tmp_path, m
 def test_joules_per_served_token_come_from_the_seconds_of_generation(tmp_path) -> None:
     """Seconds 3 to 5 of the trace have 120 J and 220 J, for 17 tokens; cpu and dram share it as in the record, 8 : 1."""
     made = record(tmp_path, {"cpu": 1600.0, "dram": 200.0})
-    generation = {"generated_tokens": 17, "seconds": 2.0, "start_time": 503.0}
+    generation = {"generated_tokens": 17, "seconds": 2.0, "start_s": 3.0}
     cost = deployed_cost({"generation": generation}, made, tmp_path / "x")
     assert (cost["joules_per_token"], cost["watts"], cost["method"]) == (pytest.approx(20), pytest.approx(170), "trace")
     assert [part["joules_per_token"] for part in cost["components"]] == pytest.approx([20 * 8 / 9, 20 / 9])
-    without = deployed_cost({"generation": {**generation, "start_time": None}}, made, tmp_path / "x")
+    without = deployed_cost({"generation": {**generation, "start_s": None}}, made, tmp_path / "x")
     assert without["joules_per_token"] == pytest.approx(1800 / 10 * 2 / 17)
     assert without["method"] == "mean power of the evaluation"
 
@@ -172,16 +173,14 @@ def test_joules_per_served_token_come_from_the_seconds_of_generation(tmp_path) -
 def test_generation_at_the_very_end_and_before_the_first_sample_are_on_the_trace(tmp_path) -> None:
     """Seconds 9 to 10 have 220 W; 0.5 to 1.5 lie before dram's first figure, at the mean of the head, 120 W."""
     made = record(tmp_path, {"cpu": 1600.0, "dram": 200.0})
-    for start, joules in ((509.0, 220.0), (500.5, 120.0)):
-        cost = deployed_cost(
-            {"generation": {"generated_tokens": 10, "seconds": 1.0, "start_time": start}}, made, tmp_path / "x"
-        )
+    for start, joules in ((9.0, 220.0), (0.5, 120.0)):
+        cost = deployed_cost({"generation": {"generated_tokens": 10, "seconds": 1.0, "start_s": start}}, made, tmp_path / "x")
         assert (cost["joules_per_token"], cost["method"]) == (pytest.approx(joules / 10), "trace")
 
 
 def test_an_evaluation_shorter_than_the_samplers_start_has_no_cost_but_a_reason(tmp_path) -> None:
     made = record(tmp_path, {"cpu": None, "dram": None}).model_copy(update={"total_energy_joules": None})
-    cost = deployed_cost({"generation": {"generated_tokens": 10, "seconds": 0.1, "start_time": 500.0}}, made, tmp_path / "x")
+    cost = deployed_cost({"generation": {"generated_tokens": 10, "seconds": 0.1, "start_s": 0.0}}, made, tmp_path / "x")
     assert (cost["joules_per_token"], cost["reason"]) == (None, "the evaluation has no energy figure")
 
 

@@ -115,7 +115,7 @@ def test_every_role_says_how_its_energy_was_obtained_and_what_of_it_was_wasted(t
     assert roles["data"] == {
         "joules": 280,
         "kwh": pytest.approx(280 / 3.6e6),
-        "uncertainty_kwh": pytest.approx((10**2 + 40**2) ** 0.5 / 3.6e6),
+        "uncertainty_kwh": pytest.approx((10**2 + 30**2 + 10**2) ** 0.5 / 3.6e6),
         "stages": 2,
         "useful_j": 275,
         "wasted_j": 5,

@@ -58,4 +58,4 @@ def test_memory_that_runs_out_in_a_training_names_the_remedy(tmp_path) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore words")
 
     with pytest.raises(MemoryShort, match="with 8 rows .*halve training.batch_size and double .*Tried to allocate 2 GiB\\)$"):
-        run(Full(), object(), tmp_path)
+        run(Full(), SimpleNamespace(progress=None), tmp_path)

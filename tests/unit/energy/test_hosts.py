@@ -16,11 +16,14 @@ from workflow_scripts.energy.state import host_identity
 
 STAGE = """
 import os, subprocess, sys, time
+from pathlib import Path
 hosts = {hosts!r}
 follower = [sys.executable, "-m", "workflow_scripts.energy.follower", "--", "sleep", "1.5"]
 far = os.environ | {{"METER_HOST": "another-host"}}
 running = [subprocess.Popen(follower, env=far if host == "far" else os.environ) for host in hosts]
-time.sleep(1)
+ledgers = Path(os.environ["METER_LEDGERS"])
+while "far" in hosts and not [p for p in ledgers.glob("*.jsonl") if b'"start"' in p.read_bytes()]:
+    time.sleep(0.05)
 open({counter!r} + ".new", "w").write("30000000")
 os.replace({counter!r} + ".new", {counter!r})  # as the kernel's file, it is never seen empty
 sys.exit(max(process.wait() for process in running))

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.meter_bench import Bench, python
-from workflow_scripts.energy import live as live_module
 from workflow_scripts.energy.ledger import HOSTS, Attempt, LedgerWriter, latest
 from workflow_scripts.energy.live import LiveEnergy
 from workflow_scripts.progress import energy_so_far
@@ -121,21 +120,22 @@ def test_a_component_that_loses_its_figure_makes_the_sum_unknown(tmp_path: Path)
     assert (read(tmp_path)["joules"], read(tmp_path)["reason"]) == (130.0, None)
 
 
-def test_a_resumed_attempt_without_the_source_of_the_earlier_is_unknown_after_a_grace(tmp_path: Path, monkeypatch) -> None:
-    clock = 1000.0
-    monkeypatch.setattr(live_module.time, "monotonic", lambda: clock)
+def test_a_component_that_an_earlier_attempt_had_and_this_one_lacks_makes_the_sum_unknown(tmp_path: Path) -> None:
     earlier = Attempt(tmp_path / "a0.jsonl", {}, [{"joules": {"gpu": entry(100.0), "cpu": entry(5.0), "node": entry(None)}}])
-    live = LiveEnergy(tmp_path / "energy-a1.json", "a1", [earlier], OPTIONS | {"flush_seconds": 40.0})
+    live = LiveEnergy(tmp_path / "energy-a1.json", "a1", [earlier], OPTIONS)
     live.write()
     assert read(tmp_path)["joules"] == 105.0
-    clock += 80.0
-    live.write({"joules": {"gpu": entry(None, "no GPU"), "cpu": entry(1.0)}})
-    assert read(tmp_path)["joules"] == 106.0, "two flush periods to start in"
-    clock += 1.0
     live.write({"joules": {"gpu": entry(None, "no GPU"), "cpu": entry(2.0)}})
     assert (read(tmp_path)["joules"], read(tmp_path)["reason"]) == (None, "gpu: no GPU")
     live.write({"joules": {"gpu": entry(10.0), "cpu": entry(3.0)}})
     assert read(tmp_path)["joules"] == 118.0
+
+
+def test_a_component_that_an_earlier_attempt_lacked_makes_the_sum_unknown(tmp_path: Path) -> None:
+    earlier = Attempt(tmp_path / "a0.jsonl", {}, [{"joules": {"gpu": entry(None), "cpu": entry(5.0)}}])
+    live = LiveEnergy(tmp_path / "energy-a1.json", "a1", [earlier], OPTIONS)
+    live.write({"joules": {"gpu": entry(10.0), "cpu": entry(2.0)}})
+    assert read(tmp_path)["joules"] is None and read(tmp_path)["reason"] == "gpu: an earlier attempt has no figure"
 
 
 @pytest.mark.parametrize("damage", [b'{"event": "sta{"event": "tick", "joules": {}}\n', b"\xff\xfe\n", b"5\n", b""])

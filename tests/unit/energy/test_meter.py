@@ -259,21 +259,14 @@ def test_energy_options_set_the_boundary(tmp_path, energy, joules, reason) -> No
 
 def test_codecarbon_policy_leaves_measured_counters_out(tmp_path) -> None:
     bench = Bench(tmp_path, total_energy_policy="codecarbon")
-    until_more = """
-import json, os, time
-def joules(): return json.load(open(os.environ["STAGE_ENERGY"]))["joules_by_component"].get("cpu", 0.0)
-before, deadline = joules(), time.monotonic() + 60
-while joules() <= before and time.monotonic() < deadline:
-    time.sleep(0.1)
-"""
-    assert bench.run(*python(until_more)).returncode == 0
+    assert bench.run(*python("import time; time.sleep(0.2)")).returncode == 0
     record = bench.record()
     assert record["energy"]["cpu"]["method"].startswith("CodeCarbon")
     assert record["energy"]["total"]["class"] == "modelled"
     assert record["total_energy_joules"] > 0
     assert next((tmp_path / "state").glob("work/*/codecarbon/work.csv")).read_text().count("\n") == 2
     first = record["codecarbon_energy_kwh"]
-    assert bench.run(*python(until_more)).returncode == 0
+    assert bench.run(*python("import time; time.sleep(0.2)")).returncode == 0
     files = sorted(p.name for p in (tmp_path / "state").glob("work/*/codecarbon/*.csv"))
     assert files == ["work.attempt2.csv", "work.csv"], "one file per attempt, none overwritten"
     assert bench.record()["codecarbon_energy_kwh"] > first, "attempts add up"
@@ -287,7 +280,7 @@ def test_samples_are_a_compact_trace_beside_the_record(tmp_path) -> None:
     assert (tmp_path / "record.json").stat().st_size < 10_000
     with gzip.open(record["attempts"][0]["trace"], "rt") as trace:
         lines = trace.read().splitlines()
-    assert lines[0] == "elapsed_s,gpu_w,gpu_j,cpu_j,dram_j,tokens" and len(lines) > 50
+    assert lines[0] == "elapsed_s,gpu_w,gpu_j,cpu_j,dram_j,tokens,work_j" and len(lines) > 50
 
 
 @pytest.mark.parametrize(

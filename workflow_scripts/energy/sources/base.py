@@ -13,7 +13,8 @@ class Figure:
     """Cumulative energy of one component since its source was started.
 
     `joules` is None with a `reason` when it is not known. `devices` has joules by device; `crosscheck` is the same energy by
-    a second method [J]; `gap_joules` is the part that was extrapolated over time no sample covered.
+    a second method [J]; `gap_joules` is the part that was extrapolated over time no sample covered; `idle_joules` is what
+    the host would have used at rest, where that is known.
     """
 
     joules: float | None
@@ -25,6 +26,7 @@ class Figure:
     crosscheck: float | None = None
     gap_joules: float = 0.0
     uncertainty_pct: float | None = None
+    idle_joules: float | None = None
     warnings: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:

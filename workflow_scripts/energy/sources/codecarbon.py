@@ -1,135 +1,220 @@
-"""CPU and RAM as CodeCarbon models them, and CodeCarbon's own row per stage and attempt."""
+"""CPU and RAM as CodeCarbon models them, at every sample, from facts about the host that are found once.
+
+In machine mode CodeCarbon 3.3.2 takes P_cpu = TDP x (0.1 + 0.9 load^3) and P_ram = 5 W for each of a guessed number of modules.
+Beside it stands a second model as a cross-check: Green Algorithms (Lannelongue et al. 2021, doi:10.1002/advs.202100707) takes
+P_cpu = TDP x load, with 12 W a core for a CPU that it does not know, and 0.3725 W/GB.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import logging
-import threading
+import os
+import platform
 import time
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from workflow_scripts.energy.sources.base import Figure, unavailable
+import psutil
+
+from workflow_scripts import __version__
+from workflow_scripts.artefact import ArtefactError, read_json, write_json
+from workflow_scripts.energy.host import cpu_brand, has_hypervisor
+from workflow_scripts.energy.model import PowerModel
+from workflow_scripts.energy.sources.base import Figure
+from workflow_scripts.energy.uncertainty import KWH
 
 RAM_METHOD = "CodeCarbon RAM model"
-CPU_METHOD = "CodeCarbon"
-FIELDS = {"cpu": "cpu_energy", "dram": "ram_energy"}
+CPU_METHOD = "CodeCarbon CPU model"
+IDLE_FRACTION = 0.1  # of the TDP, in CodeCarbon's model of the CPU
+GREEN_ALGORITHMS_W_PER_CORE = 12.0  # of a CPU that is not in its table
+GREEN_ALGORITHMS_W_PER_GB = 0.3725
+SHORTEST_S = (
+    0.1  # CPU time is counted in 1/100 s: over less, the load is a coin's throw, and its cube is not the cube of its mean
+)
 
 
-class CodeCarbonSource:
-    """CPU and RAM as CodeCarbon models them, in machine mode, from a thread that starts beside the stage.
+@contextlib.contextmanager
+def _whole_host() -> Iterator[None]:
+    """CodeCarbon asks Slurm for the job's CPUs and memory where it sees a job; the model is of the host."""
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("SLURM_")}
+    logger = logging.getLogger("codecarbon")
+    logger.setLevel(logging.CRITICAL)
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
-    Starting takes a second or two; the energy of that head is extrapolated at the mean power measured after it and reported
-    in `gap_joules`, so that neither the stage waits nor its first seconds are lost.
+
+def find_power_model() -> PowerModel:
+    """What CodeCarbon knows of this host. The search in its table of CPUs takes seconds."""
+    with _whole_host():
+        from codecarbon.core.cpu import DEFAULT_POWER_PER_CORE, TDP
+        from codecarbon.core.util import count_physical_cpus, detect_cpu_model
+        from codecarbon.external.ram import RAM
+
+        name = detect_cpu_model() or cpu_brand() or "unknown"
+        each = TDP.__new__(TDP)._get_cpu_power_from_registry(name)  # its constructor does not say whether it found the CPU
+        gigabytes = psutil.virtual_memory().total / 2**30
+        dram_watts = RAM()._calculate_ram_power(gigabytes)
+    threads = psutil.cpu_count() or 1
+    sockets = count_physical_cpus()
+    return PowerModel(
+        cpu_model=name,
+        cpu_tdp_watts=each * sockets if each else float(DEFAULT_POWER_PER_CORE * threads),
+        cpu_tdp_source="registry" if each else "fallback",
+        sockets=sockets,
+        cores=psutil.cpu_count(logical=False) or threads,
+        threads=threads,
+        memory_gb=gigabytes,
+        dram_watts=dram_watts,
+        dram_watts_source="codecarbon",
+        virtual=has_hypervisor(),
+    )
+
+
+def power_model(options: dict[str, Any], remembered: Path) -> PowerModel:
+    """The model of this host: found once and kept in a file, with what the section `energy` says instead.
+
+    The first stage on a host (the prerun, in a campaign) finds it before it starts; a file of another host is not used.
     """
+    model: PowerModel | None = None
+    with contextlib.suppress(ArtefactError, ValueError):
+        model = PowerModel.model_validate(read_json(remembered))
+    memory = psutil.virtual_memory().total / 2**30
+    if model is None or model.threads != psutil.cpu_count() or abs(model.memory_gb - memory) > 0.01 * memory:
+        model = find_power_model()
+        with contextlib.suppress(OSError):  # the next stage finds it again
+            write_json(remembered, model.model_dump(mode="json"))
+    changes: dict[str, Any] = {}
+    if options["cpu_tdp_watts"] is not None:
+        changes |= {"cpu_tdp_watts": options["cpu_tdp_watts"], "cpu_tdp_source": "configuration"}
+    watts, per_gb = options["dram_watts"], options["dram_watts_per_gb"]
+    if watts is not None or per_gb is not None:
+        changes |= {
+            "dram_watts": watts if watts is not None else per_gb * model.memory_gb,
+            "dram_watts_source": "configuration",
+        }
+    return model.model_copy(update=changes)
 
-    SETTLE_S = 3.0
-    PERIOD_S = 2
-    LATEST_S = 2.0 * PERIOD_S
 
-    def __init__(self, options: dict[str, Any], csv: Path) -> None:
-        self._options, self._csv = options, csv
-        self._tracker: Any = None
-        self._totals: Any = None
-        self._failure: str | None = None
-        self._begin = time.monotonic()
-        self._ready_at: float | None = None
-        self._measured_at = 0.0
-        self._head: dict[str, float] = {}
-        self._watts: dict[str, float] = {}
-        self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._start, name="codecarbon", daemon=True)
-        self._thread.start()
+class ModelledPower:
+    """CPU and RAM joules of the host since `begin` [s of the monotonic clock], by both models; they never fall."""
 
-    def _start(self) -> None:
-        try:
-            from codecarbon import EmissionsTracker, OfflineEmissionsTracker, OutputMethod
+    def __init__(self, model: PowerModel, begin: float) -> None:
+        self.model = model
+        at_begin = psutil.cpu_times()
+        with _whole_host():
+            from codecarbon.external.hardware import CPU, MODE_CPU_LOAD, SystemCPULoadMeter
 
-            logging.getLogger("codecarbon").setLevel(logging.CRITICAL)  # it speaks before it has read log_level
-            from codecarbon.output_methods.base_output import BaseOutput
+            class LoadMeter(SystemCPULoadMeter):
+                load = 0.0
 
-            source = self
+                def percent(self, prime_interval: float = 0.05) -> float:
+                    percent = float(super().percent(prime_interval))
+                    self.load = percent / 100
+                    return percent
 
-            class Totals(BaseOutput):
-                def live_out(self, total: Any, delta: Any) -> None:
-                    source._keep(total)
+            self._meter = LoadMeter()
+            self._cpu = CPU("", MODE_CPU_LOAD, model.cpu_model, model.cpu_tdp_watts)
+        self._meter._last_times = at_begin
+        self._cpu._cpu_load_meter = self._meter
+        self._begin = self._last = begin
+        self._watts = 0.0
+        self._joules = {"cpu": 0.0, "dram": 0.0}
+        self._second = {"cpu": 0.0, "dram": 0.0}
+        known = model.cpu_tdp_source != "fallback"
+        self._second_tdp = model.cpu_tdp_watts if known else GREEN_ALGORITHMS_W_PER_CORE * model.cores
 
-                def out(self, total: Any, delta: Any) -> None:
-                    source._keep(total)
-
-            self._csv.parent.mkdir(parents=True, exist_ok=True)
-            shared: dict[str, Any] = {
-                "measure_power_secs": self.PERIOD_S,
-                "api_call_interval": 1,
-                "output_methods": [OutputMethod.CSV],
-                "output_handlers": [Totals()],
-                "output_dir": str(self._csv.parent),
-                "output_file": self._csv.name,
-                "log_level": "critical",
-                "tracking_mode": "machine",
-                "allow_multiple_runs": True,
-                "pue": 1.0,
-            }
-            if self._options["offline_mode"]:
-                tracker = OfflineEmissionsTracker(
-                    country_iso_code=self._options["country_iso_code"], region=self._options["region"], **shared
-                )
-            else:
-                tracker = EmissionsTracker(**shared)
-            tracker.start()
-            self._ready_at = time.monotonic()
-            self._tracker = tracker
-        except Exception as error:  # the stage must run without CodeCarbon; the record carries the reason
-            self._failure = f"CodeCarbon: {type(error).__name__}: {error}"
-
-    def _keep(self, total: Any) -> None:
-        now = time.monotonic()
-        with self._lock:
-            if self._totals is not None and now - self._measured_at > 0.2:
-                for component, field in FIELDS.items():
-                    step = (getattr(total, field) - getattr(self._totals, field)) * 3.6e6
-                    self._watts[component] = step / (now - self._measured_at)
-            self._totals, self._measured_at = total, now
-
-    def read(self, now: float) -> dict[str, Figure]:
-        """CPU and RAM joules since the stage began, the head included."""
-        with self._lock:
-            totals, measured_at, watts = self._totals, self._measured_at, dict(self._watts)
-        if totals is None or self._ready_at is None or measured_at - self._ready_at < 0.5:
-            reason = self._failure or "CodeCarbon had not measured yet"
-            return {"cpu": unavailable(reason), "dram": unavailable(reason)}
-        covered = measured_at - self._ready_at
-        figures = {}
-        since = min(max(0.0, now - measured_at), self.LATEST_S)  # between its measurements go on at the newest power
-        for component, method in (("cpu", self._cpu_method()), ("dram", RAM_METHOD)):
-            joules = getattr(totals, FIELDS[component]) * 3.6e6
-            if component not in self._head or covered < self.SETTLE_S:
-                self._head[component] = joules / covered * (self._ready_at - self._begin)
-            head = self._head[component]
-            ahead = watts.get(component, joules / covered) * since
-            figures[component] = Figure(joules + head + ahead, joules / covered, method, "modelled", gap_joules=head)
-        return figures
-
-    def _cpu_method(self) -> str:
-        modes = [getattr(h, "_mode", "") for h in getattr(self._tracker, "_hardware", []) if type(h).__name__ == "CPU"]
-        return f"{CPU_METHOD} {modes[0]}" if modes and modes[0] else CPU_METHOD
-
-    def emissions(self) -> dict[str, Any] | None:
-        """CodeCarbon's own totals: energy_kwh, emissions_kg, country, region; None when it measured nothing."""
-        with self._lock:
-            totals = self._totals
-        if totals is None:
-            return None
+    def read(self, now: float, final: bool = False) -> dict[str, Figure]:
+        """Figures of `cpu` and `dram`; `idle_joules` is what the model gives a host at rest."""
+        step = now - self._last
+        if step >= SHORTEST_S or (final and step > 0):
+            self._last = now
+            self._watts = float(self._cpu.total_power().W)
+            self._joules["cpu"] += self._watts * step
+            self._joules["dram"] += self.model.dram_watts * step
+            self._second["cpu"] += self._second_tdp * self._meter.load * step
+            self._second["dram"] += GREEN_ALGORITHMS_W_PER_GB * self.model.memory_gb * step
+        idle = {"cpu": IDLE_FRACTION * self.model.cpu_tdp_watts * (self._last - self._begin), "dram": self._joules["dram"]}
+        watts = {"cpu": self._watts, "dram": self.model.dram_watts}
         return {
-            "energy_kwh": totals.energy_consumed,
-            "emissions_kg": totals.emissions,
-            "country": totals.country_iso_code,
-            "region": totals.region or None,
+            name: Figure(
+                self._joules[name], watts[name], method, "modelled", crosscheck=self._second[name], idle_joules=idle[name]
+            )
+            for name, method in (("cpu", CPU_METHOD), ("dram", RAM_METHOD))
         }
 
-    def close(self) -> None:
-        """Take the last measurement and write CodeCarbon's row; a tracker that is still starting is left behind."""
-        if self._tracker is not None:
-            try:
-                self._tracker.stop()
-            except Exception as error:  # CodeCarbon's own file is an extra; what it measured is in the ledger
-                logging.getLogger(__name__).warning("CodeCarbon did not stop cleanly: %s", error)
+    def warnings(self) -> list[str]:
+        """What makes this host's model doubtful."""
+        model, found = self.model, []
+        if model.cpu_tdp_source == "fallback":
+            found.append(
+                f"CodeCarbon does not know the CPU {model.cpu_model!r}: {model.cpu_tdp_watts:g} W is 4 W a thread: "
+                "set energy.cpu_tdp_watts"
+            )
+        if model.virtual:
+            found.append(
+                "the host is a virtual machine: its CPUs and memory are part of a bigger host, whose power is not known"
+            )
+        if model.dram_watts > model.cpu_tdp_watts:
+            found.append(
+                f"the memory's {model.dram_watts:g} W exceed the CPU's {model.cpu_tdp_watts:g} W: "
+                "set energy.dram_watts or energy.dram_watts_per_gb"
+            )
+        return found
+
+
+def write_csv(
+    path: Path, seconds: float, figures: dict[str, Figure], model: PowerModel, carbon: dict[str, Any], stage: str
+) -> None:
+    """One row in CodeCarbon's own columns: energies [kWh] of the host, mean powers [W], emissions [kg] without PUE."""
+    with _whole_host():
+        from codecarbon import __version__ as codecarbon_version
+        from codecarbon.output_methods.emissions_data import EmissionsData
+    gpu, cpu, dram = ((figures[name].joules or 0.0) / KWH for name in ("gpu", "cpu", "dram"))
+    per_second = KWH / seconds if seconds > 0 else 0.0
+    grams = carbon["intensity_g_per_kwh"]
+    kilograms = (gpu + cpu + dram) * grams / 1000 if grams is not None else float("nan")
+    row = EmissionsData(
+        timestamp=time.strftime("%Y-%m-%dT%H:%M:%S"),
+        project_name=stage,
+        run_id=str(uuid.uuid4()),
+        experiment_id=f"distillation-energy-benchmark {__version__}",
+        duration=seconds,
+        emissions=kilograms,
+        emissions_rate=kilograms * per_second / KWH,
+        cpu_power=cpu * per_second,
+        gpu_power=gpu * per_second,
+        ram_power=dram * per_second,
+        cpu_energy=cpu,
+        gpu_energy=gpu,
+        ram_energy=dram,
+        energy_consumed=gpu + cpu + dram,
+        water_consumed=0.0,
+        country_name="",
+        country_iso_code=carbon["region"] or "",
+        region="",
+        cloud_provider="",
+        cloud_region="",
+        os=platform.platform(),
+        python_version=platform.python_version(),
+        codecarbon_version=codecarbon_version,
+        cpu_count=model.threads,
+        cpu_model=model.cpu_model,
+        gpu_count=0,
+        gpu_model="",
+        longitude=float("nan"),
+        latitude=float("nan"),
+        ram_total_size=model.memory_gb,
+        tracking_mode="machine",
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, row.values)
+        writer.writeheader()
+        writer.writerow(row.values)
