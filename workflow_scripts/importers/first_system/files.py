@@ -7,24 +7,105 @@ environment. A single stage folder may be given as well.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator
+from pydantic import BaseModel, BeforeValidator, ValidationError
 
-from workflow_scripts.artefact import ArtefactError, read_json
-from workflow_scripts.importers.first_system.logs import PowerLog, PowerLogError, Row, read_emissions, read_power_log
+from workflow_scripts.artefact import read_json
+from workflow_scripts.errors import UserError
+from workflow_scripts.importers.first_system.logs import LATEST, PowerLog, PowerLogError, Row, read_emissions, read_power_log
 from workflow_scripts.importers.first_system.values import Number, Report
 
 SUMMARY = "experiment_summary.json"
 SAMPLES = "gpu_power_samples"
 STEP = re.compile(r"__step_(\d+)$")
 Json = Mapping[str, Any]
+
+
+class Section(BaseModel):
+    """A section of a file; what is not declared is not read."""
+
+
+class ExperimentSection(Section):
+    """Of a configuration."""
+
+    name: str | None = None
+    description: str | None = None
+
+
+class Settings(Section):
+    """The settings of a stage."""
+
+    experiment: ExperimentSection | None = None
+    pipeline: str | None = None
+    training: dict[str, Any] | None = None
+    synthetic_data: dict[str, Any] | None = None
+    energy: dict[str, Any] | None = None
+    output: dict[str, Any] | None = None
+
+
+class Config(Section):
+    """A configuration file."""
+
+    stage_id: str | None = None
+    config: Settings
+
+
+class Gpu(Section):
+    """A GPU that was seen."""
+
+    name: str | None = None
+    driver_version: str | None = None
+    power_limit_watts: float | None = None
+
+
+class Cpu(Section):
+    """The host's CPU."""
+
+    brand: str | None = None
+    logical_cores: int | None = None
+
+
+class Git(Section):
+    """Commit of the first system."""
+
+    commit_hash: str | None = None
+    is_dirty: bool | None = None
+
+
+class Environment(Section):
+    """An environment file."""
+
+    hostname: str | None = None
+    gpus: list[Gpu] | None = None
+    cpu: Cpu | None = None
+    software: dict[str, Any] | None = None
+    git_info: Git | None = None
+    slurm_info: dict[str, Any] | None = None
+
+
+class Summary(Section):
+    """An experiment summary."""
+
+    experiment_name: str | None = None
+    stages: dict[str, Any]
+
+
+class Stage(Section):
+    """A record or snapshot; its numbers are read one by one, by Written."""
+
+    stage_id: str | None = None
+    stage_name: str | None = None
+
+
+SHAPES: dict[str, type[Section]] = {"config": Config, "environment": Environment, "summary": Summary, "stage": Stage}
 
 
 class Written(BaseModel):
@@ -60,16 +141,17 @@ class Written(BaseModel):
         if seconds is not None:
             start = end - seconds if start is None and end is not None else start
             end = start + seconds if end is None and start is not None else end
-        return (start, end) if start is not None and end is not None and end > start > 0 else None
+        return (start, end) if start is not None and end is not None and LATEST > end > start > 0 else None
 
 
 @dataclass(frozen=True)
 class StageFile:
-    """One stage record or snapshot; `digest` is that of its content without the power samples."""
+    """One stage record or snapshot; `digest` is its content's without the power samples, `odd` what is no number in it."""
 
     path: Path
     said: Written
     digest: str
+    odd: tuple[str, ...] = ()
 
     @property
     def stage_id(self) -> str:
@@ -83,15 +165,21 @@ class StageFile:
 
     @property
     def step(self) -> int | None:
-        """Step of a snapshot, by its own word or by its name; compared as a number, 10200 is after 9800."""
+        """Step of a snapshot, by its own word or by its name."""
         named = STEP.search(self.path.stem)
         step = self.said.snapshot_step
         return int(step) if step is not None else int(named[1]) if named else None
 
+    @property
+    def rank(self) -> tuple[float, bool, bool, int]:
+        """Of two files of one run the greater one says more: the later, then a final record, then one that is no summary."""
+        end = self.said.span[1] if self.said.span is not None else 0.0
+        return end, not self.snapshot, self.path.name != SUMMARY, self.step or 0
+
 
 @dataclass
 class Attempt:
-    """One attempt: start and end [s, Unix]; `file` is the latest that speaks of it, `snapshots` all, in order of their step."""
+    """One attempt: start and end [s, Unix]; `file` is the latest that speaks of it, `snapshots` all, in order of their end."""
 
     start: float
     end: float
@@ -99,6 +187,7 @@ class Attempt:
     snapshots: list[StageFile] = field(default_factory=list)
     log: PowerLog | None = None
     row: Row | None = None
+    environment: Json = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
@@ -120,10 +209,18 @@ class Attempt:
         """The instant of the figures in the file [s, Unix]."""
         return span[1] if (span := self.said.span) is not None else None
 
+    def overlaps(self, other: Attempt) -> bool:
+        """Whether the two share more than half of the shorter one's time."""
+        shared = min(self.end, other.end) - max(self.start, other.start)
+        return shared > 0.5 * min(self.seconds, other.seconds)
+
 
 @dataclass
 class Source:
-    """All that is known of one stage of one run folder; `shared_by` names the experiments that use it."""
+    """All that is known of one stage, from the folders that hold its attempts; `shared_by` names the experiments that use it.
+
+    `zone` counts, for each distance from UTC [s], the files by which local times have it.
+    """
 
     run: Path
     folder: Path
@@ -136,57 +233,75 @@ class Source:
     rows: list[Row] = field(default_factory=list)
     attempts: list[Attempt] = field(default_factory=list)
     shared_by: list[str] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
+    zone: Mapping[float, int] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names that a user can give it: its id and its folders."""
+        return tuple(dict.fromkeys((self.folder.name, self.stage_id, *(path.name for path in self.others))))
 
 
 class Reader:
-    """Reads run folders; remembers contents, so that a copy of a file counts once over all of them."""
+    """Reads run folders; `rows` are CodeCarbon's of all of them, a run of CodeCarbon once, by its longest row."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
-        self._seen: dict[str, Path] = {}
-        self._rows: dict[str, Row] = {}
+        self.rows: dict[str, Row] = {}
 
-    def run_folder(self, path: Path) -> tuple[list[Source], list[Row]]:
-        """Stages and CodeCarbon's rows of one run folder; none when nothing of the first system is in it, which is reported."""
-        summary: Json = {}
+    def run_folder(self, path: Path) -> list[Source]:
+        """Stages of one run folder; none when nothing of the first system is in it, which is reported."""
         if not path.is_dir():
             self._report.add("refused", path, "no such folder")
-            return [], []
+            return []
         top = path / SUMMARY
-        if top.is_file() and (content := self._json(top)) is not None:
-            kind = _kind(content)
-            summary = content if kind == "summary" else {}
-            self._report.add("read" if summary else "refused", top, kind)
-        stages = path / "stages"
+        found = self._read([top] if top.is_file() else [])
+        whole, stages = found["summary"], path / "stages"
         folders = [stages, *sorted(p for p in stages.iterdir() if p.is_dir())] if stages.is_dir() else [path]
-        sources = [source for folder in folders for source in self._stage_folder(path, folder, summary)]
-        sources = self._with_summaries(path, sources, summary)
-        rows = self._emissions(path)
-        if not sources and not rows:
+        sources = [source for folder in folders for source in self._stage_folder(path, folder, whole)]
+        for file, summary in whole:
+            known = {source.stage_id for source in sources}
+            sources += [Source(path, path, name, summary=summary) for name in summary["stages"] if name not in known]
+            for source in sources:
+                self._from_summary(source, file, summary)
+        sources = [source for source in sources if source.files or source.power_log is not None]
+        if not self._emissions(path) and not sources:
             nothing = "no stage record, snapshot, power_log.csv or emissions.csv of the first system in it"
             self._report.add("refused", path, nothing)
-        return sources, rows
+        return sources
 
-    def _stage_folder(self, run: Path, folder: Path, whole: Json) -> list[Source]:
-        """The stages of one folder, each with its configuration and environment, and the power log when there is one stage."""
-        found: dict[str, list[tuple[Path, Json]]] = {"config": [], "environment": [], "summary": []}
-        sources: dict[str, Source] = {}
-        for path in sorted(folder.glob("*.json")):
-            if path == run / SUMMARY or (content := self._json(path)) is None:
-                continue
-            kind = _kind(content)
-            if kind in found:
+    def _read(self, paths: Iterable[Path]) -> dict[str, list[tuple[Path, Json]]]:
+        """The files by what they are; what is malformed or of another system is reported."""
+        found: dict[str, list[tuple[Path, Json]]] = {"config": [], "environment": [], "summary": [], "stage": []}
+        for path in paths:
+            try:
+                content = read_json(path)
+                kind = _kind(content)
+                SHAPES[kind].model_validate(content)
+            except ValidationError as error:
+                first = error.errors()[0]
+                self._report.add("refused", path, f"{kind}: {'.'.join(map(str, first['loc']))}: {first['msg']}")
+            except (UserError, OSError, ValueError, RecursionError) as error:
+                self._report.add("refused", path, str(error).partition(": delete it")[0].removeprefix(f"{path} "))
+            else:
                 self._report.add("read", path, kind)
                 found[kind].append((path, content))
-            elif kind != "stage":
-                self._report.add("refused", path, kind)
-            elif (file := self._stage_file(path, content)) is not None:
-                sources.setdefault(file.stage_id, Source(run, folder, file.stage_id)).files.append(file)
-        summary = found["summary"][-1][1] if found["summary"] else whole
+        return found
+
+    def _stage_folder(self, run: Path, folder: Path, whole: list[tuple[Path, Json]]) -> list[Source]:
+        """The stages of one folder, each with its configuration and environment, and the power log when there is one stage."""
+        found = self._read(path for path in sorted(folder.glob("*.json")) if path != run / SUMMARY)
+        sources: dict[str, Source] = {}
+        for path, content in found["stage"]:
+            file = self._stage_file(path, content)
+            sources.setdefault(file.stage_id, Source(run, folder, file.stage_id)).files.append(file)
+        own = found["summary"] or (whole if folder == run else [])
+        for _, summary in own:
+            for name in summary["stages"]:
+                sources.setdefault(name, Source(run, folder, name))
         log = self._power_log(folder / "power_log.csv")
-        if not sources and (log is not None or found["summary"]):
-            only = list(summary.get("stages", {})) if len(summary.get("stages", {})) == 1 else []
-            stage_id = only[0] if only else _one_of(found["config"], folder.name).get("stage_id") or folder.name
+        if not sources and log is not None:
+            stage_id = str(_one_of(found["config"], folder.name).get("stage_id") or folder.name)
             sources[stage_id] = Source(run, folder, stage_id)
         elif not sources and found["config"] and folder != run:
             gone = "the stage began, and left no record, snapshot or power log: its energy is not known"
@@ -194,7 +309,9 @@ class Reader:
         for source in sources.values():
             source.config = _one_of(found["config"], source.stage_id).get("config", {})
             source.environment = _one_of(found["environment"], source.stage_id)
-            source.summary = summary
+            source.summary = (own or whole or [(folder, {})])[-1][1]
+            for path, summary in found["summary"]:
+                self._from_summary(source, path, summary)
         if log is not None and len(sources) == 1:
             next(iter(sources.values())).power_log = log
         elif log is not None:
@@ -202,75 +319,34 @@ class Reader:
             self._report.add("refused", folder / "power_log.csv", text)
         return list(sources.values())
 
-    def _json(self, path: Path) -> Json | None:
-        try:
-            content = read_json(path)
-        except (ArtefactError, OSError, UnicodeDecodeError) as error:
-            self._report.add("refused", path, str(error).partition(": delete it")[0].removeprefix(f"{path} "))
-            return None
-        if not isinstance(content, dict):
-            self._report.add("refused", path, f"a JSON {type(content).__name__}, expected an object")
-            return None
-        return content
-
-    def _known(self, path: Path, digest: str) -> bool:
-        """Whether content of this digest has been read before."""
-        if digest in self._seen:
-            self._report.add("dropped", path, f"same content as {self._seen[digest]}")
-        return digest in self._seen
-
-    def _stage_file(self, path: Path, content: Json) -> StageFile | None:
+    def _stage_file(self, path: Path, content: Json) -> StageFile:
         bare = {key: value for key, value in content.items() if key != SAMPLES}
         digest = hashlib.sha256(json.dumps(bare, sort_keys=True).encode()).hexdigest()
-        if self._known(path, digest):
-            return None
-        self._seen[digest] = path
-        self._report.add("read", path, "stage")
-        return StageFile(path, Written.model_validate(content), digest)
+        said = Written.model_validate(content)
+        numbers = [name for name, info in Written.model_fields.items() if info.annotation == float | None]
+        wrong = [key for key in numbers if content.get(key) is not None and getattr(said, key) is None]
+        odd = tuple(f"{key} = {content[key]!r:.40} is no finite number: it is not known" for key in wrong)
+        for text in odd:
+            self._report.add("refused", path, text)
+        return StageFile(path, said, digest, odd)
 
-    def _with_summaries(self, run: Path, sources: list[Source], whole: Json) -> list[Source]:
-        """Stages that a summary has and no whole file: an attempt that is known by its start is not taken again."""
-        known = {(f.stage_id, f.said.start_time): f for s in sources for f in s.files if not f.snapshot}
-        summaries = {id(s.summary): (s.folder, s.summary) for s in sources if s.summary}
-        if whole:
-            summaries.setdefault(id(whole), (run, whole))
-        for folder, summary in summaries.values():
-            place = folder / SUMMARY
-            for stage_id, content in summary["stages"].items():
-                if not isinstance(content, dict):
-                    text = f"stage {stage_id}: a JSON {type(content).__name__}, expected an object"
-                    self._report.add("refused", place, text)
-                    continue
-                start = Written.model_validate(content).start_time
-                if own := known.get((stage_id, start)):
-                    self._compare(place, Written.model_validate(content), own)
-                    continue
-                source = next((s for s in sources if s.stage_id == stage_id), None)
-                if source is None:
-                    source = Source(run, folder, stage_id, summary=summary)
-                    sources.append(source)
-                if (file := self._stage_file(place, {"stage_id": stage_id, **content})) is not None:
-                    self._report.add("noted", place, f"stage {stage_id} has no whole file of its own: taken from this summary")
-                    source.files.append(file)
-                    known[stage_id, start] = file
-        return [s for s in sources if s.files or s.power_log is not None]
-
-    def _compare(self, place: Path, said: Written, own: StageFile) -> None:
-        """A summary that does not say what the stage's own file says."""
-        for key in {"total_energy_joules", "tokens_processed"} & said.model_fields_set:
-            if (other := getattr(said, key)) != (ours := getattr(own.said, key)):
-                text = f"stage {own.stage_id}: {key} = {_plain(other)}, its own file {_plain(ours)}, which is used"
-                self._report.add("noted", place, text)
+    def _from_summary(self, source: Source, place: Path, summary: Json) -> None:
+        """What a summary says of a stage is one more file of it."""
+        content = summary["stages"].get(source.stage_id)
+        if isinstance(content, dict):
+            source.files.append(self._stage_file(place, {"stage_id": source.stage_id, **content}))
+        elif content is not None:
+            text = f"stage {source.stage_id}: a JSON {type(content).__name__}, expected an object"
+            self._report.add("refused", place, text)
 
     def _power_log(self, path: Path) -> PowerLog | None:
-        if not path.is_file() or self._known(path, digest := hashlib.sha256(path.read_bytes()).hexdigest()):
+        if not path.is_file():
             return None
         try:
             log = read_power_log(path)
-        except (PowerLogError, OSError) as error:
+        except (PowerLogError, OSError, csv.Error) as error:
             self._report.add("refused", path, str(error))
             return None
-        self._seen[digest] = path
         self._report.add("read", path, "power log")
         if log.bad_rows:
             text = f"{log.bad_rows} row(s) that are no samples; the other {len(log.times):,} are used"
@@ -279,39 +355,36 @@ class Reader:
             self._report.add("dropped", path, f"{log.repeated_rows} row(s) with the time stamp of another row")
         return log
 
-    def _emissions(self, run: Path) -> list[Row]:
-        """CodeCarbon's rows of all rotated files, a run of CodeCarbon once (its longest row)."""
-        longest: dict[str, Row] = {}
+    def _emissions(self, run: Path) -> int:
+        """CodeCarbon's rows of all rotated files; returns how many there are."""
+        number = 0
         for path in sorted({*run.glob("codecarbon/emissions*.csv*"), *run.glob("emissions*.csv*")}):
             for row in read_emissions(path, self._report):
-                other = longest.get(row.run_id) or self._rows.get(row.run_id)
+                number += 1
+                other = self.rows.get(row.run_id)
+                longer, shorter = sorted((row, other or row), key=lambda r: -r.duration_s)
                 if other is not None:
-                    longer, shorter = sorted((row, other), key=lambda r: -r.duration_s)
-                    text = f"row of CodeCarbon run {row.run_id}, again and no shorter in {longer.path.name}"
+                    text = f"row of CodeCarbon run {row.run_id}, again and no shorter in {longer.path}"
                     self._report.add("dropped", shorter.path, text)
-                if other is None or (row.run_id in longest and row.duration_s > other.duration_s):
-                    longest[row.run_id] = row
-        self._rows |= longest
-        return sorted(longest.values(), key=lambda row: row.local_end)
+                self.rows[row.run_id] = longer
+        return number
 
 
-def _plain(value: float | None) -> str:
-    return "null" if value is None else f"{value:.15g}"
-
-
-def _kind(content: Json) -> str:
-    """config, environment, summary, stage, or why it is none of them."""
+def _kind(content: Any) -> str:
+    """config, environment, summary or stage. Raises UserError that says why it is none of them."""
+    if not isinstance(content, dict):
+        raise UserError(f"a JSON {type(content).__name__}, expected an object")
     if str(content.get("schema", "")).startswith(("energy-stage/", "experiment-summary/")):
-        return f"{content['schema']} is a result of this program, nothing to import: compare its summary as it is"
-    if isinstance(content.get("stages"), dict):
+        raise UserError(f"{content['schema']} is a result of this program, nothing to import: compare its summary as it is")
+    if "stages" in content:
         return "summary"
-    if isinstance(content.get("config"), dict):
-        return "config"
-    if "gpus" in content and "software" in content:
-        return "environment"
     if ("stage_id" in content or "stage_name" in content) and ("start_time" in content or "gpu_energy_joules" in content):
         return "stage"
-    return f"no stage of the first system (keys {', '.join(list(content)[:4]) or 'none'})"
+    if "config" in content or ("experiment" in content and "start_time" not in content):
+        return "config"
+    if "software" in content or "gpus" in content:
+        return "environment"
+    raise UserError(f"no stage of the first system (keys {', '.join(list(content)[:4]) or 'none'})")
 
 
 def _one_of(files: list[tuple[Path, Json]], stage_id: str) -> Json:

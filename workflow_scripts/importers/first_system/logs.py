@@ -20,10 +20,20 @@ from workflow_scripts.importers.first_system.values import Report, float_or_none
 TIME, POWER = "timestamp", "total_power_w"
 GAP_PERIODS = 2.0  # samples further apart than this many periods leave a gap
 ATTEMPT_GAP_S = 60.0  # a running sampler has stood still for 41 s; nothing is integrated over more than this
+LATEST = 1e11  # s, Unix; a larger time stamp is in ms
 LARGEST_W = 1e5  # per sample, over all GPUs of a host
 NEEDED = ("timestamp", "project_name", "run_id", "duration", "energy_consumed")
 ENERGIES = ("cpu_energy", "gpu_energy", "ram_energy", "energy_consumed")
-TEXTS = ("codecarbon_version", "cpu_model", "gpu_model", "tracking_mode", "os", "python_version", "country_iso_code")
+TEXTS = (
+    "codecarbon_version",
+    "cpu_model",
+    "gpu_count",
+    "gpu_model",
+    "tracking_mode",
+    "os",
+    "python_version",
+    "country_iso_code",
+)
 
 
 class PowerLogError(UserError):
@@ -102,6 +112,8 @@ def read_power_log(path: Path) -> PowerLog:
         elif [cell.strip() for cell in row] != header:  # the header again, where two files were joined
             bad += 1
     distinct = sorted(dict(reversed(samples)).items())
+    if late := sum(time > LATEST for time, _ in distinct):
+        raise PowerLogError(f"{late} time stamp(s) are no Unix seconds (milliseconds?): {TIME} is expected in s")
     if len(distinct) < 2:
         raise PowerLogError(f"{len(distinct)} usable sample(s) in {len(rows) - 1} row(s): no time to integrate over")
     times, watts = np.array(distinct).T

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from workflow_scripts.errors import UserError
 from workflow_scripts.importers.first_system.files import Json, Source
 from workflow_scripts.importers.first_system.values import Report, nested
 from workflow_scripts.pipelines import IN_SUMMARY, PIPELINES
@@ -25,6 +26,7 @@ WORDS = (
     (r"(?:^|[^a-z])(?:eval|olmes|benchmark|mt_bench)", "evaluation"),
 )
 COMPARED = {"optimizer": "optimizer", "schedule": "schedule_type", "token budget": "token_budget", "dtype": "dtype"}
+NO_SETTINGS = ("experiment", "wandb", "output", "benchmark", "hardware", "energy")  # of the first system: change no result
 REPEATED = re.compile(r"__(\d+)$")
 
 
@@ -47,33 +49,69 @@ class Given:
 
     def stage(self, source: Source) -> str | None:
         """Our stage name, None where nothing was said."""
-        return self.stages.get(source.folder.name) or self.stages.get(source.stage_id)
+        return next((self.stages[name] for name in source.names if name in self.stages), None)
 
     def owners(self, source: Source) -> Sequence[str]:
         """Names of experiments, none where nothing was said."""
-        return self.experiments.get(source.folder.name) or self.experiments.get(source.stage_id) or ()
+        return next((self.experiments[name] for name in source.names if name in self.experiments), ())
+
+    def check(self, sources: Sequence[Source]) -> None:
+        """Raise UserError when a name is that of nothing that was read."""
+        read = sorted({name for source in sources for name in source.names})
+        if wrong := sorted({*self.stages, *self.experiments} - set(read)):
+            raise UserError(
+                f"--stage/--into {', '.join(wrong)}: no stage or stage folder of this name was read, "
+                f"there are {', '.join(read) or 'none'}"
+            )
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A source's experiment, pipeline and stage by our names, and on what ground where the stage is a guess."""
+
+    name: str
+    pipeline: str
+    stage: str
+    why: str | None
+
+
+def identify(source: Source, given: Given, sources: Sequence[Source]) -> Identity:
+    """What a source is; a process went on when it ran `<id>__2` after it in the same run folder."""
+    name = experiment_name(source)
+    pipeline = _pipeline(source, name)
+    went_on = any(s.run == source.run and s.stage_id == f"{source.stage_id}__2" for s in sources)
+    return Identity(name, pipeline, *_stage(source, pipeline, given, went_on))
+
+
+def same_stage(one: Source, other: Source, given: Given, sources: Sequence[Source]) -> bool:
+    """Whether the runs of two sources are attempts of one stage: the same id, experiment, settings and seed."""
+    if one.stage_id != other.stage_id or given.owners(one) != given.owners(other):
+        return False
+    ours, theirs = identify(one, given, sources), identify(other, given, sources)
+    settled = not one.config or not other.config or settings(one.config) == settings(other.config)
+    return (ours.name, ours.stage) == (theirs.name, theirs.stage) and settled
+
+
+def settings(config: Json) -> dict[str, Any]:
+    """What of a configuration changes results, the seed among it."""
+    return {key: value for key, value in config.items() if key not in NO_SETTINGS} | {"seed": nested(config, "experiment.seed")}
 
 
 def experiments(sources: Sequence[Source], given: Given, report: Report) -> list[Experiment]:
     """Sort stages into experiments.
 
-    Two stages of one kind under one experiment's name, in folders of their own, are two experiments. A stage that the user
+    Two stages of one kind under one experiment's name that differ in their settings are two experiments. A stage that the user
     gives to several experiments is in each of them.
     """
     found: dict[str, Experiment] = {}
-    ids = {(source.run, source.stage_id) for source in sources}
     asked = {name for names in given.experiments.values() for name in names}
-    read = {name for source in sources for name in (source.folder.name, source.stage_id)}
-    for name in sorted({*given.stages, *given.experiments} - read):
-        report.add("refused", name, f"no stage or stage folder of this name was read ({', '.join(sorted(read)) or 'none'})")
     for source in sources:
-        own = _experiment_name(source)
-        pipeline = _pipeline(source, own)
-        stage, why = _stage(source, pipeline, given, (source.run, f"{source.stage_id}__2") in ids)
-        if why:
-            report.add("noted", source.folder, f"stage {source.stage_id} is taken for {stage}: {why} (--stage says otherwise)")
-        for name in given.owners(source) or (own,):
-            _place(found, name, pipeline, stage, source, report, name in asked)
+        own = identify(source, given, sources)
+        if own.why:
+            text = f"stage {source.stage_id} is taken for {own.stage}: {own.why} (--stage says otherwise)"
+            report.add("noted", source.folder, text)
+        for name in given.owners(source) or (own.name,):
+            _place(found, name, own.pipeline, own.stage, source, report, name in asked)
     return list(found.values())
 
 
@@ -86,7 +124,8 @@ def _place(
     """
     experiment = found.get(name)
     if experiment is not None and (stage in experiment.stages or not (asked or experiment.pipeline == pipeline)):
-        candidates = itertools.chain([source.folder.name], (f"{source.folder.name}-{n}" for n in itertools.count(2)))
+        base = _plain_name(source.folder.name)
+        candidates = itertools.chain([base], (f"{base}-{n}" for n in itertools.count(2)))
         other = next(candidate for candidate in candidates if candidate not in found)
         report.add("noted", source.folder, f"a second {stage} of experiment {name}: it becomes experiment {other}")
         name, experiment = other, None
@@ -98,20 +137,25 @@ def _place(
     source.shared_by.append(name)
 
 
-def _experiment_name(source: Source) -> str:
+def experiment_name(source: Source) -> str:
     """By the configuration, the summary, the stage, which the first system named after it, else the run folder."""
     named = nested(source.config, "experiment.name") or source.summary.get("experiment_name")
     if not named:
         stage = REPEATED.sub("", source.stage_id)
         named = source.run.resolve().name if stage in {*IN_SUMMARY, *GUIDE} else stage
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", str(named)).strip("_.") or "experiment"
+    return _plain_name(str(named))
+
+
+def _plain_name(text: str) -> str:
+    """A name that is a folder's."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", text).strip("_.-") or "experiment"
 
 
 def _pipeline(source: Source, name: str) -> str:
     pipeline = source.config.get("pipeline")
     if pipeline in PIPELINES:
         return str(pipeline)
-    words = re.split(r"[^a-z]+", f"{name} {source.stage_id} {source.folder.name}".lower())
+    words = re.split(r"[^a-z]+", f"{name} {' '.join(source.names)}".lower())
     named = [word for word in PIPELINES if word in words]
     if len(named) == 1:
         return named[0]
@@ -125,7 +169,8 @@ def _stage(source: Source, pipeline: str, given: Given, went_on: bool) -> tuple[
     plain = REPEATED.sub("", source.stage_id)
     if plain in IN_SUMMARY or plain in GUIDE:
         return GUIDE.get(plain, plain), None
-    for place, text in (("id", source.stage_id), ("folder", source.folder.name)):
+    places = [("id", source.stage_id), *(("folder", path.name) for path in (source.folder, *source.others))]
+    for place, text in places:
         for pattern, stage in WORDS:
             if word := re.search(pattern, text.lower()):
                 return stage, f"its {place} says {word[0].strip('_-')!r}"

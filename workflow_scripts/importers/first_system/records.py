@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,12 +22,11 @@ from workflow_scripts.energy.uncertainty import KWH, worst
 from workflow_scripts.importers.first_system.checks import BOUNDARY, Judged, judge, own_codecarbon, unknown
 from workflow_scripts.importers.first_system.files import SUMMARY, Attempt, Source
 from workflow_scripts.importers.first_system.logs import PowerLog
-from workflow_scripts.importers.first_system.naming import Experiment, comparable
+from workflow_scripts.importers.first_system.naming import NO_SETTINGS, Experiment, comparable
 from workflow_scripts.importers.first_system.values import Report, nested
 from workflow_scripts.pipelines import IN_SUMMARY
 from workflow_scripts.progress import TOKEN_TYPES
 
-NO_SETTINGS = ("experiment", "wandb", "output", "benchmark", "hardware", "energy")  # of the first system: change no result
 POLL_MS = 500  # its default
 GPU = {"name": "name", "power_limit_w": "power_limit_watts", "driver": "driver_version"}
 PACKAGES = {"pytorch_version": "torch", "transformers_version": "transformers"}
@@ -55,17 +55,18 @@ def summarise(experiment: Experiment, report: Report) -> ExperimentSummary:
 def _record(experiment: Experiment, stage: str, source: Source, report: Report) -> SummaryStage:
     """The record of all attempts of a stage, oldest first."""
     attempts = source.attempts
-    judged = [judge(attempt, stage, experiment.config, source, report) for attempt in attempts]
-    last = judged[-1]
+    judged = [judge(attempt, stage, source, report) for attempt in attempts]
+    last = next((j for j in reversed(judged) if j.attempt.finished), judged[-1])
+    until = judged[: judged.index(last) + 1]  # what came after is on the bill, but not on that of the tokens
     energy = _energy(judged)
     total = energy.total.joules
-    tokens, no_tokens = _tokens(judged, source)
+    tokens, no_tokens = _tokens(until, source)
     unit = last.tokens.unit if tokens else None
-    at_tokens = sum_of([*(j.total for j in judged[:-1]), last.joules_at_tokens]) if tokens else None
+    at_tokens = sum_of([*(j.total for j in until[:-1]), last.joules_at_tokens]) if tokens else None
     per_token = at_tokens / tokens if at_tokens is not None and tokens else None
     entries = [_attempt(one, source, one is last) for one in judged]
     wasted = sum_of([entry.wasted_j for entry in entries])
-    warnings = _warnings(judged, source, energy, tokens, no_tokens, at_tokens)
+    warnings = _warnings(judged, last, source, energy, tokens, no_tokens, at_tokens)
     seconds = sum(a.seconds for a in attempts)
     end = max(a.end for a in attempts)
     until_tokens = (last.attempt.file_end or last.attempt.end) - last.attempt.start
@@ -100,10 +101,10 @@ def _record(experiment: Experiment, stage: str, source: Source, report: Report) 
         devices=_devices(source, attempts),
         work=_work(stage, last, tokens),
         metrics=model.Metrics(),
-        carbon=_carbon(total, experiment.config),
+        carbon=_carbon(total, source.config),
         idle=None,
         overhead={},
-        provenance=_provenance(source, attempts, last.tokens.claimed),
+        provenance=_provenance(source, attempts, last),
         warnings=list(dict.fromkeys([*warnings, *(text for one in judged for text in one.remarks)])),
         shared_by=source.shared_by,
     )
@@ -154,7 +155,13 @@ def _resumes(source: Source) -> bool | None:
 
 
 def _warnings(
-    judged: Sequence[Judged], source: Source, energy: model.EnergyFigures, tokens: int | None, why: str | None, at: float | None
+    judged: Sequence[Judged],
+    last: Judged,
+    source: Source,
+    energy: model.EnergyFigures,
+    tokens: int | None,
+    why: str | None,
+    at: float | None,
 ) -> list[str]:
     """What a reader of the record must know; `why` there are no tokens, the joules `at` their instant."""
     warnings = [f"imported from the first system: {source.folder.name}/{source.stage_id}"]
@@ -175,13 +182,16 @@ def _warnings(
     if total is not None and at is not None and abs(total - at) > 1e-6 * total:
         instant, rest = f"{at:,.0f} J and {tokens:,} tokens", f"{total - at:,.0f} J"
         warnings.append(f"joules per token are those of one instant, {instant}; the other {rest} came after it")
-    if not judged[-1].attempt.finished:
+    if not last.attempt.finished:
         warnings.append("the last attempt has no final record: how much of its work was used is not known")
-    if not source.environment:
+    if not last.attempt.environment and last.attempt.row is None:
         warnings.append("no environment file: host, CPU and GPUs are not known")
     if not source.config:
         warnings.append("no configuration file: seed, optimizer, budget and grid are not known")
-    gpus, asked = source.environment.get("gpus") or [], str(nested(source.environment, "slurm_info.gpus"))
+    machines = {_hardware(a): None for a in (j.attempt for j in judged) if _gpus(a)}
+    if len(machines) > 1:
+        warnings.append(f"attempts ran on different hardware: {'; '.join(machines)}")
+    gpus, asked = _gpus(last.attempt), str(nested(last.attempt.environment, "slurm_info.gpus"))
     if asked.isdigit() and len(gpus) > int(asked):
         warnings.append(f"{len(gpus)} GPUs were seen and the job had {asked}: those of others may be in the energy")
     return warnings
@@ -195,7 +205,7 @@ def _attempt(judged: Judged, source: Source, last: bool) -> model.AttemptRecord:
         useful = total if attempt.finished else None
     elif _resumes(source) is False:
         useful = 0.0
-    slurm = nested(source.environment, "slurm_info")
+    slurm = nested(attempt.environment, "slurm_info")
     return model.AttemptRecord(
         id=f"imported-{re.sub('[^A-Za-z0-9.-]+', '_', host)}-{attempt.start:.0f}",
         outcome="completed" if attempt.finished else "lost",
@@ -269,31 +279,42 @@ def _carbon(joules: float | None, config: Any) -> model.Carbon:
 
 def _host(source: Source, attempt: Attempt) -> str:
     """Host's name; where it was not kept, one that no other stage has, as sensors of two hosts do not err together."""
-    named = source.environment.get("hostname")
-    return str(named) if named and attempt.file is not None else f"unknown host of {source.folder.name}/{source.stage_id}"
+    named = attempt.environment.get("hostname")
+    return str(named) if named else f"unknown host of {source.folder.name}/{source.stage_id}"
+
+
+def _gpus(attempt: Attempt) -> list[dict[str, Any]]:
+    """GPUs as the environment has them, else as CodeCarbon's row counts them ("4 x NAME")."""
+    if seen := attempt.environment.get("gpus"):
+        return list(seen)
+    facts = attempt.row.facts if attempt.row is not None else {}
+    number, _, name = (facts.get("gpu_model") or "").rpartition(" x ")
+    counted = [text for text in (facts.get("gpu_count", "").partition(".")[0], number) if text.isdigit()]
+    return [{"index": i, "name": name} for i in range(int(counted[0]) if counted else 1)] if name else []
+
+
+def _hardware(attempt: Attempt) -> str:
+    names = sorted(str(gpu.get("name")) for gpu in _gpus(attempt))
+    return ", ".join(f"{len(list(same))} x {name}" for name, same in itertools.groupby(names))
 
 
 def _devices(source: Source, attempts: Sequence[Attempt]) -> list[model.Device]:
-    """GPUs. No UUID was kept: host and index stand for it, else errors of different cards would seem common."""
-    uuid = f"not recorded: {_host(source, attempts[-1])}"
-    found = [
-        model.Device.model_validate(
-            {"uuid": f"{uuid} index {gpu.get('index')}"} | {key: gpu.get(said) for key, said in GPU.items()}
-        )
-        for gpu in source.environment.get("gpus") or []
-        if isinstance(gpu, dict)
-    ]
-    name = next((a.row.facts.get("gpu_model") for a in attempts if a.row is not None), None)
-    return found or ([model.Device(uuid=uuid, name=name.partition(" x ")[2] or name)] if name else [])
+    """GPUs of all attempts. No UUID was kept: host and index stand for it, else errors of different cards would seem common."""
+    found = {}
+    for attempt in attempts:
+        for gpu in _gpus(attempt):
+            uuid = f"not recorded: {_host(source, attempt)} index {gpu.get('index')}"
+            found[uuid] = model.Device.model_validate({"uuid": uuid} | {key: gpu.get(said) for key, said in GPU.items()})
+    return list(found.values())
 
 
-def _provenance(source: Source, attempts: Sequence[Attempt], claimed: float | None) -> model.Provenance:
+def _provenance(source: Source, attempts: Sequence[Attempt], last: Judged) -> model.Provenance:
     """Versions, host and commit as the first system wrote them; `imported` names what the record was made from.
 
     The fingerprint is the same for copies of the same run folder, so that a stage that was imported twice is charged once.
     """
-    said = source.environment
-    software = {key: value for key, value in (said.get("software") or {}).items() if value is not None}
+    said = last.attempt.environment
+    software = {key: str(value) for key, value in (said.get("software") or {}).items() if value is not None}
     rows = [a.row for a in attempts if a.row is not None]
     facts = rows[-1].facts if rows else {}
     parts = [a.file.digest if a.file is not None else a.row.run_id if a.row is not None else f"{a.start:.3f}" for a in attempts]
@@ -302,7 +323,7 @@ def _provenance(source: Source, attempts: Sequence[Attempt], claimed: float | No
         fingerprint=hashlib.sha256("\0".join((source.stage_id, *parts)).encode()).hexdigest()[:12],
         git_commit=nested(said, "git_info.commit_hash"),
         git_dirty=nested(said, "git_info.is_dirty"),
-        host=_host(source, attempts[-1]),
+        host=_host(source, last.attempt),
         cpu=nested(said, "cpu.brand") or facts.get("cpu_model"),
         cpu_count=nested(said, "cpu.logical_cores"),
         platform=nested(said, "software.os_version") or facts.get("os"),
@@ -315,13 +336,16 @@ def _provenance(source: Source, attempts: Sequence[Attempt], claimed: float | No
             "files": sorted({a.file.path.name for a in attempts if a.file is not None}),
             "codecarbon_rows": [row.run_id for row in rows],
             "power_log": any(a.log is not None for a in attempts),
-            "tokens_claimed": claimed,
+            "tokens_claimed": last.tokens.claimed,
         },
     )
 
 
 def refusal(folder: Path) -> str | None:
-    """Why the results in a folder must not be replaced, or None."""
+    """Why a folder must not be written to, or None: results that were not imported, or a way out of the folder."""
+    for path in (folder, *sorted(folder.rglob("*"))):
+        if path.is_symlink() or (path == folder and path.exists() and not path.is_dir()):
+            return f"{path} is a link or a file: nothing is written through it, choose another --out"
     for path in (folder / SUMMARY, *sorted((folder / "stages").glob("*.json"))):
         if not path.is_file():
             continue
@@ -329,8 +353,8 @@ def refusal(folder: Path) -> str | None:
             content = read_json(path)
         except (ArtefactError, UnicodeDecodeError):
             return f"{path} exists and cannot be read: move it away or choose another --out"
-        records = content.get("stages", {}).values() if path.name == SUMMARY else [content]
-        if not records or not all("imported" in (r.get("provenance") or {}) for r in records):
+        records = list((nested(content, "stages") or {}).values()) if path.name == SUMMARY else [content]
+        if not records or not all(isinstance(nested(r, "provenance.imported"), dict) for r in records):
             return f"{path} exists and was not imported: it is not replaced, choose another --out"
     return None
 

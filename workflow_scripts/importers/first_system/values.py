@@ -72,10 +72,13 @@ class Report:
             self.lines[kind].append((str(where), text))
 
     def render(self) -> list[str]:
-        """Everything but the files that were read whole, which are only counted."""
-        shown = []
-        for kind, title in KINDS.items():
-            shown.append(f"{title}: {len(self.lines[kind])}")
-            if kind != "read":
-                shown += [f"  {where}: {text}" for where, text in self.lines[kind]]
-        return shown
+        """A line for each kind: how many findings."""
+        return [f"{title}: {len(self.lines[kind])}" for kind, title in KINDS.items()]
+
+    def details(self) -> str:
+        """Every finding below the line of its kind."""
+        found = [
+            [line, *(f"  {where}: {text}" for where, text in self.lines[kind])]
+            for line, kind in zip(self.render(), KINDS, strict=True)
+        ]
+        return "\n".join(line for lines in found for line in lines) + "\n"
