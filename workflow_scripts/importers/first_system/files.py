@@ -16,96 +16,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ValidationError
+from pydantic import BaseModel, BeforeValidator
 
 from workflow_scripts.artefact import read_json
 from workflow_scripts.errors import UserError
 from workflow_scripts.importers.first_system.logs import LATEST, PowerLog, PowerLogError, Row, read_emissions, read_power_log
-from workflow_scripts.importers.first_system.values import Number, Report
+from workflow_scripts.importers.first_system.values import Number, Report, nested
 
 SUMMARY = "experiment_summary.json"
 SAMPLES = "gpu_power_samples"
 STEP = re.compile(r"__step_(\d+)$")
 Json = Mapping[str, Any]
+SHAPES: dict[str, dict[str, Any]] = {  # what is read of a file by its key; a value of another type makes it malformed
+    "config": {"config": dict, "experiment": dict, "stage_id": str, "config.pipeline": str, "config.experiment.name": str}
+    | {f"config.{section}": dict for section in ("experiment", "training", "synthetic_data", "energy", "output")},
+    "environment": {"hostname": str, "gpus": list, "cpu.brand": str, "cpu.logical_cores": int, "git_info.commit_hash": str}
+    | {"git_info.is_dirty": bool, **dict.fromkeys(("cpu", "software", "git_info", "slurm_info"), dict)},
+    "summary": {"stages": dict, "experiment_name": str},
+    "stage": {"stage_id": str, "stage_name": str},
+}
 
-
-class Section(BaseModel):
-    """A section of a file; what is not declared is not read."""
-
-
-class ExperimentSection(Section):
-    """Of a configuration."""
-
-    name: str | None = None
-    description: str | None = None
-
-
-class Settings(Section):
-    """The settings of a stage."""
-
-    experiment: ExperimentSection | None = None
-    pipeline: str | None = None
-    training: dict[str, Any] | None = None
-    synthetic_data: dict[str, Any] | None = None
-    energy: dict[str, Any] | None = None
-    output: dict[str, Any] | None = None
-
-
-class Config(Section):
-    """A configuration file."""
-
-    stage_id: str | None = None
-    config: Settings
-
-
-class Gpu(Section):
-    """A GPU that was seen."""
-
-    name: str | None = None
-    driver_version: str | None = None
-    power_limit_watts: float | None = None
-
-
-class Cpu(Section):
-    """The host's CPU."""
-
-    brand: str | None = None
-    logical_cores: int | None = None
-
-
-class Git(Section):
-    """Commit of the first system."""
-
-    commit_hash: str | None = None
-    is_dirty: bool | None = None
-
-
-class Environment(Section):
-    """An environment file."""
-
-    hostname: str | None = None
-    gpus: list[Gpu] | None = None
-    cpu: Cpu | None = None
-    software: dict[str, Any] | None = None
-    git_info: Git | None = None
-    slurm_info: dict[str, Any] | None = None
-
-
-class Summary(Section):
-    """An experiment summary."""
-
-    experiment_name: str | None = None
-    stages: dict[str, Any]
-
-
-class Stage(Section):
-    """A record or snapshot; its numbers are read one by one, by Written."""
-
-    stage_id: str | None = None
-    stage_name: str | None = None
-
-
-SHAPES: dict[str, type[Section]] = {"config": Config, "environment": Environment, "summary": Summary, "stage": Stage}
+REQUIRED = {"config": "config", "summary": "stages"}
 
 
 class Written(BaseModel):
@@ -277,10 +208,7 @@ class Reader:
             try:
                 content = read_json(path)
                 kind = _kind(content)
-                SHAPES[kind].model_validate(content)
-            except ValidationError as error:
-                first = error.errors()[0]
-                self._report.add("refused", path, f"{kind}: {'.'.join(map(str, first['loc']))}: {first['msg']}")
+                _check_shape(kind, content)
             except (UserError, OSError, ValueError, RecursionError) as error:
                 self._report.add("refused", path, str(error).partition(": delete it")[0].removeprefix(f"{path} "))
             else:
@@ -385,6 +313,21 @@ def _kind(content: Any) -> str:
     if "software" in content or "gpus" in content:
         return "environment"
     raise UserError(f"no stage of the first system (keys {', '.join(list(content)[:4]) or 'none'})")
+
+
+def _check_shape(kind: str, content: Json) -> None:
+    """Raises UserError naming the first value that is not of its type."""
+    for key, expected in SHAPES[kind].items():
+        value = nested(content, key)
+        if value is not None and not isinstance(value, expected):
+            raise UserError(
+                f"{kind}: {key} = {value!r:.40}, expected {'an object' if expected is dict else f'a {expected.__name__}'}"
+            )
+    if kind in REQUIRED and content.get(REQUIRED[kind]) is None:
+        raise UserError(f"{kind}: it has no {REQUIRED[kind]}")
+    for gpu in content.get("gpus") or () if kind == "environment" else ():
+        if not isinstance(gpu, dict) or not isinstance(gpu.get("name"), str | None):
+            raise UserError(f"environment: gpus has {gpu!r:.40}, expected an object with a name")
 
 
 def _one_of(files: list[tuple[Path, Json]], stage_id: str) -> Json:
