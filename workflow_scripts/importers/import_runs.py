@@ -24,10 +24,17 @@ from pydantic import ValidationError
 from workflow_scripts.accounting.model import ExperimentSummary
 from workflow_scripts.errors import UserError
 from workflow_scripts.importers.first_system import records
-from workflow_scripts.importers.first_system.attempts import find_attempts, join, match_rows, note_overlaps, unite, zones
 from workflow_scripts.importers.first_system.files import SUMMARY, Attempt, Reader, Source
+from workflow_scripts.importers.first_system.identity import (
+    Given,
+    experiments,
+    find_attempts,
+    match_rows,
+    note_overlaps,
+    unite,
+    zones,
+)
 from workflow_scripts.importers.first_system.logs import Row
-from workflow_scripts.importers.first_system.naming import Given, experiments, same_stage
 from workflow_scripts.importers.first_system.values import Report
 from workflow_scripts.pipelines import IN_SUMMARY
 
@@ -89,7 +96,7 @@ def import_runs(folders: Sequence[Path], out: Path, given: Given, utc_offset_hou
         read += reader.run_folder(path)
     for source in read:
         find_attempts(source, report)
-    sources = _attempts_of_one_stage(unite([source for source in read if source.attempts], report), given, report)
+    sources = unite([source for source in read if source.attempts], given, report)
     sources += _from_rows(sources, list(reader.rows.values()), utc_offset_hours, report)
     given.check(sources)
     for source in sources:
@@ -108,19 +115,6 @@ def import_runs(folders: Sequence[Path], out: Path, given: Given, utc_offset_hou
         written.append(folder / SUMMARY)
         _tell(summary, report)
     return written
-
-
-def _attempts_of_one_stage(sources: Sequence[Source], given: Given, report: Report) -> list[Source]:
-    """Runs of one stage in several folders are its attempts."""
-    found: list[Source] = []
-    for source in sources:
-        twin = next((i for i, one in enumerate(found) if same_stage(one, source, given, sources)), None)
-        if twin is None:
-            found.append(source)
-        else:
-            report.add("noted", source.folder, f"runs of {source.stage_id} are attempts of the stage in {found[twin].folder}")
-            found[twin] = join(found[twin], source, report)
-    return found
 
 
 def _from_rows(sources: Sequence[Source], rows: list[Row], hours: float | None, report: Report) -> list[Source]:

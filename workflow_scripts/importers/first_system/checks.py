@@ -132,7 +132,7 @@ def _gpu(attempt: Attempt, rows: Sequence[Row]) -> tuple[Component, float | None
             return _figure(crosscheck, GPU_COUNTER), crosscheck, []
         zero = "gpu_energy_joules is 0 or missing, and there is no power log"
         return unknown("CodeCarbon's row has no GPU figure" if attempt.file is None else zero, "device"), None, []
-    end = attempt.file_end
+    end = attempt.file.rank[0] if attempt.file is not None else None
     at_file = attempt.log.joules_until(end) if attempt.log is not None and end is not None else None
     remarks = []
     if said is not None and at_file is not None:

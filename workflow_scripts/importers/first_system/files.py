@@ -77,35 +77,19 @@ class Written(BaseModel):
 
 @dataclass(frozen=True)
 class StageFile:
-    """One stage record or snapshot; `digest` is its content's without the power samples, `odd` what is no number in it."""
+    """One stage record or snapshot; `digest` is its content's without the power samples, `odd` what is no number in it.
+
+    Of two files of one run that of the greater `rank` says more: the later, then a final record, then one that is no summary.
+    """
 
     path: Path
     said: Written
     digest: str
-    odd: tuple[str, ...] = ()
-
-    @property
-    def stage_id(self) -> str:
-        """Name of the stage in the first system."""
-        return str(self.said.stage_id or self.said.stage_name or self.path.stem)
-
-    @property
-    def snapshot(self) -> bool:
-        """Whether the stage was still running when this was written."""
-        return bool(self.said.snapshot) or "__partial" in self.path.stem or self.step is not None
-
-    @property
-    def step(self) -> int | None:
-        """Step of a snapshot, by its own word or by its name."""
-        named = STEP.search(self.path.stem)
-        step = self.said.snapshot_step
-        return int(step) if step is not None else int(named[1]) if named else None
-
-    @property
-    def rank(self) -> tuple[float, bool, bool, int]:
-        """Of two files of one run the greater one says more: the later, then a final record, then one that is no summary."""
-        end = self.said.span[1] if self.said.span is not None else 0.0
-        return end, not self.snapshot, self.path.name != SUMMARY, self.step or 0
+    odd: tuple[str, ...]
+    stage_id: str
+    step: int | None
+    snapshot: bool
+    rank: tuple[float, bool, bool, int]
 
 
 @dataclass
@@ -134,11 +118,6 @@ class Attempt:
     def said(self) -> Written:
         """The figures in the file; without one, none."""
         return self.file.said if self.file is not None else Written()
-
-    @property
-    def file_end(self) -> float | None:
-        """The instant of the figures in the file [s, Unix]."""
-        return span[1] if (span := self.said.span) is not None else None
 
     def overlaps(self, other: Attempt) -> bool:
         """Whether the two share more than half of the shorter one's time."""
@@ -185,9 +164,8 @@ class Reader:
         if not path.is_dir():
             self._report.add("refused", path, "no such folder")
             return []
-        top = path / SUMMARY
-        found = self._read([top] if top.is_file() else [])
-        whole, stages = found["summary"], path / "stages"
+        top, stages = path / SUMMARY, path / "stages"
+        whole = self._read([top] if top.is_file() and stages.is_dir() else [])["summary"]
         folders = [stages, *sorted(p for p in stages.iterdir() if p.is_dir())] if stages.is_dir() else [path]
         sources = [source for folder in folders for source in self._stage_folder(path, folder, whole)]
         for file, summary in whole:
@@ -218,15 +196,13 @@ class Reader:
 
     def _stage_folder(self, run: Path, folder: Path, whole: list[tuple[Path, Json]]) -> list[Source]:
         """The stages of one folder, each with its configuration and environment, and the power log when there is one stage."""
-        found = self._read(path for path in sorted(folder.glob("*.json")) if path != run / SUMMARY)
+        found = self._read(sorted(folder.glob("*.json")))
         sources: dict[str, Source] = {}
         for path, content in found["stage"]:
             file = self._stage_file(path, content)
             sources.setdefault(file.stage_id, Source(run, folder, file.stage_id)).files.append(file)
-        own = found["summary"] or (whole if folder == run else [])
-        for _, summary in own:
-            for name in summary["stages"]:
-                sources.setdefault(name, Source(run, folder, name))
+        for name in (name for _, summary in found["summary"] for name in summary["stages"]):
+            sources.setdefault(name, Source(run, folder, name))
         log = self._power_log(folder / "power_log.csv")
         if not sources and log is not None:
             stage_id = str(_one_of(found["config"], folder.name).get("stage_id") or folder.name)
@@ -237,7 +213,7 @@ class Reader:
         for source in sources.values():
             source.config = _one_of(found["config"], source.stage_id).get("config", {})
             source.environment = _one_of(found["environment"], source.stage_id)
-            source.summary = (own or whole or [(folder, {})])[-1][1]
+            source.summary = (found["summary"] or whole or [(folder, {})])[-1][1]
             for path, summary in found["summary"]:
                 self._from_summary(source, path, summary)
         if log is not None and len(sources) == 1:
@@ -256,7 +232,12 @@ class Reader:
         odd = tuple(f"{key} = {content[key]!r:.40} is no finite number: it is not known" for key in wrong)
         for text in odd:
             self._report.add("refused", path, text)
-        return StageFile(path, said, digest, odd)
+        named, step = STEP.search(path.stem), said.snapshot_step
+        step = int(step) if step is not None else int(named[1]) if named else None
+        snapshot = bool(said.snapshot) or "__partial" in path.stem or step is not None
+        rank = (said.span[1] if said.span is not None else 0.0, not snapshot, path.name != SUMMARY, step or 0)
+        stage_id = str(said.stage_id or said.stage_name or path.stem)
+        return StageFile(path, said, digest, odd, stage_id, step, snapshot, rank)
 
     def _from_summary(self, source: Source, place: Path, summary: Json) -> None:
         """What a summary says of a stage is one more file of it."""

@@ -21,8 +21,8 @@ from workflow_scripts.energy.carbon import intensity
 from workflow_scripts.energy.uncertainty import KWH, worst
 from workflow_scripts.importers.first_system.checks import BOUNDARY, Judged, judge, own_codecarbon, unknown
 from workflow_scripts.importers.first_system.files import SUMMARY, Attempt, Source
+from workflow_scripts.importers.first_system.identity import NO_SETTINGS, Experiment, comparable
 from workflow_scripts.importers.first_system.logs import PowerLog
-from workflow_scripts.importers.first_system.naming import NO_SETTINGS, Experiment, comparable
 from workflow_scripts.importers.first_system.values import Report, nested
 from workflow_scripts.pipelines import IN_SUMMARY
 from workflow_scripts.progress import TOKEN_TYPES
@@ -69,7 +69,7 @@ def _record(experiment: Experiment, stage: str, source: Source, report: Report) 
     warnings = _warnings(judged, last, source, energy, tokens, no_tokens, at_tokens)
     seconds = sum(a.seconds for a in attempts)
     end = max(a.end for a in attempts)
-    until_tokens = (last.attempt.file_end or last.attempt.end) - last.attempt.start
+    until_tokens = (last.attempt.file.rank[0] if last.attempt.file is not None else last.attempt.end) - last.attempt.start
     return SummaryStage(
         stage_id=stage,
         stage_name=stage,
