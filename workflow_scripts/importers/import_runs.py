@@ -23,17 +23,8 @@ from pydantic import ValidationError
 
 from workflow_scripts.accounting.model import ExperimentSummary
 from workflow_scripts.errors import UserError
-from workflow_scripts.importers.first_system import records
+from workflow_scripts.importers.first_system import identity, records
 from workflow_scripts.importers.first_system.files import SUMMARY, Attempt, Reader, Source
-from workflow_scripts.importers.first_system.identity import (
-    Given,
-    experiments,
-    find_attempts,
-    match_rows,
-    note_overlaps,
-    unite,
-    zones,
-)
 from workflow_scripts.importers.first_system.logs import Row
 from workflow_scripts.importers.first_system.values import Report
 from workflow_scripts.pipelines import IN_SUMMARY
@@ -55,17 +46,17 @@ def main(arguments: list[str] | None = None) -> int:
     owners: dict[str, list[str]] = {}
     for name, experiment in options.into:
         owners.setdefault(name, []).append(experiment)
-    given = Given(dict(options.stage), owners)
+    given = identity.Given(dict(options.stage), owners)
     details = out / DETAILS
     if next(p for p in (out, *out.parents) if p.exists()).is_file() or details.is_symlink():
         raise UserError(f"--out {out}: a file or a link is in the way, expected a folder: choose another --out")
     written = import_runs([Path(f) for f in options.folders], out, given, options.utc_offset, report)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        details.write_text(report.details(), encoding="utf-8")
+        details.write_text(report.render(details=True) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}: choose a folder that can be written") from error
-    print("\n".join([*report.render(), f"details: {details}"]), file=sys.stderr)
+    print(report.render(), f"details: {details}", sep="\n", file=sys.stderr)
     if not written:
         print(f"error: nothing could be imported from {len(options.folders)} folder(s)", file=sys.stderr)
     return 0 if written else 1
@@ -80,13 +71,13 @@ def _named_stage(text: str) -> list[str]:
 
 def _named_experiment(text: str) -> list[str]:
     if not re.fullmatch(r"[^=]+=[A-Za-z0-9][A-Za-z0-9_.-]*", text):
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: expected NAME=EXPERIMENT, of letters, digits and _ . -, a letter or digit first"
-        )
+        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=EXPERIMENT, a letter or digit, then letters, digits, _ . -")
     return text.split("=", 1)
 
 
-def import_runs(folders: Sequence[Path], out: Path, given: Given, utc_offset_hours: float | None, report: Report) -> list[Path]:
+def import_runs(
+    folders: Sequence[Path], out: Path, given: identity.Given, utc_offset_hours: float | None, report: Report
+) -> list[Path]:
     """Write everything that can be imported; returns the summaries' paths. Findings go into `report`.
 
     The result does not depend on the order of the folders. Raises UserError when `given` names what is not there.
@@ -95,13 +86,13 @@ def import_runs(folders: Sequence[Path], out: Path, given: Given, utc_offset_hou
     for path in sorted({folder.resolve(): folder for folder in folders}):
         read += reader.run_folder(path)
     for source in read:
-        find_attempts(source, report)
-    sources = unite([source for source in read if source.attempts], given, report)
+        identity.find_attempts(source, report)
+    sources = identity.unite([source for source in read if source.attempts], given, report)
     sources += _from_rows(sources, list(reader.rows.values()), utc_offset_hours, report)
     given.check(sources)
     for source in sources:
-        note_overlaps(source, report)
-    for experiment in experiments(sorted(sources, key=lambda s: (s.attempts[0].start, s.stage_id)), given, report):
+        identity.note_overlaps(source, report)
+    for experiment in identity.experiments(sorted(sources, key=lambda s: (s.attempts[0].start, s.stage_id)), given, report):
         folder = out / experiment.name
         if reason := records.refusal(folder):
             report.add("refused", experiment.name, reason)
@@ -119,7 +110,7 @@ def import_runs(folders: Sequence[Path], out: Path, given: Given, utc_offset_hou
 
 def _from_rows(sources: Sequence[Source], rows: list[Row], hours: float | None, report: Report) -> list[Source]:
     """Give CodeCarbon's rows to their stages; those that are nobody's become stages of their own, by project."""
-    zone = zones(sources, rows) if hours is None else {hours * 3600: GIVEN}
+    zone = identity.zones(sources, rows) if hours is None else {hours * 3600: GIVEN}
     if not zone and rows:
         text = "CodeCarbon's times have no zone and no file tells it: taken as UTC (--utc-offset says otherwise)"
         report.add("noted", rows[0].path.parent, text)
@@ -128,7 +119,7 @@ def _from_rows(sources: Sequence[Source], rows: list[Row], hours: float | None, 
         source.rows = [row for row in rows if row.project == source.stage_id]
     by_project: dict[str, list[tuple[Row, Attempt]]] = {}
     offset = max(zone, key=lambda seconds: (zone[seconds], seconds)) if zone else 0.0
-    for row, attempt in match_rows(sources, sorted(rows, key=lambda row: row.local_end), offset, report):
+    for row, attempt in identity.match_rows(sources, sorted(rows, key=lambda row: row.local_end), offset, report):
         by_project.setdefault(row.project, []).append((row, attempt))
     taken = {source.stage_id for source in sources}
     made = []

@@ -68,13 +68,16 @@ class Judged:
 def judge(attempt: Attempt, stage: str, source: Source, report: Report) -> Judged:
     """Check an attempt; what is set to null goes into the report as well."""
     gpu, gpu_at_file, remarks = _gpu(attempt, source.rows)
-    figures = {"gpu": gpu, "cpu": _cpu(attempt, source.rows), "dram": _dram(attempt, source.rows)}
+    nothing = "no RAM figure was kept" if attempt.row is None else "CodeCarbon's row has no RAM figure"
+    why = (stale(attempt, source.rows) if attempt.row is None else None) or nothing
+    ram = own_codecarbon(attempt, source.rows).get("ram_energy")
+    figures = {"gpu": gpu, "cpu": _cpu(attempt, source.rows), "dram": _modelled(ram, RAM_MODEL, why, _scope(attempt))}
     tokens = _tokens(attempt, stage, source)
     place = attempt.file.path if attempt.file is not None else f"{source.folder} ({source.stage_id})"
     reasons = {name: figure.reason for name, figure in figures.items()} | {"tokens": tokens.reason}
     for name, reason in reasons.items():
         if reason is not None:
-            report.add("null", place, f"{name}: {reason}")
+            report.add("set to null", place, f"{name}: {reason}")
     if tokens.value is not None and (unsure := _other_instant(attempt.said, source.zone)[1]):
         remarks.append(unsure)
     remarks += attempt.file.odd if attempt.file is not None else ()
@@ -136,10 +139,9 @@ def _gpu(attempt: Attempt, rows: Sequence[Row]) -> tuple[Component, float | None
     at_file = attempt.log.joules_until(end) if attempt.log is not None and end is not None else None
     remarks = []
     if said is not None and at_file is not None:
-        apart = abs(at_file / said - 1)
-        if apart <= LOG_AGREES:
-            remarks = [f"power log and record agree up to the record's end to {apart:.1g}"]
-        else:
+        agree = abs(at_file / said - 1) <= LOG_AGREES
+        remarks = [f"power log and record agree up to the record's end to {abs(at_file / said - 1):.1g}"]
+        if not agree:
             remarks = [f"the power log gives {at_file:,.0f} J up to the record's end, the record {said:,.0f} J, which is used"]
             at_file = None
     if said is not None and at_file is None:
@@ -167,17 +169,8 @@ def _cpu(attempt: Attempt, rows: Sequence[Row]) -> Component:
             return _figure(said, CPU_MODEL).model_copy(update={"scope": _scope(attempt)})
     elif problem is None and attempt.seconds < RAPL_WRAPS_J / RAPL_LARGEST_W:
         return _figure(said, RAPL)
-    wraps = (
-        f"RAPL was read at start and end only: over {attempt.seconds:,.0f} s its counter may have wrapped any number of times"
-    )
+    wraps = f"RAPL was read at its ends only: over {attempt.seconds:,.0f} s its counter may have wrapped any number of times"
     return _modelled(own_row, CPU_MODEL, problem or wraps, _scope(attempt))
-
-
-def _dram(attempt: Attempt, rows: Sequence[Row]) -> Component:
-    """CodeCarbon's RAM model; the first system left it out of its totals."""
-    nothing = "no RAM figure was kept" if attempt.row is None else "CodeCarbon's row has no RAM figure"
-    why = stale(attempt, rows) if attempt.row is None else None
-    return _modelled(own_codecarbon(attempt, rows).get("ram_energy"), RAM_MODEL, why or nothing, _scope(attempt))
 
 
 def own_codecarbon(attempt: Attempt, rows: Sequence[Row]) -> dict[str, float | None]:
@@ -269,10 +262,9 @@ def _other_instant(said: Written, zone: Mapping[float, int]) -> tuple[str | None
     offset, rest = zone_offset(taken, end)
     others = {other: n for other, files in zone.items() if (n := files - (other == offset)) > 0}
     if not others:
-        wrong = (
-            f"{pair}: snapshot_time and end_time are {abs(rest):.0f} s or more apart" if abs(rest) > SAME_INSTANT_S else None
-        )
-        return wrong, "the time zone of snapshot_time is not known: whether tokens and energy are of one instant is not, either"
+        wrong = f"{pair}: snapshot_time and end_time are {abs(rest):.0f} s or more apart"
+        unsure = "the time zone of snapshot_time is not known: whether tokens and energy are of one instant is not, either"
+        return (wrong if abs(rest) > SAME_INSTANT_S else None), unsure
     usual = max(others, key=lambda other: (others[other], -abs(other - offset)))
     apart = min(abs(taken - end - other) for other in others if abs(other - usual) in (0.0, 3600.0))
     return (f"{pair}: snapshot_time and end_time are {apart:,.0f} s apart" if apart > SAME_INSTANT_S else None), None
@@ -280,8 +272,7 @@ def _other_instant(said: Written, zone: Mapping[float, int]) -> tuple[str | None
 
 def _no_course(attempt: Attempt) -> str | None:
     """Counts that do not rise with the steps while the energy does."""
-    counts = [(f.step, f.said.tokens_processed) for f in attempt.snapshots]
-    known = [(step, count) for step, count in counts if count is not None]
+    known = [(f.step, count) for f in attempt.snapshots if (count := f.said.tokens_processed) is not None]
     if len(known) > 1 and len({count for _, count in known}) == 1:
         return f"tokens_processed = {known[0][1]:,.0f} at every step while energy was spent: they are of different instants"
     for (step, count), (later, next_count) in itertools.pairwise(known):

@@ -35,7 +35,6 @@ SHAPES: dict[str, dict[str, Any]] = {  # what is read of a file by its key; a va
     "summary": {"stages": dict, "experiment_name": str},
     "stage": {"stage_id": str, "stage_name": str},
 }
-
 REQUIRED = {"config": "config", "summary": "stages"}
 
 
@@ -266,17 +265,15 @@ class Reader:
 
     def _emissions(self, run: Path) -> int:
         """CodeCarbon's rows of all rotated files; returns how many there are."""
-        number = 0
-        for path in sorted({*run.glob("codecarbon/emissions*.csv*"), *run.glob("emissions*.csv*")}):
-            for row in read_emissions(path, self._report):
-                number += 1
-                other = self.rows.get(row.run_id)
-                longer, shorter = sorted((row, other or row), key=lambda r: -r.duration_s)
-                if other is not None:
-                    text = f"row of CodeCarbon run {row.run_id}, again and no shorter in {longer.path}"
-                    self._report.add("dropped", shorter.path, text)
-                self.rows[row.run_id] = longer
-        return number
+        found = [*run.glob("codecarbon/emissions*.csv*"), *run.glob("emissions*.csv*")]
+        rows = [row for path in sorted(set(found)) for row in read_emissions(path, self._report)]
+        for row in rows:
+            if other := self.rows.get(row.run_id):
+                row, shorter = sorted((row, other), key=lambda r: -r.duration_s)
+                text = f"row of CodeCarbon run {row.run_id}, again and no shorter in {row.path}"
+                self._report.add("dropped", shorter.path, text)
+            self.rows[row.run_id] = row
+        return len(rows)
 
 
 def _kind(content: Any) -> str:
@@ -301,9 +298,8 @@ def _check_shape(kind: str, content: Json) -> None:
     for key, expected in SHAPES[kind].items():
         value = nested(content, key)
         if value is not None and not isinstance(value, expected):
-            raise UserError(
-                f"{kind}: {key} = {value!r:.40}, expected {'an object' if expected is dict else f'a {expected.__name__}'}"
-            )
+            wanted = "an object" if expected is dict else f"a {expected.__name__}"
+            raise UserError(f"{kind}: {key} = {value!r:.40}, expected {wanted}")
     if kind in REQUIRED and content.get(REQUIRED[kind]) is None:
         raise UserError(f"{kind}: it has no {REQUIRED[kind]}")
     for gpu in content.get("gpus") or () if kind == "environment" else ():

@@ -17,7 +17,7 @@ from typing import Any
 
 from workflow_scripts.errors import UserError
 from workflow_scripts.importers.first_system.files import SUMMARY, Attempt, Json, Source, StageFile, Written
-from workflow_scripts.importers.first_system.logs import PowerLog, Row, split
+from workflow_scripts.importers.first_system.logs import Row, split
 from workflow_scripts.importers.first_system.values import Report, local_time, nested, zone_offset
 from workflow_scripts.pipelines import IN_SUMMARY, PIPELINES
 
@@ -32,7 +32,6 @@ WORDS = (
 COMPARED = {"optimizer": "optimizer", "schedule": "schedule_type", "token budget": "token_budget", "dtype": "dtype"}
 NO_SETTINGS = ("experiment", "wandb", "output", "benchmark", "hardware", "energy")  # of the first system: change no result
 REPEATED = re.compile(r"__(\d+)$")
-
 SAME_INSTANT_S = 120.0  # CodeCarbon and the summary are written some seconds after a stage's end
 SAME_DURATION = 0.01
 SAME_START_S = 0.05
@@ -68,9 +67,9 @@ class Given:
         """Raise UserError when a name is that of nothing that was read."""
         read = sorted({name for source in sources for name in source.names})
         if wrong := sorted({*self.stages, *self.experiments} - set(read)):
+            there = ", ".join(read) or "none"
             raise UserError(
-                f"--stage/--into {', '.join(wrong)}: no stage or stage folder of this name was read, "
-                f"there are {', '.join(read) or 'none'}"
+                f"--stage/--into {', '.join(wrong)}: no stage or stage folder of this name was read, there are {there}"
             )
 
 
@@ -85,12 +84,13 @@ def identify(source: Source, given: Given, sources: Sequence[Source]) -> tuple[s
 def same_stage(one: Source, other: Source, given: Given, sources: Sequence[Source]) -> bool:
     """Whether the runs of two sources are attempts of one stage: the same id, experiment, settings and seed."""
     ours, theirs = ((*identify(s, given, sources)[:3], s.stage_id, given.owners(s)) for s in (one, other))
-    return ours == theirs and (not one.config or not other.config or settings(one.config) == settings(other.config))
+    mine, its = ({**result_settings(s.config), "seed": nested(s.config, "experiment.seed")} for s in (one, other))
+    return ours == theirs and (not one.config or not other.config or mine == its)
 
 
-def settings(config: Json) -> dict[str, Any]:
-    """What of a configuration changes results, the seed among it."""
-    return {key: value for key, value in config.items() if key not in NO_SETTINGS} | {"seed": nested(config, "experiment.seed")}
+def result_settings(config: Json) -> dict[str, Any]:
+    """What of a configuration changes results, the seed apart."""
+    return {key: value for key, value in config.items() if key not in NO_SETTINGS}
 
 
 def experiments(sources: Sequence[Source], given: Given, report: Report) -> list[Experiment]:
@@ -211,20 +211,16 @@ def find_attempts(source: Source, report: Report) -> None:
             text = f"stage {source.stage_id} has no whole file of its own: taken from this summary"
             report.add("noted", latest.path, text)
     attempts.sort(key=lambda a: a.start)
-    source.attempts = attempts if source.power_log is None else _with_log(source, source.power_log, attempts, report)
-
-
-def _with_log(source: Source, log: PowerLog, attempts: list[Attempt], report: Report) -> list[Attempt]:
-    """Attempts with their parts of the log; a part without a known attempt is one of which nothing else was kept."""
-    own, others = split(log, [a.start for a in attempts], [a.end for a in attempts])
+    source.attempts = attempts
+    if source.power_log is None:
+        return
+    own, others = split(source.power_log, [a.start for a in attempts], [a.end for a in attempts])
     for attempt, part in zip(attempts, own, strict=True):
-        attempt.log = part
-        if part is not None:
-            attempt.end = max(attempt.end, part.end)
-    for part in others:
+        attempt.log, attempt.end = part, max(attempt.end, part.end if part is not None else 0.0)
+    for part in others:  # attempts of which nothing else was kept
         text = f"power log: {part.end - part.start:,.0f} s from {part.start:.0f} on are an attempt without a record"
         report.add("noted", source.folder, text)
-    return sorted([*attempts, *(Attempt(p.start, p.end, log=p) for p in others)], key=lambda a: a.start)
+    source.attempts = sorted([*attempts, *(Attempt(p.start, p.end, log=p) for p in others)], key=lambda a: a.start)
 
 
 def _compare(file: StageFile, used: StageFile, report: Report) -> None:
@@ -265,9 +261,8 @@ def join(one: Source, other: Source, report: Report) -> Source:
             attempts.append(attempt)
         else:
             _absorb(twin, attempt, report)
-            report.add(
-                "dropped", other.folder, f"the run of {one.stage_id} from {attempt.start:.0f} on is in {one.folder} as well"
-            )
+            text = f"the run of {one.stage_id} from {attempt.start:.0f} on is in {one.folder} as well"
+            report.add("dropped", other.folder, text)
     return replace(
         one,
         attempts=sorted(attempts, key=lambda a: a.start),
@@ -344,7 +339,8 @@ def match_rows(sources: Sequence[Source], rows: Iterable[Row], offset: float, re
     left, nobodys = [], []
     for row in rows:
         end = row.local_end - offset
-        ours, attempt = _owners(sources, row), Attempt(end - row.duration_s, end, row=row)
+        ours = [s for s in sources if s.stage_id == row.project] or [s for s in sources if experiment_name(s) == row.project]
+        attempt = Attempt(end - row.duration_s, end, row=row)
         same = (a for s in ours for a in s.attempts if a.row is None and _as_long(a, row) and abs(a.end - end) < SAME_INSTANT_S)
         if (own := next(same, None)) is not None:
             own.row = row
@@ -364,8 +360,3 @@ def match_rows(sources: Sequence[Source], rows: Iterable[Row], offset: float, re
         else:
             nobodys.append((row, attempt))
     return nobodys
-
-
-def _owners(sources: Sequence[Source], row: Row) -> list[Source]:
-    """Stages that a row's project names: by their id, else by their experiment."""
-    return [s for s in sources if s.stage_id == row.project] or [s for s in sources if experiment_name(s) == row.project]

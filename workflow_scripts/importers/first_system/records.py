@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import itertools
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +21,7 @@ from workflow_scripts.energy.carbon import intensity
 from workflow_scripts.energy.uncertainty import KWH, worst
 from workflow_scripts.importers.first_system.checks import BOUNDARY, Judged, judge, own_codecarbon, unknown
 from workflow_scripts.importers.first_system.files import SUMMARY, Attempt, Source
-from workflow_scripts.importers.first_system.identity import NO_SETTINGS, Experiment, comparable
+from workflow_scripts.importers.first_system.identity import Experiment, comparable, result_settings
 from workflow_scripts.importers.first_system.logs import PowerLog
 from workflow_scripts.importers.first_system.values import Report, nested
 from workflow_scripts.pipelines import IN_SUMMARY
@@ -35,7 +35,6 @@ COMPONENTS = ("gpu", "cpu", "dram")
 
 def summarise(experiment: Experiment, report: Report) -> ExperimentSummary:
     """The summary `experiment-summary/1`. Quality is empty: the first system kept none beside the energy."""
-    settings = {key: value for key, value in experiment.config.items() if key not in NO_SETTINGS}
     stages = {stage: _record(experiment, stage, source, report) for stage, source in experiment.stages.items()}
     shared = {stage: record.shared_by for stage, record in stages.items() if record.shared_by and len(record.shared_by) > 1}
     marks = {stage: record.provenance.fingerprint for stage, record in stages.items()}
@@ -47,7 +46,9 @@ def summarise(experiment: Experiment, report: Report) -> ExperimentSummary:
         reuse={stage: Reuse(experiments=len(names), names=names) for stage, names in shared.items()},
         comparable=comparable(experiment.config),
         config_fingerprint=fingerprint(experiment.config),
-        seedless_fingerprint=fingerprint({**settings, "stages": sorted(stages)}) if experiment.config else None,
+        seedless_fingerprint=fingerprint({**result_settings(experiment.config), "stages": sorted(stages)})
+        if experiment.config
+        else None,
         stages=stages,
     )
 
@@ -67,8 +68,13 @@ def _record(experiment: Experiment, stage: str, source: Source, report: Report) 
     entries = [_attempt(one, source, one is last) for one in judged]
     wasted = sum_of([entry.wasted_j for entry in entries])
     warnings = _warnings(judged, last, source, energy, tokens, no_tokens, at_tokens)
+    codecarbon = [own_codecarbon(attempt, source.rows) for attempt in attempts]
     seconds = sum(a.seconds for a in attempts)
     end = max(a.end for a in attempts)
+    peaks = [a.said.gpu_peak_power_watts for a in attempts] + [a.log.watts.max() for a in attempts if a.log is not None]
+    work = dict.fromkeys(model.Work.model_fields) | ({last.tokens.unit: tokens} if tokens else {})
+    if stage == "preprocess" and (claimed := last.tokens.claimed) and claimed == int(claimed):
+        work["examples"] = int(claimed)
     until_tokens = (last.attempt.file.rank[0] if last.attempt.file is not None else last.attempt.end) - last.attempt.start
     return SummaryStage(
         stage_id=stage,
@@ -80,10 +86,10 @@ def _record(experiment: Experiment, stage: str, source: Source, report: Report) 
         tokens_processed=tokens,
         tokens_unit=unit,
         gpu_energy_joules=energy.gpu.joules,
-        gpu_peak_power_watts=max((watts for a in attempts if (watts := _peak(a))), default=None),
+        gpu_peak_power_watts=max((watts for watts in peaks if watts), default=None),
         cpu_energy_joules=energy.cpu.joules,
-        codecarbon_energy_kwh=_of_codecarbon(attempts, source, "energy_consumed"),
-        codecarbon_emissions_kg=_of_codecarbon(attempts, source, "emissions"),
+        codecarbon_energy_kwh=sum_of([of.get("energy_consumed") or None for of in codecarbon]),
+        codecarbon_emissions_kg=sum_of([of.get("emissions") or None for of in codecarbon]),
         total_energy_joules=total,
         joules_per_token=per_token,
         tokens_per_second=tokens / until_tokens if tokens else None,
@@ -99,7 +105,7 @@ def _record(experiment: Experiment, stage: str, source: Source, report: Report) 
         joules_per_token_by_type={kind: per_token if kind == unit else None for kind in TOKEN_TYPES},
         attempts=entries,
         devices=_devices(source, attempts),
-        work=_work(stage, last, tokens),
+        work=model.Work.model_validate(work),
         metrics=model.Metrics(),
         carbon=_carbon(total, source.config),
         idle=None,
@@ -188,7 +194,8 @@ def _warnings(
         warnings.append("no environment file: host, CPU and GPUs are not known")
     if not source.config:
         warnings.append("no configuration file: seed, optimizer, budget and grid are not known")
-    machines = {_hardware(a): None for a in (j.attempt for j in judged) if _gpus(a)}
+    kinds = [Counter(str(gpu.get("name")) for gpu in _gpus(j.attempt)) for j in judged]
+    machines = dict.fromkeys(", ".join(f"{n} x {gpu}" for gpu, n in sorted(kind.items())) for kind in kinds if kind)
     if len(machines) > 1:
         warnings.append(f"attempts ran on different hardware: {'; '.join(machines)}")
     gpus, asked = _gpus(last.attempt), str(nested(last.attempt.environment, "slurm_info.gpus"))
@@ -200,11 +207,7 @@ def _warnings(
 def _attempt(judged: Judged, source: Source, last: bool) -> model.AttemptRecord:
     """An attempt's entry: useful as a whole when it ended the stage, wasted when the next began anew, else not known."""
     attempt, total, host = judged.attempt, judged.total, _host(source, judged.attempt)
-    useful = None
-    if last:
-        useful = total if attempt.finished else None
-    elif _resumes(source) is False:
-        useful = 0.0
+    useful = (total if attempt.finished else None) if last else 0.0 if _resumes(source) is False else None
     slurm = nested(attempt.environment, "slurm_info")
     return model.AttemptRecord(
         id=f"imported-{re.sub('[^A-Za-z0-9.-]+', '_', host)}-{attempt.start:.0f}",
@@ -247,29 +250,11 @@ def _poll(source: Source, attempts: Sequence[Attempt]) -> int:
     return next((round(value) for value in said if isinstance(value, int | float) and value > 0), POLL_MS)
 
 
-def _peak(attempt: Attempt) -> float | None:
-    sampled = float(attempt.log.watts.max()) if attempt.log is not None else None
-    return max((w for w in (attempt.said.gpu_peak_power_watts, sampled) if w), default=None)
-
-
-def _work(stage: str, last: Judged, tokens: int | None) -> model.Work:
-    counts = {**dict.fromkeys(model.Work.model_fields), **({last.tokens.unit: tokens} if tokens else {})}
-    claimed = last.tokens.claimed
-    if stage == "preprocess" and claimed and claimed == int(claimed):
-        counts["examples"] = int(claimed)
-    return model.Work(**counts)
-
-
-def _of_codecarbon(attempts: Sequence[Attempt], source: Source, key: str) -> float | None:
-    """CodeCarbon's own sum over the attempts; None as soon as one has none."""
-    return sum_of([own_codecarbon(attempt, source.rows).get(key) or None for attempt in attempts])
-
-
 def _carbon(joules: float | None, config: Any) -> model.Carbon:
     """Emissions of the total by the country that the configuration names, at PUE 1."""
     country = nested(config, "energy.country_iso_code")
     options = {"carbon_intensity_g_per_kwh": None, "region": None, "country_iso_code": country}
-    nothing = {"intensity_g_per_kwh": None, "source": None, "year": None, "region": None, "reason": "the run names no country"}
+    nothing = {**dict.fromkeys(("intensity_g_per_kwh", "source", "year", "region")), "reason": "the run names no country"}
     found: dict[str, Any] = intensity(options) if isinstance(country, str) else nothing
     value: float | None = found["intensity_g_per_kwh"]
     grams = joules / KWH * value if joules is not None and value is not None else None
@@ -291,11 +276,6 @@ def _gpus(attempt: Attempt) -> list[dict[str, Any]]:
     number, _, name = (facts.get("gpu_model") or "").rpartition(" x ")
     counted = [text for text in (facts.get("gpu_count", "").partition(".")[0], number) if text.isdigit()]
     return [{"index": i, "name": name} for i in range(int(counted[0]) if counted else 1)] if name else []
-
-
-def _hardware(attempt: Attempt) -> str:
-    names = sorted(str(gpu.get("name")) for gpu in _gpus(attempt))
-    return ", ".join(f"{len(list(same))} x {name}" for name, same in itertools.groupby(names))
 
 
 def _devices(source: Source, attempts: Sequence[Attempt]) -> list[model.Device]:
