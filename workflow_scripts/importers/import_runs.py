@@ -75,12 +75,11 @@ def _named_experiment(text: str) -> list[str]:
     return text.split("=", 1)
 
 
-def import_runs(
-    folders: Sequence[Path], out: Path, given: identity.Given, utc_offset_hours: float | None, report: Report
-) -> list[Path]:
+def import_runs(folders: Sequence[Path], out: Path, given: identity.Given, hours: float | None, report: Report) -> list[Path]:
     """Write everything that can be imported; returns the summaries' paths. Findings go into `report`.
 
-    The result does not depend on the order of the folders. Raises UserError when `given` names what is not there.
+    The result does not depend on the order of the folders. Local times are `hours` from UTC, None: as the files tell. Raises
+    UserError when `given` names what is not there.
     """
     reader, read, written = Reader(report), [], []
     for path in sorted({folder.resolve(): folder for folder in folders}):
@@ -88,7 +87,7 @@ def import_runs(
     for source in read:
         identity.find_attempts(source, report)
     sources = identity.unite([source for source in read if source.attempts], given, report)
-    sources += _from_rows(sources, list(reader.rows.values()), utc_offset_hours, report)
+    sources += _from_rows(sources, list(reader.rows.values()), hours, report)
     given.check(sources)
     for source in sources:
         identity.note_overlaps(source, report)
@@ -138,11 +137,9 @@ def _tell(summary: ExperimentSummary, report: Report) -> None:
     """One line per experiment, and the stages without which it has no total, as the comparison will say as well."""
     parts = []
     for stage, record in summary.stages.items():
-        spent, tokens = record.spent, record.tokens_processed
-        kwh = "unknown energy" if spent is None else f"{spent.kwh:.6f} kWh"
-        how = f"{record.energy.total.energy_class}, {record.boundary or 'nothing'}"
-        done = f"{tokens:,} {record.tokens_unit} tokens" if tokens else "tokens unknown"
-        parts.append(f"{stage} {kwh} ({how}), {done}")
+        kwh = "unknown energy" if record.spent is None else f"{record.spent.kwh:.6f} kWh"
+        tokens = f"{record.tokens_processed:,} {record.tokens_unit} tokens" if record.tokens_processed else "tokens unknown"
+        parts.append(f"{stage} {kwh} ({record.energy.total.energy_class}, {record.boundary or 'nothing'}), {tokens}")
     report.add("imported", summary.experiment_name, f"{summary.pipeline}: {'; '.join(parts)}")
     for problem in summary.problems:
         report.add("missing", summary.experiment_name, f"{problem.text} (--into gives it one from another folder)")

@@ -67,10 +67,8 @@ class Given:
         """Raise UserError when a name is that of nothing that was read."""
         read = sorted({name for source in sources for name in source.names})
         if wrong := sorted({*self.stages, *self.experiments} - set(read)):
-            there = ", ".join(read) or "none"
-            raise UserError(
-                f"--stage/--into {', '.join(wrong)}: no stage or stage folder of this name was read, there are {there}"
-            )
+            there = f"there are {', '.join(read) or 'none'}"
+            raise UserError(f"--stage/--into {', '.join(wrong)}: no stage or stage folder of this name was read, {there}")
 
 
 def identify(source: Source, given: Given, sources: Sequence[Source]) -> tuple[str, str, str, str | None]:

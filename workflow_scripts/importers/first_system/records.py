@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from workflow_scripts.accounting.model import ExperimentSummary, Reuse, SummaryStage, sum_of
 from workflow_scripts.accounting.summary import fingerprint
@@ -76,44 +76,41 @@ def _record(experiment: Experiment, stage: str, source: Source, report: Report) 
     if stage == "preprocess" and (claimed := last.tokens.claimed) and claimed == int(claimed):
         work["examples"] = int(claimed)
     until_tokens = (last.attempt.file.rank[0] if last.attempt.file is not None else last.attempt.end) - last.attempt.start
-    return SummaryStage(
-        stage_id=stage,
-        stage_name=stage,
-        start_time=attempts[0].start,
-        end_time=end,
-        duration_seconds=seconds,
-        span_seconds=end - attempts[0].start,
-        tokens_processed=tokens,
-        tokens_unit=unit,
-        gpu_energy_joules=energy.gpu.joules,
-        gpu_peak_power_watts=max((watts for watts in peaks if watts), default=None),
-        cpu_energy_joules=energy.cpu.joules,
-        codecarbon_energy_kwh=sum_of([of.get("energy_consumed") or None for of in codecarbon]),
-        codecarbon_emissions_kg=sum_of([of.get("emissions") or None for of in codecarbon]),
-        total_energy_joules=total,
-        joules_per_token=per_token,
-        tokens_per_second=tokens / until_tokens if tokens else None,
-        nvml_poll_interval_ms=_poll(source, attempts),
-        experiment=experiment.name,
-        pipeline=experiment.pipeline,
-        role=cast(model.Role, IN_SUMMARY[stage].role),
-        status="complete" if last.attempt.finished else "partial",
-        energy=energy,
-        useful_j=sum_of([entry.useful_j for entry in entries]) if wasted is not None else None,
-        wasted_j=wasted,
-        above_idle_j=None,
-        joules_per_token_by_type={kind: per_token if kind == unit else None for kind in TOKEN_TYPES},
-        attempts=entries,
-        devices=_devices(source, attempts),
-        work=model.Work.model_validate(work),
-        metrics=model.Metrics(),
-        carbon=_carbon(total, source.config),
-        idle=None,
-        overhead={},
-        provenance=_provenance(source, attempts, last),
-        warnings=list(dict.fromkeys([*warnings, *(text for one in judged for text in one.remarks)])),
-        shared_by=source.shared_by,
-    )
+    by_type = {kind: per_token if kind == unit else None for kind in TOKEN_TYPES}
+    useful = sum_of([entry.useful_j for entry in entries]) if wasted is not None else None
+    warnings += [text for one in judged for text in one.remarks]
+    start, role, status = attempts[0].start, IN_SUMMARY[stage].role, "complete" if last.attempt.finished else "partial"
+    names = {
+        "stage_id": stage,
+        "stage_name": stage,
+        "experiment": experiment.name,
+        "pipeline": experiment.pipeline,
+        "role": role,
+    }
+    times = {"start_time": start, "end_time": end, "duration_seconds": seconds, "span_seconds": end - start, "status": status}
+    rates = {"joules_per_token": per_token, "tokens_per_second": tokens / until_tokens if tokens else None}
+    counts = {"tokens_processed": tokens, "tokens_unit": unit, "work": work, "joules_per_token_by_type": by_type}
+    joules = {"gpu_energy_joules": energy.gpu.joules, "cpu_energy_joules": energy.cpu.joules, "total_energy_joules": total}
+    shares = {"energy": energy, "useful_j": useful, "wasted_j": wasted, "above_idle_j": None, "idle": None}
+    power = {
+        "gpu_peak_power_watts": max((watts for watts in peaks if watts), default=None),
+        "nvml_poll_interval_ms": _poll(source, attempts),
+        "codecarbon_energy_kwh": sum_of([of.get("energy_consumed") or None for of in codecarbon]),
+        "codecarbon_emissions_kg": sum_of([of.get("emissions") or None for of in codecarbon]),
+    }
+    made = {
+        "attempts": entries,
+        "devices": _devices(source, attempts),
+        "carbon": _carbon(total, source.config),
+        "provenance": _provenance(source, attempts, last),
+        "metrics": model.Metrics(),
+        "overhead": {},
+        "role": role,
+        "warnings": list(dict.fromkeys(warnings)),
+        "shared_by": source.shared_by,
+    }
+    parts: list[dict[str, Any]] = [names, times, rates, counts, joules, shares, power, made]
+    return SummaryStage.model_validate({key: value for part in parts for key, value in part.items()})
 
 
 def _energy(judged: Sequence[Judged]) -> model.EnergyFigures:
@@ -208,29 +205,20 @@ def _attempt(judged: Judged, source: Source, last: bool) -> model.AttemptRecord:
     """An attempt's entry: useful as a whole when it ended the stage, wasted when the next began anew, else not known."""
     attempt, total, host = judged.attempt, judged.total, _host(source, judged.attempt)
     useful = (total if attempt.finished else None) if last else 0.0 if _resumes(source) is False else None
-    slurm = nested(attempt.environment, "slurm_info")
-    return model.AttemptRecord(
-        id=f"imported-{re.sub('[^A-Za-z0-9.-]+', '_', host)}-{attempt.start:.0f}",
-        outcome="completed" if attempt.finished else "lost",
-        exit_code=None,
-        signal=None,
-        start_time=attempt.start,
-        end_time=attempt.end,
-        duration_seconds=attempt.seconds,
-        end_source="meter" if attempt.finished else "ledger",
-        host=host,
-        hosts=[host],
-        slurm={str(key): str(value) for key, value in slurm.items()} if isinstance(slurm, dict) else {},
-        joules={name: judged.figures[name].joules for name in COMPONENTS},
-        total_j=total,
-        devices={},
-        useful_j=useful,
-        wasted_j=total - useful if total is not None and useful is not None else None,
-        sampling=_sampling(source, attempt),
-        trace=None,
-        work={judged.tokens.unit: judged.tokens.value} if judged.tokens.value is not None else None,
-        resumed_from=None,
-    )
+    times = {"start_time": attempt.start, "end_time": attempt.end, "duration_seconds": attempt.seconds}
+    joules = {name: judged.figures[name].joules for name in COMPONENTS}
+    wasted = total - useful if total is not None and useful is not None else None
+    unkept = dict.fromkeys(("exit_code", "signal", "trace", "resumed_from"))
+    told: dict[str, Any] = {
+        "id": f"imported-{re.sub('[^A-Za-z0-9.-]+', '_', host)}-{attempt.start:.0f}",
+        "outcome": "completed" if attempt.finished else "lost",
+        "end_source": "meter" if attempt.finished else "ledger",
+        "slurm": {str(key): str(value) for key, value in (nested(attempt.environment, "slurm_info") or {}).items()},
+        "sampling": _sampling(source, attempt),
+        "work": {judged.tokens.unit: judged.tokens.value} if judged.tokens.value is not None else None,
+    }
+    energy = {"joules": joules, "total_j": total, "useful_j": useful, "wasted_j": wasted, "devices": {}}
+    return model.AttemptRecord.model_validate({**told, **times, **energy, **unkept, "host": host, "hosts": [host]})
 
 
 def _sampling(source: Source, attempt: Attempt) -> model.Sampling | None:
