@@ -175,12 +175,9 @@ def _stage(source: Source, pipeline: str, given: Given, went_on: bool) -> tuple[
 
 def comparable(config: Json) -> dict[str, Any]:
     """What compared experiments should agree on, as far as the configuration says."""
-    training = config.get("training")
-    if not isinstance(training, Mapping):
-        return {}
+    training = config.get("training") or {}
     batch, steps = training.get("batch_size"), training.get("gradient_accumulation_steps")
-    found = {name: training.get(key) for name, key in COMPARED.items()}
-    found["seed"] = nested(config, "experiment.seed")
+    found = {name: training.get(key) for name, key in COMPARED.items()} | {"seed": nested(config, "experiment.seed")}
     found["effective batch"] = batch * steps if isinstance(batch, int) and isinstance(steps, int) else None
     return {key: value for key, value in found.items() if value is not None}
 
@@ -238,7 +235,9 @@ def unite(sources: Sequence[Source], given: Given, report: Report) -> list[Sourc
             same = any(_same_run(a, b) for a in twin.attempts for b in source.attempts)
             if same or same_stage(twin, source, given, sources):
                 united.remove(twin)
-                report.add("noted", source.folder, f"runs of {source.stage_id} here and in {twin.folder} are of one stage")
+                if not same:
+                    text = f"runs of {source.stage_id} here and in {twin.folder} are attempts of one stage"
+                    report.add("noted", source.folder, text)
                 source = join(twin, source, report)
         united.append(source)
     return united
@@ -274,14 +273,12 @@ def join(one: Source, other: Source, report: Report) -> Source:
 
 def _absorb(own: Attempt, other: Attempt, report: Report) -> None:
     """Add to an attempt what another folder has of it: of two files the one that says more, of two logs the longer."""
-    files = [(a.file, a) for a in (own, other) if a.file is not None]
-    if files:
+    own.start = min(own.start, other.start)
+    if files := [(a.file, a) for a in (own, other) if a.file is not None]:
         own.file, holder = max(files, key=lambda pair: pair[0].rank)
         own.start, own.environment = holder.start, holder.environment or own.environment or other.environment
         for file, _ in files:
             _compare(file, own.file, report)
-    else:
-        own.start = min(own.start, other.start)
     own.end = max(own.end, other.end)
     snapshots = {file.rank: file for file in (*other.snapshots, *own.snapshots)}
     own.snapshots = [snapshots[rank] for rank in sorted(snapshots)]

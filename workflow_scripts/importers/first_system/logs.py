@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -81,12 +81,8 @@ class PowerLog:
         """Number of gaps, their seconds and joules (part of `joules`), and the longest distance of two samples [s]."""
         steps = np.diff(self.times)
         wide = steps > GAP_PERIODS * self.period_s
-        return (
-            int(wide.sum()),
-            float(steps[wide].sum()),
-            float(np.diff(self.curve())[wide].sum()),
-            float(steps.max(initial=0.0)),
-        )
+        joules = float(np.diff(self.curve())[wide].sum())
+        return int(wide.sum()), float(steps[wide].sum()), joules, float(steps.max(initial=0.0))
 
 
 def read_power_log(path: Path) -> PowerLog:
@@ -135,11 +131,8 @@ def split(log: PowerLog, starts: list[float], ends: list[float | None]) -> tuple
             cuts.add(int(i) + 1)
     begins = [int(np.searchsorted(log.times, start - 2 * log.period_s)) for start in starts]
     edges = sorted({0, len(log.times), *cuts, *(b for b in begins if b < len(log.times))})
-    parts = {
-        first: replace(log, times=log.times[first:last], watts=log.watts[first:last], bad_rows=0, repeated_rows=0)
-        for first, last in itertools.pairwise(edges)
-        if last - first > 1
-    }
+    spans = [(first, last) for first, last in itertools.pairwise(edges) if last - first > 1]
+    parts = {first: PowerLog(log.times[first:last], log.watts[first:last], log.period_s) for first, last in spans}
     own: list[PowerLog | None] = []
     for begin, start in zip(begins, starts, strict=True):
         part = parts.get(begin)
@@ -191,13 +184,8 @@ def _row(path: Path, cells: dict[str, str]) -> Row | None:
     end, duration = local_time(cells["timestamp"]), not_negative(cells["duration"])
     if end is None or duration is None or duration <= 0:
         return None
-    return Row(
-        path=path,
-        project=cells["project_name"],
-        run_id=cells["run_id"] or f"{cells['project_name']} of {cells['timestamp']}",
-        local_end=end,
-        duration_s=duration,
-        kwh={name: not_negative(cells.get(name, "")) for name in ENERGIES},
-        emissions_kg=not_negative(cells.get("emissions", "")),
-        facts={name: cells[name] for name in TEXTS if cells.get(name)},
-    )
+    kwh = {name: not_negative(cells.get(name, "")) for name in ENERGIES}
+    facts = {name: cells[name] for name in TEXTS if cells.get(name)}
+    run_id = cells["run_id"] or f"{cells['project_name']} of {cells['timestamp']}"
+    emissions = not_negative(cells.get("emissions", ""))
+    return Row(path, cells["project_name"], run_id, end, duration, kwh, emissions, facts)

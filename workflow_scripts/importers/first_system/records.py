@@ -29,14 +29,16 @@ from workflow_scripts.progress import TOKEN_TYPES
 
 POLL_MS = 500  # its default
 GPU = {"name": "name", "power_limit_w": "power_limit_watts", "driver": "driver_version"}
-PACKAGES = {"pytorch_version": "torch", "transformers_version": "transformers"}
+PACKAGES = {"pytorch_version": "torch", "transformers_version": "transformers", "codecarbon_version": "codecarbon"}
 COMPONENTS = ("gpu", "cpu", "dram")
+TokensTold = tuple[int | None, str | None, float | None]  # tokens, why they are not known, joules at their instant
 
 
 def summarise(experiment: Experiment, report: Report) -> ExperimentSummary:
     """The summary `experiment-summary/1`. Quality is empty: the first system kept none beside the energy."""
     stages = {stage: _record(experiment, stage, source, report) for stage, source in experiment.stages.items()}
     shared = {stage: record.shared_by for stage, record in stages.items() if record.shared_by and len(record.shared_by) > 1}
+    settings = result_settings(experiment.config)
     marks = {stage: record.provenance.fingerprint for stage, record in stages.items()}
     return ExperimentSummary(
         experiment_id=f"{experiment.name}-imported-{fingerprint(marks)}",
@@ -46,9 +48,7 @@ def summarise(experiment: Experiment, report: Report) -> ExperimentSummary:
         reuse={stage: Reuse(experiments=len(names), names=names) for stage, names in shared.items()},
         comparable=comparable(experiment.config),
         config_fingerprint=fingerprint(experiment.config),
-        seedless_fingerprint=fingerprint({**result_settings(experiment.config), "stages": sorted(stages)})
-        if experiment.config
-        else None,
+        seedless_fingerprint=fingerprint({**settings, "stages": sorted(stages)}) if settings else None,
         stages=stages,
     )
 
@@ -67,7 +67,7 @@ def _record(experiment: Experiment, stage: str, source: Source, report: Report) 
     per_token = at_tokens / tokens if at_tokens is not None and tokens else None
     entries = [_attempt(one, source, one is last) for one in judged]
     wasted = sum_of([entry.wasted_j for entry in entries])
-    warnings = _warnings(judged, last, source, energy, tokens, no_tokens, at_tokens)
+    warnings = _warnings(judged, last, source, total, (tokens, no_tokens, at_tokens))
     codecarbon = [own_codecarbon(attempt, source.rows) for attempt in attempts]
     seconds = sum(a.seconds for a in attempts)
     end = max(a.end for a in attempts)
@@ -157,22 +157,15 @@ def _resumes(source: Source) -> bool | None:
     return any(value not in (False, "None", "") for value in known) if known else None
 
 
-def _warnings(
-    judged: Sequence[Judged],
-    last: Judged,
-    source: Source,
-    energy: model.EnergyFigures,
-    tokens: int | None,
-    why: str | None,
-    at: float | None,
-) -> list[str]:
-    """What a reader of the record must know; `why` there are no tokens, the joules `at` their instant."""
+def _warnings(judged: Sequence[Judged], last: Judged, source: Source, total: float | None, told: TokensTold) -> list[str]:
+    """What a reader of the record must know; the `total` is that of all attempts [J]."""
+    tokens, why, at = told
     warnings = [f"imported from the first system: {source.folder.name}/{source.stage_id}"]
     for name in COMPONENTS:
         reasons = [j.figures[name].reason for j in judged if j.figures[name].joules is None]
         some = f" of {len(reasons)} of {len(judged)} attempts" if len(reasons) < len(judged) else ""
         warnings += [f"{name}{some} is not known: {reasons[-1]}"] if reasons else []
-    if energy.dram.joules is not None:
+    if any(j.figures["dram"].joules is not None for j in judged):
         warnings.append("dram is CodeCarbon's model and not in the total, as in the first system")
     if tokens is None:
         warnings.append(f"tokens are not known: {why}")
@@ -181,7 +174,6 @@ def _warnings(
         if said and one.attempt.log is None and abs((one.total or 0.0) - said) > 1e-6 * said:
             ours = "unknown" if one.total is None else f"{one.total:,.0f} J"
             warnings.append(f"the record's own total is {said:,.0f} J, here it is {ours}")
-    total = energy.total.joules
     if total is not None and at is not None and abs(total - at) > 1e-6 * total:
         instant, rest = f"{at:,.0f} J and {tokens:,} tokens", f"{total - at:,.0f} J"
         warnings.append(f"joules per token are those of one instant, {instant}; the other {rest} came after it")
@@ -286,7 +278,14 @@ def _provenance(source: Source, attempts: Sequence[Attempt], last: Judged) -> mo
     rows = [a.row for a in attempts if a.row is not None]
     facts = rows[-1].facts if rows else {}
     parts = [a.file.digest if a.file is not None else a.row.run_id if a.row is not None else f"{a.start:.3f}" for a in attempts]
-    packages = {name: software[key] for key, name in PACKAGES.items() if key in software}
+    software |= {"codecarbon_version": version} if (version := facts.get("codecarbon_version")) else {}
+    files = sorted({a.file.path.name for a in attempts if a.file is not None})
+    kept = {
+        "files": files,
+        "codecarbon_rows": [row.run_id for row in rows],
+        "power_log": any(a.log is not None for a in attempts),
+    }
+    run = {"system": "first", "run": source.run.resolve().name, "stage_id": source.stage_id}
     return model.Provenance(
         fingerprint=hashlib.sha256("\0".join((source.stage_id, *parts)).encode()).hexdigest()[:12],
         git_commit=nested(said, "git_info.commit_hash"),
@@ -294,18 +293,10 @@ def _provenance(source: Source, attempts: Sequence[Attempt], last: Judged) -> mo
         host=_host(source, last.attempt),
         cpu=nested(said, "cpu.brand") or facts.get("cpu_model"),
         cpu_count=nested(said, "cpu.logical_cores"),
-        platform=nested(said, "software.os_version") or facts.get("os"),
+        platform=software.get("os_version") or facts.get("os"),
         python=software.get("python_version") or facts.get("python_version"),
-        packages=packages | ({"codecarbon": version} if (version := facts.get("codecarbon_version")) else {}),
-        imported={
-            "system": "first",
-            "run": source.run.resolve().name,
-            "stage_id": source.stage_id,
-            "files": sorted({a.file.path.name for a in attempts if a.file is not None}),
-            "codecarbon_rows": [row.run_id for row in rows],
-            "power_log": any(a.log is not None for a in attempts),
-            "tokens_claimed": last.tokens.claimed,
-        },
+        packages={name: software[key] for key, name in PACKAGES.items() if key in software},
+        imported={**run, **kept, "tokens_claimed": last.tokens.claimed},
     )
 
 
