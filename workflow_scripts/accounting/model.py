@@ -393,6 +393,11 @@ class ExperimentSummary(Document):
         found = {stage.cpu_words for stage in self.stages.values()}
         return ", ".join(sorted(found | {device.words for stage in self.stages.values() for device in stage.devices}))
 
+    @property
+    def _gpus(self) -> dict[str, str]:
+        """Kinds of GPUs by stage."""
+        return {name: ", ".join(sorted({d.name for d in r.devices if d.name})) for name, r in self.own.items()}
+
     @model_validator(mode="after")
     def _add_up(self) -> Self:
         own, training = self.own.values(), self.training
@@ -497,5 +502,10 @@ class ExperimentSummary(Document):
         found += [f"{name}: no energy figure, so there is no total" for name in unknown]
         unfinished = {name: stage.status for name, stage in self.own.items() if stage.status != "complete"}
         found += [f"{name}: its record is {status}: its energy is a lower bound" for name, status in unfinished.items()]
+        for what, names in (("GPUs", self._gpus), ("CPUs", {name: r.provenance.cpu for name, r in self.own.items()})):
+            known = {name: hardware for name, hardware in names.items() if hardware}
+            if len(set(known.values())) > 1:
+                listed = "; ".join(f"{name}: {hardware}" for name, hardware in known.items())
+                found.append(f"{what} differ between the stages: {listed}")
         boundaries = self.energy.boundary
         return found + ([f"stages have different boundaries: {', '.join(boundaries)}"] if len(boundaries) > 1 else [])

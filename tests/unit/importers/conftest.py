@@ -8,7 +8,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from workflow_scripts.importers.import_runs import main
+from workflow_scripts.importers.import_runs import DETAILS, main
 
 PACKAGE = Path(__file__).parents[3] / "workflow_scripts"
 RECORD = json.loads((PACKAGE / "energy" / "record_schema.json").read_text())
@@ -22,7 +22,8 @@ class Result:
         self.out = folder / "out"
         self.code = main([*arguments, "--out", str(self.out)])
         captured = capsys.readouterr()
-        self.printed, self.report = captured.out.split(), captured.err
+        self.printed, details = captured.err, self.out / DETAILS
+        self.report = captured.err + (details.read_text() if details.is_file() else "")
         self.summaries = {p.parent.name: json.loads(p.read_text()) for p in self.out.glob("*/experiment_summary.json")}
         for summary in self.summaries.values():
             jsonschema.validate(summary, SUMMARY)
@@ -35,7 +36,7 @@ class Result:
         return self.summaries[experiment]["stages"][stage]
 
     def counted(self, kind: str) -> int:
-        return int(next(line for line in self.report.splitlines() if line.startswith(kind)).rsplit(": ", 1)[1])
+        return int(next(line for line in self.printed.splitlines() if line.startswith(kind)).rsplit(": ", 1)[1])
 
 
 @pytest.fixture

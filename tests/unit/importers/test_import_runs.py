@@ -7,6 +7,7 @@ import json
 import pytest
 
 from tests.unit.importers import first_system as old
+from workflow_scripts.errors import UserError
 from workflow_scripts.importers.import_runs import main
 
 START = old.START
@@ -19,7 +20,6 @@ def test_whole_stage(stages, run) -> None:
     result = run()
     stage, summary = result.stage(), result.summaries["kd_x"]
     assert (result.code, result.counted("set to null"), result.counted("refused")) == (0, 0, 0)
-    assert result.printed == [str(result.out / "kd_x" / "experiment_summary.json")]
     assert stage["total_energy_joules"] == pytest.approx(236_000) == stage["useful_j"] == summary["total_energy_joules"]
     assert (stage["tokens_processed"], stage["tokens_unit"], stage["work"]["loss"]) == (50_000, "loss", 50_000)
     assert stage["joules_per_token"] == pytest.approx(4.72) == stage["joules_per_token_by_type"]["loss"]
@@ -134,7 +134,7 @@ def test_copies_count_once(tmp_path, stages, run) -> None:
     assert list(result.summaries) == ["kd_x"]
     assert len(result.stage()["attempts"]) == 1
     assert result.stage()["total_energy_joules"] == pytest.approx(236_000)
-    assert result.counted("dropped") == 4, "one copy in each folder, the record and the log of the copied folder"
+    assert "the run of kd_x from 1700000000 on is in" in result.report
 
 
 def test_rows_of_all_rotated_files_are_attempts(tmp_path, stages, run) -> None:
@@ -184,7 +184,7 @@ def test_importing_again_writes_the_same(tmp_path, stages, run) -> None:
     old.power_log(folder / "power_log.csv", [(START + i, 200.0) for i in range(1001)])
     run()
     before = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
-    assert len(before) == 3
+    assert len(before) == 4
     assert run().code == 0
     assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()} == before
 
@@ -213,8 +213,8 @@ def test_second_stage_of_one_process_is_the_training(stages, run) -> None:
     assert result.stage("sft_z", "student_train")["start_time"] == START + 2000
 
 
-def test_same_experiment_in_two_folders_is_two_experiments(stages, run) -> None:
-    old.write(stages / "kd_x", old.stage(), settings=old.config("kd_x"))
+def test_other_settings_in_another_folder_are_another_experiment(stages, run) -> None:
+    old.write(stages / "kd_x", old.stage(), settings=old.config("kd_x", training={"optimizer": "adafactor"}))
     old.write(stages / "kd_x_adamw", old.stage(start=START + 5000), settings=old.config("kd_x"))
     result = run()
     assert set(result.summaries) == {"kd_x", "kd_x_adamw"}
@@ -228,10 +228,12 @@ def test_user_says_what_a_stage_is(tmp_path, stages, run, capsys) -> None:
     with pytest.raises(SystemExit):
         main([str(tmp_path), "--out", "x", "--stage", "mystery=guess"])
     assert "expected NAME=STAGE with STAGE one of prerun, prepare_model, preprocess" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main([str(tmp_path), "--out", "x", "--into", "mystery=../up"])
-    result = run(str(tmp_path / "run"), "--stage", "mistery=logit_caching")
-    assert "mistery: no stage or stage folder of this name was read (mystery)" in result.report
+    for name in ("../up", "..", ".", "-x", ""):
+        with pytest.raises(SystemExit):
+            main([str(tmp_path), "--out", "x", "--into", f"mystery={name}"])
+    for option in ("--stage=mistery=logit_caching", "--into=mistery=kd_y"):
+        with pytest.raises(UserError, match="mistery: no stage or stage folder of this name was read, there are mystery"):
+            run(str(tmp_path / "run"), option)
 
 
 def test_what_is_not_kept_is_named(stages, run) -> None:
@@ -247,7 +249,7 @@ def test_what_is_not_kept_is_named(stages, run) -> None:
     assert "no environment file" in warnings
     assert "no configuration file" in warnings
     assert "1,000 power samples of 2,000: 50.0% are missing" in warnings
-    assert "stage train_me: tokens_processed = 7, its own file 50000, which is used" in result.report
+    assert f"stage train_me: tokens_processed = 7, {stages / 'train_me' / 'train_me.json'} says 50000" in result.report
 
 
 def test_a_total_of_another_policy_is_named(stages, run) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
 from tests.unit.importers import first_system as old
@@ -61,16 +63,31 @@ def test_tokens_and_energy_of_different_instants(stages, run) -> None:
 
 
 def test_padded_counts_of_a_generation(stages, run) -> None:
-    """100 prompts at 256 new tokens are 25,600 tokens at most; 25,601 hold padding."""
-    for name, tokens in (("synthetic_a", 25_600), ("synthetic_b", 25_601)):
+    """100 prompts at 256 new tokens are 25,600 tokens at most; the code that counted 25,601 counted 20,000, too."""
+    for name, tokens in (("synthetic_a", 20_000), ("synthetic_b", 25_601)):
         old.write(stages / name, old.stage(name, tokens_processed=tokens), settings=old.config(name, "sft"))
     result = run()
-    kept, padded = (result.stage(name, "teacher_generation") for name in ("synthetic_a", "synthetic_b"))
-    assert (kept["tokens_processed"], kept["tokens_unit"], kept["role"]) == (25_600, "generated", "teacher")
-    assert (padded["tokens_processed"], padded["work"]["generated"]) == (None, None)
-    assert padded["provenance"]["imported"]["tokens_claimed"] == 25_601
-    assert "25,601 is 256 per prompt of 100, at max_new_tokens = 256: padded positions" in " ".join(padded["warnings"])
+    for name, claimed, per_prompt in (("synthetic_a", 20_000, 200), ("synthetic_b", 25_601, 256)):
+        stage = result.stage(name, "teacher_generation")
+        assert (stage["tokens_processed"], stage["work"]["generated"], stage["joules_per_token"]) == (None, None, None)
+        assert stage["provenance"]["imported"]["tokens_claimed"] == claimed
+        text = (
+            f"{claimed:,} ({per_prompt} per prompt of 100, at max_new_tokens = 256): the first system counted padded positions"
+        )
+        assert text in " ".join(stage["warnings"])
     assert result.summaries["synthetic_a"]["joules_per_token"] is None, "it is no training"
+
+
+def test_the_configuration_is_the_stages_own(tmp_path, stages, run) -> None:
+    """A text of 50 prompts at 512 tokens in Canada, used by a training that says 100 prompts at 256 in Germany."""
+    own = {"max_gen_examples": 50, "generation": {"max_new_tokens": 512}}
+    old.write(stages / "synthetic_t", old.stage("synthetic_t"), settings=old.config("synthetic_t", "sft", synthetic_data=own))
+    settings = old.config("sft_a", "sft", energy={"country_iso_code": "DEU"})
+    old.write(stages / "sft_a", old.stage("sft_a", start=START + 5000), settings=settings)
+    result = run(str(tmp_path / "run"), "--into", "synthetic_t=sft_a")
+    stage = result.stage("sft_a", "teacher_generation")
+    assert "1000 per prompt of 50, at max_new_tokens = 512" in " ".join(stage["warnings"])
+    assert stage["carbon"]["intensity_g_per_kwh"] != result.stage("sft_a")["carbon"]["intensity_g_per_kwh"]
 
 
 def test_preprocessing_counted_examples(stages, run) -> None:
@@ -118,8 +135,50 @@ def test_codecarbon_figures_of_another_attempt(tmp_path, stages, run) -> None:
     far, stamped = result.stage("kd_far"), result.stage("kd_row")
     assert (far["cpu_energy_joules"], far["codecarbon_energy_kwh"], far["energy"]["gpu"]["crosscheck"]) == (None, None, None)
     assert "CodeCarbon's GPU figure beside it is 36,000 J where the samples give 200,000 J" in far["energy"]["cpu"]["reason"]
-    assert stamped["cpu_energy_joules"] is None
-    assert "that of CodeCarbon's run r1, which took 77 s: another attempt" in stamped["energy"]["cpu"]["reason"]
-    other = result.stage("kd_row-codecarbon")
-    assert other["total_energy_kwh"] == pytest.approx(0.06)
-    assert "1 row(s) of CodeCarbon of the same name, but of another time or length" in result.report
+    assert (
+        "1 of 2 attempts is not known: its CPU figure is that of CodeCarbon's run r1, which took 77 s" in stamped["warnings"][1]
+    )
+    assert [a["joules"]["cpu"] for a in stamped["attempts"]] == [pytest.approx(36_000), None]
+    assert stamped["wasted_j"] == pytest.approx(0.06 * 3.6e6), "the row is an attempt of the stage, which began anew"
+    assert stamped["total_energy_joules"] == pytest.approx(200_000 + 0.06 * 3.6e6)
+    assert "row r1, 77 s, is a further attempt of kd_row" in result.report
+    assert set(result.summaries) == {"kd_far", "kd_row"}
+
+
+@pytest.mark.parametrize(("hours", "known"), [(-5, True), (0, True), (9.5, True), (-5, False)])
+def test_instants_are_compared_in_real_time(stages, run, hours, known) -> None:
+    """A snapshot's local time is 73,800 s (82 quarters of an hour) off; its siblings tell the zone, or nothing does."""
+    taken = [
+        time.isoformat() for time in (datetime(2023, 11, 14, 22, 30) + timedelta(hours=hours, seconds=s) for s in (1, 73_801))
+    ]
+    for n in range(2 if known else 0):
+        old.write(stages / f"kd_{n}", old.snapshot(100, f"kd_{n}", snapshot_time=taken[0]), settings=old.config(f"kd_{n}"))
+    old.write(stages / "kd_off", old.snapshot(100, "kd_off", snapshot_time=taken[1]), settings=old.config("kd_off"))
+    result = run()
+    stage = result.stage("kd_off")
+    if known:
+        assert (stage["tokens_processed"], result.stage("kd_0")["tokens_processed"]) == (None, 1000)
+        assert "snapshot_time and end_time are 73,801 s apart" in " ".join(stage["warnings"])
+    else:
+        assert "the time zone of snapshot_time is not known" in " ".join(stage["warnings"])
+
+
+def test_summer_time_is_no_contradiction(stages, run) -> None:
+    for name, start, hours in (("kd_w", START, -5), ("kd_s", START + 180 * 86_400, -4)):
+        for step, seconds in ((100, 1000.0), (200, 2000.0)):
+            local = datetime.fromtimestamp(start + seconds + hours * 3600, UTC).replace(tzinfo=None).isoformat()
+            record = old.snapshot(step, name, start, seconds, 100.0 * step, snapshot_time=local)
+            old.write(stages / name, record, settings=old.config(name))
+    result = run()
+    assert [result.stage(name)["tokens_processed"] for name in ("kd_w", "kd_s")] == [2000, 2000]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "many", [1], True])
+def test_a_figure_that_is_no_number_is_named(stages, run, value) -> None:
+    """CodeCarbon's counter stands for the GPU: said in the report, and in the record."""
+    old.write(stages / "kd_x", old.stage() | {"gpu_energy_joules": value}, settings=old.config("kd_x"))
+    result = run()
+    assert result.counted("refused") == 1
+    assert f"gpu_energy_joules = {value!r} is no finite number" in result.report
+    assert f"gpu_energy_joules = {value!r} is no finite number: it is not known" in result.stage()["warnings"]
+    assert result.stage()["energy"]["gpu"]["method"] == "NVML total energy counter, read by CodeCarbon"

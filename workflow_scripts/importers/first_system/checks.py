@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from workflow_scripts.energy.model import Component, EnergyClass
 from workflow_scripts.energy.uncertainty import KWH
-from workflow_scripts.importers.first_system.files import Attempt, Source, StageFile
+from workflow_scripts.importers.first_system.files import Attempt, Source, Written
 from workflow_scripts.importers.first_system.logs import Row
 from workflow_scripts.importers.first_system.values import Report, local_time, nested, zone_offset
 from workflow_scripts.settings.schema import Uncertainty
@@ -65,18 +65,24 @@ class Judged:
         return sum(known) if known else None
 
 
-def judge(attempt: Attempt, stage: str, config: Any, source: Source, report: Report) -> Judged:
+def judge(attempt: Attempt, stage: str, source: Source, report: Report) -> Judged:
     """Check an attempt; what is set to null goes into the report as well."""
     gpu, gpu_at_file, remarks = _gpu(attempt, source.rows)
-    figures = {"gpu": gpu, "cpu": _cpu(attempt, source.rows), "dram": _dram(attempt, source.rows)}
-    tokens = _tokens(attempt, stage, config)
+    nothing = "no RAM figure was kept" if attempt.row is None else "CodeCarbon's row has no RAM figure"
+    why = (stale(attempt, source.rows) if attempt.row is None else None) or nothing
+    ram = own_codecarbon(attempt, source.rows).get("ram_energy")
+    figures = {"gpu": gpu, "cpu": _cpu(attempt, source.rows), "dram": _modelled(ram, RAM_MODEL, why, _scope(attempt))}
+    tokens = _tokens(attempt, stage, source)
     place = attempt.file.path if attempt.file is not None else f"{source.folder} ({source.stage_id})"
     reasons = {name: figure.reason for name, figure in figures.items()} | {"tokens": tokens.reason}
     for name, reason in reasons.items():
         if reason is not None:
-            report.add("null", place, f"{name}: {reason}")
-    if tokens.value is not None and stage == "teacher_generation" and _most_tokens(config) is None:
-        remarks.append("max_new_tokens or the number of prompts is not known: the count may hold padding")
+            report.add("set to null", place, f"{name}: {reason}")
+    if tokens.value is not None and (unsure := _other_instant(attempt.said, source.zone)[1]):
+        remarks.append(unsure)
+    remarks += attempt.file.odd if attempt.file is not None else ()
+    if attempt.row is not None and _scope(attempt) == "host":
+        remarks.append("CodeCarbon modelled CPU and RAM of the whole host (tracking_mode machine)")
     at_tokens = gpu_at_file + (figures["cpu"].joules or 0.0) if gpu_at_file is not None else None
     return Judged(attempt, figures, tokens, at_tokens, [*remarks, *_sampled(attempt)])
 
@@ -91,10 +97,15 @@ def _figure(joules: float, method: str, crosscheck: float | None = None) -> Comp
     return Component(joules=joules, energy_class=worth, method=method, scope=scope, uncertainty_pct=pct, crosscheck=crosscheck)
 
 
-def _modelled(kwh: float | None, method: str, reason: str) -> Component:
+def _scope(attempt: Attempt) -> Scope:
+    """What CodeCarbon modelled, as the attempt's row says."""
+    return "host" if attempt.row is not None and attempt.row.facts.get("tracking_mode") == "machine" else "job"
+
+
+def _modelled(kwh: float | None, method: str, reason: str, scope: Scope) -> Component:
     if not kwh:
-        return unknown(f"{reason} (0, which no running host uses)" if kwh == 0 else reason, "job")
-    return _figure(kwh * KWH, method)
+        return unknown(f"{reason} (0, which no running host uses)" if kwh == 0 else reason, scope)
+    return _figure(kwh * KWH, method).model_copy(update={"scope": scope})
 
 
 def _sampled(attempt: Attempt) -> list[str]:
@@ -124,14 +135,13 @@ def _gpu(attempt: Attempt, rows: Sequence[Row]) -> tuple[Component, float | None
             return _figure(crosscheck, GPU_COUNTER), crosscheck, []
         zero = "gpu_energy_joules is 0 or missing, and there is no power log"
         return unknown("CodeCarbon's row has no GPU figure" if attempt.file is None else zero, "device"), None, []
-    end = attempt.file_end
+    end = attempt.file.rank[0] if attempt.file is not None else None
     at_file = attempt.log.joules_until(end) if attempt.log is not None and end is not None else None
     remarks = []
     if said is not None and at_file is not None:
-        apart = abs(at_file / said - 1)
-        if apart <= LOG_AGREES:
-            remarks = [f"power log and record agree up to the record's end to {apart:.1g}"]
-        else:
+        agree = abs(at_file / said - 1) <= LOG_AGREES
+        remarks = [f"power log and record agree up to the record's end to {abs(at_file / said - 1):.1g}"]
+        if not agree:
             remarks = [f"the power log gives {at_file:,.0f} J up to the record's end, the record {said:,.0f} J, which is used"]
             at_file = None
     if said is not None and at_file is None:
@@ -145,7 +155,7 @@ def _cpu(attempt: Attempt, rows: Sequence[Row]) -> Component:
     own_row = attempt.row.kwh["cpu_energy"] if attempt.row is not None else None
     if attempt.file is None:
         nothing = "no CPU figure was kept" if attempt.row is None else "CodeCarbon's row has no CPU figure"
-        return _modelled(own_row, CPU_MODEL, nothing)
+        return _modelled(own_row, CPU_MODEL, nothing, _scope(attempt))
     said, modelled = attempt.said.cpu_energy_joules, attempt.said.codecarbon_cpu_energy_kwh
     problem = _equal_at_every_step(attempt, "cpu_energy_joules")
     if said is None:
@@ -156,20 +166,11 @@ def _cpu(attempt: Attempt, rows: Sequence[Row]) -> Component:
         problem = problem or "nothing says whether the CPU figure is RAPL's or CodeCarbon's"
     elif math.isclose(said, modelled * KWH, rel_tol=SAME_FIGURE):
         if (problem := problem or stale(attempt, rows)) is None:
-            return _figure(said, CPU_MODEL)
+            return _figure(said, CPU_MODEL).model_copy(update={"scope": _scope(attempt)})
     elif problem is None and attempt.seconds < RAPL_WRAPS_J / RAPL_LARGEST_W:
         return _figure(said, RAPL)
-    wraps = (
-        f"RAPL was read at start and end only: over {attempt.seconds:,.0f} s its counter may have wrapped any number of times"
-    )
-    return _modelled(own_row, CPU_MODEL, problem or wraps)
-
-
-def _dram(attempt: Attempt, rows: Sequence[Row]) -> Component:
-    """CodeCarbon's RAM model; the first system left it out of its totals."""
-    nothing = "no RAM figure was kept" if attempt.row is None else "CodeCarbon's row has no RAM figure"
-    why = stale(attempt, rows) if attempt.row is None else None
-    return _modelled(own_codecarbon(attempt, rows).get("ram_energy"), RAM_MODEL, why or nothing)
+    wraps = f"RAPL was read at its ends only: over {attempt.seconds:,.0f} s its counter may have wrapped any number of times"
+    return _modelled(own_row, CPU_MODEL, problem or wraps, _scope(attempt))
 
 
 def own_codecarbon(attempt: Attempt, rows: Sequence[Row]) -> dict[str, float | None]:
@@ -221,54 +222,57 @@ def _equal_at_every_step(attempt: Attempt, key: str) -> str | None:
     return f"{key} = {values[0]:g} at every step ({steps}{', …' if len(attempt.snapshots) > 4 else ''}): it did not count"
 
 
-def _tokens(attempt: Attempt, stage: str, config: Any) -> Tokens:
+def _tokens(attempt: Attempt, stage: str, source: Source) -> Tokens:
     """Tokens of an attempt at the instant of its file, typed by what the first system counted in such a stage."""
     unit, claimed = "generated" if stage == "teacher_generation" else "loss", attempt.said.tokens_processed
     if attempt.file is None:
         return Tokens(None, unit, "no record says how many tokens")
     if claimed is None:
         return Tokens(None, unit, "tokens_processed is missing")
-    reason = (
-        _no_count(claimed, stage, config)
-        or _other_instant(attempt.file, f"tokens_processed = {claimed:,.0f} and its energy are not of one instant", claimed)
-        or _no_course(attempt)
-    )
+    reason = _no_count(claimed, stage, source.config) or _other_instant(attempt.said, source.zone)[0] or _no_course(attempt)
     return Tokens(int(claimed) if reason is None else None, unit, reason, claimed)
 
 
 def _no_count(claimed: float, stage: str, config: Any) -> str | None:
+    """Why a number is no count of tokens: in every generation the padding of the batches was counted."""
     if stage == "preprocess":
         return f"tokens_processed = {claimed:,.0f}: preprocessing counted examples, not tokens"
     if claimed <= 0 or claimed != int(claimed):
         return f"tokens_processed = {claimed:g}: energy was spent, so the count is missing, not {claimed:g}"
-    new, prompts = (stage == "teacher_generation" and _most_tokens(config)) or (math.inf, 1)
-    if claimed <= new * prompts:
+    if stage != "teacher_generation":
         return None
-    per_prompt = f"{claimed / prompts:.0f} per prompt of {prompts:,}, at max_new_tokens = {new}"
-    return f"tokens_processed = {claimed:,.0f} is {per_prompt}: padded positions were counted"
-
-
-def _most_tokens(config: Any) -> tuple[int, int] | None:
-    """max_new_tokens and the number of prompts, where both are known."""
     new, prompts = nested(config, "synthetic_data.generation.max_new_tokens"), nested(config, "synthetic_data.max_gen_examples")
-    return (new, prompts) if isinstance(new, int) and isinstance(prompts, int) and new > 0 and prompts > 0 else None
+    known = isinstance(new, int) and isinstance(prompts, int) and prompts > 0
+    per_prompt = f" ({claimed / prompts:.0f} per prompt of {prompts:,}, at max_new_tokens = {new})" if known else ""
+    return f"tokens_processed = {claimed:,.0f}{per_prompt}: the first system counted padded positions as generated tokens"
 
 
-def _other_instant(file: StageFile, pair: str, claimed: float) -> str | None:
-    """Tokens and energy that cannot be of one instant."""
-    rate, joules, end = file.said.joules_per_token, file.said.total_energy_joules, file.said.end_time
+def _other_instant(said: Written, zone: Mapping[float, int]) -> tuple[str | None, str | None]:
+    """Why tokens and energy cannot be of one instant, and what of that is not known.
+
+    The zone of a snapshot's local time is the one that most of the other files have; two of them may differ by summer time.
+    """
+    rate, joules, end, claimed = said.joules_per_token, said.total_energy_joules, said.end_time, said.tokens_processed or 0.0
+    pair = f"tokens_processed = {claimed:,.0f} and its energy are not of one instant"
     if rate and joules and not math.isclose(rate * claimed, joules, rel_tol=1e-3):
-        return f"{pair}: the record's own joules_per_token = {rate:.4g} does not follow from them and {joules:,.0f} J"
-    taken = local_time(file.said.snapshot_time)
-    if taken is not None and end is not None and abs(rest := zone_offset(taken, end)[1]) > SAME_INSTANT_S:
-        return f"{pair}: snapshot_time and end_time are {abs(rest):.0f} s apart"
-    return None
+        return f"{pair}: the record's own joules_per_token = {rate:.4g} does not follow from them and {joules:,.0f} J", None
+    taken = local_time(said.snapshot_time)
+    if taken is None or end is None:
+        return None, None
+    offset, rest = zone_offset(taken, end)
+    others = {other: n for other, files in zone.items() if (n := files - (other == offset)) > 0}
+    if not others:
+        wrong = f"{pair}: snapshot_time and end_time are {abs(rest):.0f} s or more apart"
+        unsure = "the time zone of snapshot_time is not known: whether tokens and energy are of one instant is not, either"
+        return (wrong if abs(rest) > SAME_INSTANT_S else None), unsure
+    usual = max(others, key=lambda other: (others[other], -abs(other - offset)))
+    apart = min(abs(taken - end - other) for other in others if abs(other - usual) in (0.0, 3600.0))
+    return (f"{pair}: snapshot_time and end_time are {apart:,.0f} s apart" if apart > SAME_INSTANT_S else None), None
 
 
 def _no_course(attempt: Attempt) -> str | None:
     """Counts that do not rise with the steps while the energy does."""
-    counts = [(f.step, f.said.tokens_processed) for f in attempt.snapshots]
-    known = [(step, count) for step, count in counts if count is not None]
+    known = [(f.step, count) for f in attempt.snapshots if (count := f.said.tokens_processed) is not None]
     if len(known) > 1 and len({count for _, count in known}) == 1:
         return f"tokens_processed = {known[0][1]:,.0f} at every step while energy was spent: they are of different instants"
     for (step, count), (later, next_count) in itertools.pairwise(known):

@@ -7,24 +7,35 @@ environment. A single stage folder may be given as well.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator
 
-from workflow_scripts.artefact import ArtefactError, read_json
-from workflow_scripts.importers.first_system.logs import PowerLog, PowerLogError, Row, read_emissions, read_power_log
-from workflow_scripts.importers.first_system.values import Number, Report
+from workflow_scripts.artefact import read_json
+from workflow_scripts.errors import UserError
+from workflow_scripts.importers.first_system.logs import LATEST, PowerLog, PowerLogError, Row, read_emissions, read_power_log
+from workflow_scripts.importers.first_system.values import Number, Report, nested
 
 SUMMARY = "experiment_summary.json"
 SAMPLES = "gpu_power_samples"
 STEP = re.compile(r"__step_(\d+)$")
 Json = Mapping[str, Any]
+SHAPES: dict[str, dict[str, Any]] = {  # what is read of a file by its key; a value of another type makes it malformed
+    "config": {"config": dict, "experiment": dict, "stage_id": str, "config.pipeline": str, "config.experiment.name": str}
+    | {f"config.{section}": dict for section in ("experiment", "training", "synthetic_data", "energy", "output")},
+    "environment": {"hostname": str, "gpus": list, "cpu.brand": str, "cpu.logical_cores": int, "git_info.commit_hash": str}
+    | {"git_info.is_dirty": bool, **dict.fromkeys(("cpu", "software", "git_info", "slurm_info"), dict)},
+    "summary": {"stages": dict, "experiment_name": str},
+    "stage": {"stage_id": str, "stage_name": str},
+}
+REQUIRED = {"config": "config", "summary": "stages"}
 
 
 class Written(BaseModel):
@@ -60,38 +71,29 @@ class Written(BaseModel):
         if seconds is not None:
             start = end - seconds if start is None and end is not None else start
             end = start + seconds if end is None and start is not None else end
-        return (start, end) if start is not None and end is not None and end > start > 0 else None
+        return (start, end) if start is not None and end is not None and LATEST > end > start > 0 else None
 
 
 @dataclass(frozen=True)
 class StageFile:
-    """One stage record or snapshot; `digest` is that of its content without the power samples."""
+    """One stage record or snapshot; `digest` is its content's without the power samples, `odd` what is no number in it.
+
+    Of two files of one run that of the greater `rank` says more: the later, then a final record, then one that is no summary.
+    """
 
     path: Path
     said: Written
     digest: str
-
-    @property
-    def stage_id(self) -> str:
-        """Name of the stage in the first system."""
-        return str(self.said.stage_id or self.said.stage_name or self.path.stem)
-
-    @property
-    def snapshot(self) -> bool:
-        """Whether the stage was still running when this was written."""
-        return bool(self.said.snapshot) or "__partial" in self.path.stem or self.step is not None
-
-    @property
-    def step(self) -> int | None:
-        """Step of a snapshot, by its own word or by its name; compared as a number, 10200 is after 9800."""
-        named = STEP.search(self.path.stem)
-        step = self.said.snapshot_step
-        return int(step) if step is not None else int(named[1]) if named else None
+    odd: tuple[str, ...]
+    stage_id: str
+    step: int | None
+    snapshot: bool
+    rank: tuple[float, bool, bool, int]
 
 
 @dataclass
 class Attempt:
-    """One attempt: start and end [s, Unix]; `file` is the latest that speaks of it, `snapshots` all, in order of their step."""
+    """One attempt: start and end [s, Unix]; `file` is the latest that speaks of it, `snapshots` all, in order of their end."""
 
     start: float
     end: float
@@ -99,6 +101,7 @@ class Attempt:
     snapshots: list[StageFile] = field(default_factory=list)
     log: PowerLog | None = None
     row: Row | None = None
+    environment: Json = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
@@ -115,15 +118,18 @@ class Attempt:
         """The figures in the file; without one, none."""
         return self.file.said if self.file is not None else Written()
 
-    @property
-    def file_end(self) -> float | None:
-        """The instant of the figures in the file [s, Unix]."""
-        return span[1] if (span := self.said.span) is not None else None
+    def overlaps(self, other: Attempt) -> bool:
+        """Whether the two share more than half of the shorter one's time."""
+        shared = min(self.end, other.end) - max(self.start, other.start)
+        return shared > 0.5 * min(self.seconds, other.seconds)
 
 
 @dataclass
 class Source:
-    """All that is known of one stage of one run folder; `shared_by` names the experiments that use it."""
+    """All that is known of one stage, from the folders that hold its attempts; `shared_by` names the experiments that use it.
+
+    `zone` counts, for each distance from UTC [s], the files by which local times have it.
+    """
 
     run: Path
     folder: Path
@@ -136,57 +142,69 @@ class Source:
     rows: list[Row] = field(default_factory=list)
     attempts: list[Attempt] = field(default_factory=list)
     shared_by: list[str] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
+    zone: Mapping[float, int] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names that a user can give it: its id and its folders."""
+        return tuple(dict.fromkeys((self.folder.name, self.stage_id, *(path.name for path in self.others))))
 
 
 class Reader:
-    """Reads run folders; remembers contents, so that a copy of a file counts once over all of them."""
+    """Reads run folders; `rows` are CodeCarbon's of all of them, a run of CodeCarbon once, by its longest row."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
-        self._seen: dict[str, Path] = {}
-        self._rows: dict[str, Row] = {}
+        self.rows: dict[str, Row] = {}
 
-    def run_folder(self, path: Path) -> tuple[list[Source], list[Row]]:
-        """Stages and CodeCarbon's rows of one run folder; none when nothing of the first system is in it, which is reported."""
-        summary: Json = {}
+    def run_folder(self, path: Path) -> list[Source]:
+        """Stages of one run folder; none when nothing of the first system is in it, which is reported."""
         if not path.is_dir():
             self._report.add("refused", path, "no such folder")
-            return [], []
-        top = path / SUMMARY
-        if top.is_file() and (content := self._json(top)) is not None:
-            kind = _kind(content)
-            summary = content if kind == "summary" else {}
-            self._report.add("read" if summary else "refused", top, kind)
-        stages = path / "stages"
+            return []
+        top, stages = path / SUMMARY, path / "stages"
+        whole = self._read([top] if top.is_file() and stages.is_dir() else [])["summary"]
         folders = [stages, *sorted(p for p in stages.iterdir() if p.is_dir())] if stages.is_dir() else [path]
-        sources = [source for folder in folders for source in self._stage_folder(path, folder, summary)]
-        sources = self._with_summaries(path, sources, summary)
-        rows = self._emissions(path)
-        if not sources and not rows:
+        sources = [source for folder in folders for source in self._stage_folder(path, folder, whole)]
+        for file, summary in whole:
+            known = {source.stage_id for source in sources}
+            sources += [Source(path, path, name, summary=summary) for name in summary["stages"] if name not in known]
+            for source in sources:
+                self._from_summary(source, file, summary)
+        sources = [source for source in sources if source.files or source.power_log is not None]
+        if not self._emissions(path) and not sources:
             nothing = "no stage record, snapshot, power_log.csv or emissions.csv of the first system in it"
             self._report.add("refused", path, nothing)
-        return sources, rows
+        return sources
 
-    def _stage_folder(self, run: Path, folder: Path, whole: Json) -> list[Source]:
-        """The stages of one folder, each with its configuration and environment, and the power log when there is one stage."""
-        found: dict[str, list[tuple[Path, Json]]] = {"config": [], "environment": [], "summary": []}
-        sources: dict[str, Source] = {}
-        for path in sorted(folder.glob("*.json")):
-            if path == run / SUMMARY or (content := self._json(path)) is None:
-                continue
-            kind = _kind(content)
-            if kind in found:
+    def _read(self, paths: Iterable[Path]) -> dict[str, list[tuple[Path, Json]]]:
+        """The files by what they are; what is malformed or of another system is reported."""
+        found: dict[str, list[tuple[Path, Json]]] = {"config": [], "environment": [], "summary": [], "stage": []}
+        for path in paths:
+            try:
+                content = read_json(path)
+                kind = _kind(content)
+                _check_shape(kind, content)
+            except (UserError, OSError, ValueError, RecursionError) as error:
+                self._report.add("refused", path, str(error).partition(": delete it")[0].removeprefix(f"{path} "))
+            else:
                 self._report.add("read", path, kind)
                 found[kind].append((path, content))
-            elif kind != "stage":
-                self._report.add("refused", path, kind)
-            elif (file := self._stage_file(path, content)) is not None:
-                sources.setdefault(file.stage_id, Source(run, folder, file.stage_id)).files.append(file)
-        summary = found["summary"][-1][1] if found["summary"] else whole
+        return found
+
+    def _stage_folder(self, run: Path, folder: Path, whole: list[tuple[Path, Json]]) -> list[Source]:
+        """The stages of one folder, each with its configuration and environment, and the power log when there is one stage."""
+        found = self._read(sorted(folder.glob("*.json")))
+        sources: dict[str, Source] = {}
+        for path, content in found["stage"]:
+            file = self._stage_file(path, content)
+            sources.setdefault(file.stage_id, Source(run, folder, file.stage_id)).files.append(file)
+        for name in (name for _, summary in found["summary"] for name in summary["stages"]):
+            sources.setdefault(name, Source(run, folder, name))
         log = self._power_log(folder / "power_log.csv")
-        if not sources and (log is not None or found["summary"]):
-            only = list(summary.get("stages", {})) if len(summary.get("stages", {})) == 1 else []
-            stage_id = only[0] if only else _one_of(found["config"], folder.name).get("stage_id") or folder.name
+        if not sources and log is not None:
+            stage_id = str(_one_of(found["config"], folder.name).get("stage_id") or folder.name)
             sources[stage_id] = Source(run, folder, stage_id)
         elif not sources and found["config"] and folder != run:
             gone = "the stage began, and left no record, snapshot or power log: its energy is not known"
@@ -194,7 +212,9 @@ class Reader:
         for source in sources.values():
             source.config = _one_of(found["config"], source.stage_id).get("config", {})
             source.environment = _one_of(found["environment"], source.stage_id)
-            source.summary = summary
+            source.summary = (found["summary"] or whole or [(folder, {})])[-1][1]
+            for path, summary in found["summary"]:
+                self._from_summary(source, path, summary)
         if log is not None and len(sources) == 1:
             next(iter(sources.values())).power_log = log
         elif log is not None:
@@ -202,75 +222,39 @@ class Reader:
             self._report.add("refused", folder / "power_log.csv", text)
         return list(sources.values())
 
-    def _json(self, path: Path) -> Json | None:
-        try:
-            content = read_json(path)
-        except (ArtefactError, OSError, UnicodeDecodeError) as error:
-            self._report.add("refused", path, str(error).partition(": delete it")[0].removeprefix(f"{path} "))
-            return None
-        if not isinstance(content, dict):
-            self._report.add("refused", path, f"a JSON {type(content).__name__}, expected an object")
-            return None
-        return content
-
-    def _known(self, path: Path, digest: str) -> bool:
-        """Whether content of this digest has been read before."""
-        if digest in self._seen:
-            self._report.add("dropped", path, f"same content as {self._seen[digest]}")
-        return digest in self._seen
-
-    def _stage_file(self, path: Path, content: Json) -> StageFile | None:
+    def _stage_file(self, path: Path, content: Json) -> StageFile:
         bare = {key: value for key, value in content.items() if key != SAMPLES}
         digest = hashlib.sha256(json.dumps(bare, sort_keys=True).encode()).hexdigest()
-        if self._known(path, digest):
-            return None
-        self._seen[digest] = path
-        self._report.add("read", path, "stage")
-        return StageFile(path, Written.model_validate(content), digest)
+        said = Written.model_validate(content)
+        numbers = [name for name, info in Written.model_fields.items() if info.annotation == float | None]
+        wrong = [key for key in numbers if content.get(key) is not None and getattr(said, key) is None]
+        odd = tuple(f"{key} = {content[key]!r:.40} is no finite number: it is not known" for key in wrong)
+        for text in odd:
+            self._report.add("refused", path, text)
+        named, step = STEP.search(path.stem), said.snapshot_step
+        step = int(step) if step is not None else int(named[1]) if named else None
+        snapshot = bool(said.snapshot) or "__partial" in path.stem or step is not None
+        rank = (said.span[1] if said.span is not None else 0.0, not snapshot, path.name != SUMMARY, step or 0)
+        stage_id = str(said.stage_id or said.stage_name or path.stem)
+        return StageFile(path, said, digest, odd, stage_id, step, snapshot, rank)
 
-    def _with_summaries(self, run: Path, sources: list[Source], whole: Json) -> list[Source]:
-        """Stages that a summary has and no whole file: an attempt that is known by its start is not taken again."""
-        known = {(f.stage_id, f.said.start_time): f for s in sources for f in s.files if not f.snapshot}
-        summaries = {id(s.summary): (s.folder, s.summary) for s in sources if s.summary}
-        if whole:
-            summaries.setdefault(id(whole), (run, whole))
-        for folder, summary in summaries.values():
-            place = folder / SUMMARY
-            for stage_id, content in summary["stages"].items():
-                if not isinstance(content, dict):
-                    text = f"stage {stage_id}: a JSON {type(content).__name__}, expected an object"
-                    self._report.add("refused", place, text)
-                    continue
-                start = Written.model_validate(content).start_time
-                if own := known.get((stage_id, start)):
-                    self._compare(place, Written.model_validate(content), own)
-                    continue
-                source = next((s for s in sources if s.stage_id == stage_id), None)
-                if source is None:
-                    source = Source(run, folder, stage_id, summary=summary)
-                    sources.append(source)
-                if (file := self._stage_file(place, {"stage_id": stage_id, **content})) is not None:
-                    self._report.add("noted", place, f"stage {stage_id} has no whole file of its own: taken from this summary")
-                    source.files.append(file)
-                    known[stage_id, start] = file
-        return [s for s in sources if s.files or s.power_log is not None]
-
-    def _compare(self, place: Path, said: Written, own: StageFile) -> None:
-        """A summary that does not say what the stage's own file says."""
-        for key in {"total_energy_joules", "tokens_processed"} & said.model_fields_set:
-            if (other := getattr(said, key)) != (ours := getattr(own.said, key)):
-                text = f"stage {own.stage_id}: {key} = {_plain(other)}, its own file {_plain(ours)}, which is used"
-                self._report.add("noted", place, text)
+    def _from_summary(self, source: Source, place: Path, summary: Json) -> None:
+        """What a summary says of a stage is one more file of it."""
+        content = summary["stages"].get(source.stage_id)
+        if isinstance(content, dict):
+            source.files.append(self._stage_file(place, {"stage_id": source.stage_id, **content}))
+        elif content is not None:
+            text = f"stage {source.stage_id}: a JSON {type(content).__name__}, expected an object"
+            self._report.add("refused", place, text)
 
     def _power_log(self, path: Path) -> PowerLog | None:
-        if not path.is_file() or self._known(path, digest := hashlib.sha256(path.read_bytes()).hexdigest()):
+        if not path.is_file():
             return None
         try:
             log = read_power_log(path)
-        except (PowerLogError, OSError) as error:
+        except (PowerLogError, OSError, csv.Error) as error:
             self._report.add("refused", path, str(error))
             return None
-        self._seen[digest] = path
         self._report.add("read", path, "power log")
         if log.bad_rows:
             text = f"{log.bad_rows} row(s) that are no samples; the other {len(log.times):,} are used"
@@ -279,39 +263,48 @@ class Reader:
             self._report.add("dropped", path, f"{log.repeated_rows} row(s) with the time stamp of another row")
         return log
 
-    def _emissions(self, run: Path) -> list[Row]:
-        """CodeCarbon's rows of all rotated files, a run of CodeCarbon once (its longest row)."""
-        longest: dict[str, Row] = {}
-        for path in sorted({*run.glob("codecarbon/emissions*.csv*"), *run.glob("emissions*.csv*")}):
-            for row in read_emissions(path, self._report):
-                other = longest.get(row.run_id) or self._rows.get(row.run_id)
-                if other is not None:
-                    longer, shorter = sorted((row, other), key=lambda r: -r.duration_s)
-                    text = f"row of CodeCarbon run {row.run_id}, again and no shorter in {longer.path.name}"
-                    self._report.add("dropped", shorter.path, text)
-                if other is None or (row.run_id in longest and row.duration_s > other.duration_s):
-                    longest[row.run_id] = row
-        self._rows |= longest
-        return sorted(longest.values(), key=lambda row: row.local_end)
+    def _emissions(self, run: Path) -> int:
+        """CodeCarbon's rows of all rotated files; returns how many there are."""
+        found = [*run.glob("codecarbon/emissions*.csv*"), *run.glob("emissions*.csv*")]
+        rows = [row for path in sorted(set(found)) for row in read_emissions(path, self._report)]
+        for row in rows:
+            if other := self.rows.get(row.run_id):
+                row, shorter = sorted((row, other), key=lambda r: -r.duration_s)
+                text = f"row of CodeCarbon run {row.run_id}, again and no shorter in {row.path}"
+                self._report.add("dropped", shorter.path, text)
+            self.rows[row.run_id] = row
+        return len(rows)
 
 
-def _plain(value: float | None) -> str:
-    return "null" if value is None else f"{value:.15g}"
-
-
-def _kind(content: Json) -> str:
-    """config, environment, summary, stage, or why it is none of them."""
+def _kind(content: Any) -> str:
+    """config, environment, summary or stage. Raises UserError that says why it is none of them."""
+    if not isinstance(content, dict):
+        raise UserError(f"a JSON {type(content).__name__}, expected an object")
     if str(content.get("schema", "")).startswith(("energy-stage/", "experiment-summary/")):
-        return f"{content['schema']} is a result of this program, nothing to import: compare its summary as it is"
-    if isinstance(content.get("stages"), dict):
+        raise UserError(f"{content['schema']} is a result of this program, nothing to import: compare its summary as it is")
+    if "stages" in content:
         return "summary"
-    if isinstance(content.get("config"), dict):
-        return "config"
-    if "gpus" in content and "software" in content:
-        return "environment"
     if ("stage_id" in content or "stage_name" in content) and ("start_time" in content or "gpu_energy_joules" in content):
         return "stage"
-    return f"no stage of the first system (keys {', '.join(list(content)[:4]) or 'none'})"
+    if "config" in content or ("experiment" in content and "start_time" not in content):
+        return "config"
+    if "software" in content or "gpus" in content:
+        return "environment"
+    raise UserError(f"no stage of the first system (keys {', '.join(list(content)[:4]) or 'none'})")
+
+
+def _check_shape(kind: str, content: Json) -> None:
+    """Raises UserError naming the first value that is not of its type."""
+    for key, expected in SHAPES[kind].items():
+        value = nested(content, key)
+        if value is not None and not isinstance(value, expected):
+            wanted = "an object" if expected is dict else f"a {expected.__name__}"
+            raise UserError(f"{kind}: {key} = {value!r:.40}, expected {wanted}")
+    if kind in REQUIRED and content.get(REQUIRED[kind]) is None:
+        raise UserError(f"{kind}: it has no {REQUIRED[kind]}")
+    for gpu in content.get("gpus") or () if kind == "environment" else ():
+        if not isinstance(gpu, dict) or not isinstance(gpu.get("name"), str | None):
+            raise UserError(f"environment: gpus has {gpu!r:.40}, expected an object with a name")
 
 
 def _one_of(files: list[tuple[Path, Json]], stage_id: str) -> Json:

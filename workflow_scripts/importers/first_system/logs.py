@@ -15,15 +15,25 @@ from pathlib import Path
 import numpy as np
 
 from workflow_scripts.errors import UserError
-from workflow_scripts.importers.first_system.values import Report, float_or_none, local_time
+from workflow_scripts.importers.first_system.values import Report, float_or_none, local_time, not_negative
 
 TIME, POWER = "timestamp", "total_power_w"
 GAP_PERIODS = 2.0  # samples further apart than this many periods leave a gap
 ATTEMPT_GAP_S = 60.0  # a running sampler has stood still for 41 s; nothing is integrated over more than this
+LATEST = 1e11  # s, Unix; a larger time stamp is in ms
 LARGEST_W = 1e5  # per sample, over all GPUs of a host
 NEEDED = ("timestamp", "project_name", "run_id", "duration", "energy_consumed")
 ENERGIES = ("cpu_energy", "gpu_energy", "ram_energy", "energy_consumed")
-TEXTS = ("codecarbon_version", "cpu_model", "gpu_model", "tracking_mode", "os", "python_version", "country_iso_code")
+TEXTS = (
+    "codecarbon_version",
+    "cpu_model",
+    "gpu_count",
+    "gpu_model",
+    "tracking_mode",
+    "os",
+    "python_version",
+    "country_iso_code",
+)
 
 
 class PowerLogError(UserError):
@@ -55,33 +65,24 @@ class PowerLog:
         """Energy [J] from the first to the last sample, gaps included."""
         return float(self.curve()[-1])
 
-    def _areas(self) -> np.ndarray:
-        """Energy [J] between two samples, [n - 1]."""
-        areas: np.ndarray = np.diff(self.times) * (self.watts[1:] + self.watts[:-1]) / 2
-        return areas
-
     def curve(self) -> np.ndarray:
         """Energy [J] since the first sample, [n]."""
-        return np.concatenate([[0.0], np.cumsum(self._areas())])
+        return np.concatenate([[0.0], np.cumsum(np.diff(self.times) * (self.watts[1:] + self.watts[:-1]) / 2)])
 
     def joules_until(self, time: float) -> float:
         """Energy [J] up to a time: power is on the line between two samples, and stays for two periods after the last."""
         if time <= self.start:
             return 0.0
         time = min(time, self.end + GAP_PERIODS * self.period_s)
-        before = int(np.searchsorted(self.times, time, side="right")) - 1
-        at_time = float(np.interp(time, self.times, self.watts))
-        return float(self.curve()[before]) + (time - float(self.times[before])) * (float(self.watts[before]) + at_time) / 2
+        times = np.append(self.times[self.times < time], time)
+        return float(np.trapezoid(np.interp(times, self.times, self.watts), times))
 
     def gaps(self) -> tuple[int, float, float, float]:
         """Number of gaps, their seconds and joules (part of `joules`), and the longest distance of two samples [s]."""
         steps = np.diff(self.times)
         wide = steps > GAP_PERIODS * self.period_s
-        return int(wide.sum()), float(steps[wide].sum()), float(self._areas()[wide].sum()), float(steps.max(initial=0.0))
-
-    def part(self, first: int, last: int) -> PowerLog:
-        """Samples first to last - 1."""
-        return PowerLog(self.times[first:last], self.watts[first:last], self.period_s)
+        joules = float(np.diff(self.curve())[wide].sum())
+        return int(wide.sum()), float(steps[wide].sum()), joules, float(steps.max(initial=0.0))
 
 
 def read_power_log(path: Path) -> PowerLog:
@@ -102,6 +103,8 @@ def read_power_log(path: Path) -> PowerLog:
         elif [cell.strip() for cell in row] != header:  # the header again, where two files were joined
             bad += 1
     distinct = sorted(dict(reversed(samples)).items())
+    if late := sum(time > LATEST for time, _ in distinct):
+        raise PowerLogError(f"{late} time stamp(s) are no Unix seconds (milliseconds?): {TIME} is expected in s")
     if len(distinct) < 2:
         raise PowerLogError(f"{len(distinct)} usable sample(s) in {len(rows) - 1} row(s): no time to integrate over")
     times, watts = np.array(distinct).T
@@ -128,7 +131,8 @@ def split(log: PowerLog, starts: list[float], ends: list[float | None]) -> tuple
             cuts.add(int(i) + 1)
     begins = [int(np.searchsorted(log.times, start - 2 * log.period_s)) for start in starts]
     edges = sorted({0, len(log.times), *cuts, *(b for b in begins if b < len(log.times))})
-    parts = {first: log.part(first, last) for first, last in itertools.pairwise(edges) if last - first > 1}
+    spans = [(first, last) for first, last in itertools.pairwise(edges) if last - first > 1]
+    parts = {first: PowerLog(log.times[first:last], log.watts[first:last], log.period_s) for first, last in spans}
     own: list[PowerLog | None] = []
     for begin, start in zip(begins, starts, strict=True):
         part = parts.get(begin)
@@ -177,21 +181,11 @@ def read_emissions(path: Path, report: Report) -> list[Row]:
 
 
 def _row(path: Path, cells: dict[str, str]) -> Row | None:
-    end, duration = local_time(cells["timestamp"]), _float(cells["duration"])
+    end, duration = local_time(cells["timestamp"]), not_negative(cells["duration"])
     if end is None or duration is None or duration <= 0:
         return None
-    return Row(
-        path=path,
-        project=cells["project_name"],
-        run_id=cells["run_id"] or f"{cells['project_name']} of {cells['timestamp']}",
-        local_end=end,
-        duration_s=duration,
-        kwh={name: _float(cells.get(name, "")) for name in ENERGIES},
-        emissions_kg=_float(cells.get("emissions", "")),
-        facts={name: cells[name] for name in TEXTS if cells.get(name)},
-    )
-
-
-def _float(text: str) -> float | None:
-    value = float_or_none(text)
-    return value if value is not None and value >= 0 else None
+    kwh = {name: not_negative(cells.get(name, "")) for name in ENERGIES}
+    facts = {name: cells[name] for name in TEXTS if cells.get(name)}
+    run_id = cells["run_id"] or f"{cells['project_name']} of {cells['timestamp']}"
+    emissions = not_negative(cells.get("emissions", ""))
+    return Row(path, cells["project_name"], run_id, end, duration, kwh, emissions, facts)

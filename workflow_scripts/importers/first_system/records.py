@@ -8,9 +8,10 @@ from __future__ import annotations
 import gzip
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from workflow_scripts.accounting.model import ExperimentSummary, Reuse, SummaryStage, sum_of
 from workflow_scripts.accounting.summary import fingerprint
@@ -20,24 +21,24 @@ from workflow_scripts.energy.carbon import intensity
 from workflow_scripts.energy.uncertainty import KWH, worst
 from workflow_scripts.importers.first_system.checks import BOUNDARY, Judged, judge, own_codecarbon, unknown
 from workflow_scripts.importers.first_system.files import SUMMARY, Attempt, Source
+from workflow_scripts.importers.first_system.identity import Experiment, comparable, result_settings
 from workflow_scripts.importers.first_system.logs import PowerLog
-from workflow_scripts.importers.first_system.naming import Experiment, comparable
 from workflow_scripts.importers.first_system.values import Report, nested
 from workflow_scripts.pipelines import IN_SUMMARY
 from workflow_scripts.progress import TOKEN_TYPES
 
-NO_SETTINGS = ("experiment", "wandb", "output", "benchmark", "hardware", "energy")  # of the first system: change no result
 POLL_MS = 500  # its default
 GPU = {"name": "name", "power_limit_w": "power_limit_watts", "driver": "driver_version"}
-PACKAGES = {"pytorch_version": "torch", "transformers_version": "transformers"}
+PACKAGES = {"pytorch_version": "torch", "transformers_version": "transformers", "codecarbon_version": "codecarbon"}
 COMPONENTS = ("gpu", "cpu", "dram")
+TokensTold = tuple[int | None, str | None, float | None]  # tokens, why they are not known, joules at their instant
 
 
 def summarise(experiment: Experiment, report: Report) -> ExperimentSummary:
     """The summary `experiment-summary/1`. Quality is empty: the first system kept none beside the energy."""
-    settings = {key: value for key, value in experiment.config.items() if key not in NO_SETTINGS}
     stages = {stage: _record(experiment, stage, source, report) for stage, source in experiment.stages.items()}
     shared = {stage: record.shared_by for stage, record in stages.items() if record.shared_by and len(record.shared_by) > 1}
+    settings = result_settings(experiment.config)
     marks = {stage: record.provenance.fingerprint for stage, record in stages.items()}
     return ExperimentSummary(
         experiment_id=f"{experiment.name}-imported-{fingerprint(marks)}",
@@ -47,7 +48,7 @@ def summarise(experiment: Experiment, report: Report) -> ExperimentSummary:
         reuse={stage: Reuse(experiments=len(names), names=names) for stage, names in shared.items()},
         comparable=comparable(experiment.config),
         config_fingerprint=fingerprint(experiment.config),
-        seedless_fingerprint=fingerprint({**settings, "stages": sorted(stages)}) if experiment.config else None,
+        seedless_fingerprint=fingerprint({**settings, "stages": sorted(stages)}) if settings else None,
         stages=stages,
     )
 
@@ -55,58 +56,61 @@ def summarise(experiment: Experiment, report: Report) -> ExperimentSummary:
 def _record(experiment: Experiment, stage: str, source: Source, report: Report) -> SummaryStage:
     """The record of all attempts of a stage, oldest first."""
     attempts = source.attempts
-    judged = [judge(attempt, stage, experiment.config, source, report) for attempt in attempts]
-    last = judged[-1]
+    judged = [judge(attempt, stage, source, report) for attempt in attempts]
+    last = next((j for j in reversed(judged) if j.attempt.finished), judged[-1])
+    until = judged[: judged.index(last) + 1]  # what came after is on the bill, but not on that of the tokens
     energy = _energy(judged)
     total = energy.total.joules
-    tokens, no_tokens = _tokens(judged, source)
+    tokens, no_tokens = _tokens(until, source)
     unit = last.tokens.unit if tokens else None
-    at_tokens = sum_of([*(j.total for j in judged[:-1]), last.joules_at_tokens]) if tokens else None
+    at_tokens = sum_of([*(j.total for j in until[:-1]), last.joules_at_tokens]) if tokens else None
     per_token = at_tokens / tokens if at_tokens is not None and tokens else None
     entries = [_attempt(one, source, one is last) for one in judged]
     wasted = sum_of([entry.wasted_j for entry in entries])
-    warnings = _warnings(judged, source, energy, tokens, no_tokens, at_tokens)
+    warnings = _warnings(judged, last, source, total, (tokens, no_tokens, at_tokens))
+    codecarbon = [own_codecarbon(attempt, source.rows) for attempt in attempts]
     seconds = sum(a.seconds for a in attempts)
     end = max(a.end for a in attempts)
-    until_tokens = (last.attempt.file_end or last.attempt.end) - last.attempt.start
-    return SummaryStage(
-        stage_id=stage,
-        stage_name=stage,
-        start_time=attempts[0].start,
-        end_time=end,
-        duration_seconds=seconds,
-        span_seconds=end - attempts[0].start,
-        tokens_processed=tokens,
-        tokens_unit=unit,
-        gpu_energy_joules=energy.gpu.joules,
-        gpu_peak_power_watts=max((watts for a in attempts if (watts := _peak(a))), default=None),
-        cpu_energy_joules=energy.cpu.joules,
-        codecarbon_energy_kwh=_of_codecarbon(attempts, source, "energy_consumed"),
-        codecarbon_emissions_kg=_of_codecarbon(attempts, source, "emissions"),
-        total_energy_joules=total,
-        joules_per_token=per_token,
-        tokens_per_second=tokens / until_tokens if tokens else None,
-        nvml_poll_interval_ms=_poll(source, attempts),
-        experiment=experiment.name,
-        pipeline=experiment.pipeline,
-        role=cast(model.Role, IN_SUMMARY[stage].role),
-        status="complete" if last.attempt.finished else "partial",
-        energy=energy,
-        useful_j=sum_of([entry.useful_j for entry in entries]) if wasted is not None else None,
-        wasted_j=wasted,
-        above_idle_j=None,
-        joules_per_token_by_type={kind: per_token if kind == unit else None for kind in TOKEN_TYPES},
-        attempts=entries,
-        devices=_devices(source, attempts),
-        work=_work(stage, last, tokens),
-        metrics=model.Metrics(),
-        carbon=_carbon(total, experiment.config),
-        idle=None,
-        overhead={},
-        provenance=_provenance(source, attempts, last.tokens.claimed),
-        warnings=list(dict.fromkeys([*warnings, *(text for one in judged for text in one.remarks)])),
-        shared_by=source.shared_by,
-    )
+    peaks = [a.said.gpu_peak_power_watts for a in attempts] + [a.log.watts.max() for a in attempts if a.log is not None]
+    work = dict.fromkeys(model.Work.model_fields) | ({last.tokens.unit: tokens} if tokens else {})
+    if stage == "preprocess" and (claimed := last.tokens.claimed) and claimed == int(claimed):
+        work["examples"] = int(claimed)
+    until_tokens = (last.attempt.file.rank[0] if last.attempt.file is not None else last.attempt.end) - last.attempt.start
+    by_type = {kind: per_token if kind == unit else None for kind in TOKEN_TYPES}
+    useful = sum_of([entry.useful_j for entry in entries]) if wasted is not None else None
+    warnings += [text for one in judged for text in one.remarks]
+    start, role, status = attempts[0].start, IN_SUMMARY[stage].role, "complete" if last.attempt.finished else "partial"
+    names = {
+        "stage_id": stage,
+        "stage_name": stage,
+        "experiment": experiment.name,
+        "pipeline": experiment.pipeline,
+        "role": role,
+    }
+    times = {"start_time": start, "end_time": end, "duration_seconds": seconds, "span_seconds": end - start, "status": status}
+    rates = {"joules_per_token": per_token, "tokens_per_second": tokens / until_tokens if tokens else None}
+    counts = {"tokens_processed": tokens, "tokens_unit": unit, "work": work, "joules_per_token_by_type": by_type}
+    joules = {"gpu_energy_joules": energy.gpu.joules, "cpu_energy_joules": energy.cpu.joules, "total_energy_joules": total}
+    shares = {"energy": energy, "useful_j": useful, "wasted_j": wasted, "above_idle_j": None, "idle": None}
+    power = {
+        "gpu_peak_power_watts": max((watts for watts in peaks if watts), default=None),
+        "nvml_poll_interval_ms": _poll(source, attempts),
+        "codecarbon_energy_kwh": sum_of([of.get("energy_consumed") or None for of in codecarbon]),
+        "codecarbon_emissions_kg": sum_of([of.get("emissions") or None for of in codecarbon]),
+    }
+    made = {
+        "attempts": entries,
+        "devices": _devices(source, attempts),
+        "carbon": _carbon(total, source.config),
+        "provenance": _provenance(source, attempts, last),
+        "metrics": model.Metrics(),
+        "overhead": {},
+        "role": role,
+        "warnings": list(dict.fromkeys(warnings)),
+        "shared_by": source.shared_by,
+    }
+    parts: list[dict[str, Any]] = [names, times, rates, counts, joules, shares, power, made]
+    return SummaryStage.model_validate({key: value for part in parts for key, value in part.items()})
 
 
 def _energy(judged: Sequence[Judged]) -> model.EnergyFigures:
@@ -153,16 +157,15 @@ def _resumes(source: Source) -> bool | None:
     return any(value not in (False, "None", "") for value in known) if known else None
 
 
-def _warnings(
-    judged: Sequence[Judged], source: Source, energy: model.EnergyFigures, tokens: int | None, why: str | None, at: float | None
-) -> list[str]:
-    """What a reader of the record must know; `why` there are no tokens, the joules `at` their instant."""
+def _warnings(judged: Sequence[Judged], last: Judged, source: Source, total: float | None, told: TokensTold) -> list[str]:
+    """What a reader of the record must know; the `total` is that of all attempts [J]."""
+    tokens, why, at = told
     warnings = [f"imported from the first system: {source.folder.name}/{source.stage_id}"]
     for name in COMPONENTS:
         reasons = [j.figures[name].reason for j in judged if j.figures[name].joules is None]
         some = f" of {len(reasons)} of {len(judged)} attempts" if len(reasons) < len(judged) else ""
         warnings += [f"{name}{some} is not known: {reasons[-1]}"] if reasons else []
-    if energy.dram.joules is not None:
+    if any(j.figures["dram"].joules is not None for j in judged):
         warnings.append("dram is CodeCarbon's model and not in the total, as in the first system")
     if tokens is None:
         warnings.append(f"tokens are not known: {why}")
@@ -171,17 +174,20 @@ def _warnings(
         if said and one.attempt.log is None and abs((one.total or 0.0) - said) > 1e-6 * said:
             ours = "unknown" if one.total is None else f"{one.total:,.0f} J"
             warnings.append(f"the record's own total is {said:,.0f} J, here it is {ours}")
-    total = energy.total.joules
     if total is not None and at is not None and abs(total - at) > 1e-6 * total:
         instant, rest = f"{at:,.0f} J and {tokens:,} tokens", f"{total - at:,.0f} J"
         warnings.append(f"joules per token are those of one instant, {instant}; the other {rest} came after it")
-    if not judged[-1].attempt.finished:
+    if not last.attempt.finished:
         warnings.append("the last attempt has no final record: how much of its work was used is not known")
-    if not source.environment:
+    if not last.attempt.environment and last.attempt.row is None:
         warnings.append("no environment file: host, CPU and GPUs are not known")
     if not source.config:
         warnings.append("no configuration file: seed, optimizer, budget and grid are not known")
-    gpus, asked = source.environment.get("gpus") or [], str(nested(source.environment, "slurm_info.gpus"))
+    kinds = [Counter(str(gpu.get("name")) for gpu in _gpus(j.attempt)) for j in judged]
+    machines = dict.fromkeys(", ".join(f"{n} x {gpu}" for gpu, n in sorted(kind.items())) for kind in kinds if kind)
+    if len(machines) > 1:
+        warnings.append(f"attempts ran on different hardware: {'; '.join(machines)}")
+    gpus, asked = _gpus(last.attempt), str(nested(last.attempt.environment, "slurm_info.gpus"))
     if asked.isdigit() and len(gpus) > int(asked):
         warnings.append(f"{len(gpus)} GPUs were seen and the job had {asked}: those of others may be in the energy")
     return warnings
@@ -190,34 +196,21 @@ def _warnings(
 def _attempt(judged: Judged, source: Source, last: bool) -> model.AttemptRecord:
     """An attempt's entry: useful as a whole when it ended the stage, wasted when the next began anew, else not known."""
     attempt, total, host = judged.attempt, judged.total, _host(source, judged.attempt)
-    useful = None
-    if last:
-        useful = total if attempt.finished else None
-    elif _resumes(source) is False:
-        useful = 0.0
-    slurm = nested(source.environment, "slurm_info")
-    return model.AttemptRecord(
-        id=f"imported-{re.sub('[^A-Za-z0-9.-]+', '_', host)}-{attempt.start:.0f}",
-        outcome="completed" if attempt.finished else "lost",
-        exit_code=None,
-        signal=None,
-        start_time=attempt.start,
-        end_time=attempt.end,
-        duration_seconds=attempt.seconds,
-        end_source="meter" if attempt.finished else "ledger",
-        host=host,
-        hosts=[host],
-        slurm={str(key): str(value) for key, value in slurm.items()} if isinstance(slurm, dict) else {},
-        joules={name: judged.figures[name].joules for name in COMPONENTS},
-        total_j=total,
-        devices={},
-        useful_j=useful,
-        wasted_j=total - useful if total is not None and useful is not None else None,
-        sampling=_sampling(source, attempt),
-        trace=None,
-        work={judged.tokens.unit: judged.tokens.value} if judged.tokens.value is not None else None,
-        resumed_from=None,
-    )
+    useful = (total if attempt.finished else None) if last else 0.0 if _resumes(source) is False else None
+    times = {"start_time": attempt.start, "end_time": attempt.end, "duration_seconds": attempt.seconds}
+    joules = {name: judged.figures[name].joules for name in COMPONENTS}
+    wasted = total - useful if total is not None and useful is not None else None
+    unkept = dict.fromkeys(("exit_code", "signal", "trace", "resumed_from"))
+    told: dict[str, Any] = {
+        "id": f"imported-{re.sub('[^A-Za-z0-9.-]+', '_', host)}-{attempt.start:.0f}",
+        "outcome": "completed" if attempt.finished else "lost",
+        "end_source": "meter" if attempt.finished else "ledger",
+        "slurm": {str(key): str(value) for key, value in (nested(attempt.environment, "slurm_info") or {}).items()},
+        "sampling": _sampling(source, attempt),
+        "work": {judged.tokens.unit: judged.tokens.value} if judged.tokens.value is not None else None,
+    }
+    energy = {"joules": joules, "total_j": total, "useful_j": useful, "wasted_j": wasted, "devices": {}}
+    return model.AttemptRecord.model_validate({**told, **times, **energy, **unkept, "host": host, "hosts": [host]})
 
 
 def _sampling(source: Source, attempt: Attempt) -> model.Sampling | None:
@@ -237,29 +230,11 @@ def _poll(source: Source, attempts: Sequence[Attempt]) -> int:
     return next((round(value) for value in said if isinstance(value, int | float) and value > 0), POLL_MS)
 
 
-def _peak(attempt: Attempt) -> float | None:
-    sampled = float(attempt.log.watts.max()) if attempt.log is not None else None
-    return max((w for w in (attempt.said.gpu_peak_power_watts, sampled) if w), default=None)
-
-
-def _work(stage: str, last: Judged, tokens: int | None) -> model.Work:
-    counts = {**dict.fromkeys(model.Work.model_fields), **({last.tokens.unit: tokens} if tokens else {})}
-    claimed = last.tokens.claimed
-    if stage == "preprocess" and claimed and claimed == int(claimed):
-        counts["examples"] = int(claimed)
-    return model.Work(**counts)
-
-
-def _of_codecarbon(attempts: Sequence[Attempt], source: Source, key: str) -> float | None:
-    """CodeCarbon's own sum over the attempts; None as soon as one has none."""
-    return sum_of([own_codecarbon(attempt, source.rows).get(key) or None for attempt in attempts])
-
-
 def _carbon(joules: float | None, config: Any) -> model.Carbon:
     """Emissions of the total by the country that the configuration names, at PUE 1."""
     country = nested(config, "energy.country_iso_code")
     options = {"carbon_intensity_g_per_kwh": None, "region": None, "country_iso_code": country}
-    nothing = {"intensity_g_per_kwh": None, "source": None, "year": None, "region": None, "reason": "the run names no country"}
+    nothing = {**dict.fromkeys(("intensity_g_per_kwh", "source", "year", "region")), "reason": "the run names no country"}
     found: dict[str, Any] = intensity(options) if isinstance(country, str) else nothing
     value: float | None = found["intensity_g_per_kwh"]
     grams = joules / KWH * value if joules is not None and value is not None else None
@@ -269,59 +244,67 @@ def _carbon(joules: float | None, config: Any) -> model.Carbon:
 
 def _host(source: Source, attempt: Attempt) -> str:
     """Host's name; where it was not kept, one that no other stage has, as sensors of two hosts do not err together."""
-    named = source.environment.get("hostname")
-    return str(named) if named and attempt.file is not None else f"unknown host of {source.folder.name}/{source.stage_id}"
+    named = attempt.environment.get("hostname")
+    return str(named) if named else f"unknown host of {source.folder.name}/{source.stage_id}"
+
+
+def _gpus(attempt: Attempt) -> list[dict[str, Any]]:
+    """GPUs as the environment has them, else as CodeCarbon's row counts them ("4 x NAME")."""
+    if seen := attempt.environment.get("gpus"):
+        return list(seen)
+    facts = attempt.row.facts if attempt.row is not None else {}
+    number, _, name = (facts.get("gpu_model") or "").rpartition(" x ")
+    counted = [text for text in (facts.get("gpu_count", "").partition(".")[0], number) if text.isdigit()]
+    return [{"index": i, "name": name} for i in range(int(counted[0]) if counted else 1)] if name else []
 
 
 def _devices(source: Source, attempts: Sequence[Attempt]) -> list[model.Device]:
-    """GPUs. No UUID was kept: host and index stand for it, else errors of different cards would seem common."""
-    uuid = f"not recorded: {_host(source, attempts[-1])}"
-    found = [
-        model.Device.model_validate(
-            {"uuid": f"{uuid} index {gpu.get('index')}"} | {key: gpu.get(said) for key, said in GPU.items()}
-        )
-        for gpu in source.environment.get("gpus") or []
-        if isinstance(gpu, dict)
-    ]
-    name = next((a.row.facts.get("gpu_model") for a in attempts if a.row is not None), None)
-    return found or ([model.Device(uuid=uuid, name=name.partition(" x ")[2] or name)] if name else [])
+    """GPUs of all attempts. No UUID was kept: host and index stand for it, else errors of different cards would seem common."""
+    found = {}
+    for attempt in attempts:
+        for gpu in _gpus(attempt):
+            uuid = f"not recorded: {_host(source, attempt)} index {gpu.get('index')}"
+            found[uuid] = model.Device.model_validate({"uuid": uuid} | {key: gpu.get(said) for key, said in GPU.items()})
+    return list(found.values())
 
 
-def _provenance(source: Source, attempts: Sequence[Attempt], claimed: float | None) -> model.Provenance:
+def _provenance(source: Source, attempts: Sequence[Attempt], last: Judged) -> model.Provenance:
     """Versions, host and commit as the first system wrote them; `imported` names what the record was made from.
 
     The fingerprint is the same for copies of the same run folder, so that a stage that was imported twice is charged once.
     """
-    said = source.environment
-    software = {key: value for key, value in (said.get("software") or {}).items() if value is not None}
+    said = last.attempt.environment
+    software = {key: str(value) for key, value in (said.get("software") or {}).items() if value is not None}
     rows = [a.row for a in attempts if a.row is not None]
     facts = rows[-1].facts if rows else {}
     parts = [a.file.digest if a.file is not None else a.row.run_id if a.row is not None else f"{a.start:.3f}" for a in attempts]
-    packages = {name: software[key] for key, name in PACKAGES.items() if key in software}
+    software |= {"codecarbon_version": version} if (version := facts.get("codecarbon_version")) else {}
+    files = sorted({a.file.path.name for a in attempts if a.file is not None})
+    kept = {
+        "files": files,
+        "codecarbon_rows": [row.run_id for row in rows],
+        "power_log": any(a.log is not None for a in attempts),
+    }
+    run = {"system": "first", "run": source.run.resolve().name, "stage_id": source.stage_id}
     return model.Provenance(
         fingerprint=hashlib.sha256("\0".join((source.stage_id, *parts)).encode()).hexdigest()[:12],
         git_commit=nested(said, "git_info.commit_hash"),
         git_dirty=nested(said, "git_info.is_dirty"),
-        host=_host(source, attempts[-1]),
+        host=_host(source, last.attempt),
         cpu=nested(said, "cpu.brand") or facts.get("cpu_model"),
         cpu_count=nested(said, "cpu.logical_cores"),
-        platform=nested(said, "software.os_version") or facts.get("os"),
+        platform=software.get("os_version") or facts.get("os"),
         python=software.get("python_version") or facts.get("python_version"),
-        packages=packages | ({"codecarbon": version} if (version := facts.get("codecarbon_version")) else {}),
-        imported={
-            "system": "first",
-            "run": source.run.resolve().name,
-            "stage_id": source.stage_id,
-            "files": sorted({a.file.path.name for a in attempts if a.file is not None}),
-            "codecarbon_rows": [row.run_id for row in rows],
-            "power_log": any(a.log is not None for a in attempts),
-            "tokens_claimed": claimed,
-        },
+        packages={name: software[key] for key, name in PACKAGES.items() if key in software},
+        imported={**run, **kept, "tokens_claimed": last.tokens.claimed},
     )
 
 
 def refusal(folder: Path) -> str | None:
-    """Why the results in a folder must not be replaced, or None."""
+    """Why a folder must not be written to, or None: results that were not imported, or a way out of the folder."""
+    for path in (folder, *sorted(folder.rglob("*"))):
+        if path.is_symlink() or (path == folder and path.exists() and not path.is_dir()):
+            return f"{path} is a link or a file: nothing is written through it, choose another --out"
     for path in (folder / SUMMARY, *sorted((folder / "stages").glob("*.json"))):
         if not path.is_file():
             continue
@@ -329,8 +312,8 @@ def refusal(folder: Path) -> str | None:
             content = read_json(path)
         except (ArtefactError, UnicodeDecodeError):
             return f"{path} exists and cannot be read: move it away or choose another --out"
-        records = content.get("stages", {}).values() if path.name == SUMMARY else [content]
-        if not records or not all("imported" in (r.get("provenance") or {}) for r in records):
+        records = list((nested(content, "stages") or {}).values()) if path.name == SUMMARY else [content]
+        if not records or not all(isinstance(nested(r, "provenance.imported"), dict) for r in records):
             return f"{path} exists and was not imported: it is not replaced, choose another --out"
     return None
 

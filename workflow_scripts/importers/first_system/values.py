@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-KINDS = {
-    "imported": "imported",
-    "read": "files read",
-    "dropped": "dropped (counted elsewhere)",
-    "null": "set to null",
-    "refused": "refused (unreadable or no data of the first system)",
-    "missing": "missing",
-    "noted": "noted",
-}
+KINDS = ("imported", "read", "dropped", "set to null", "refused", "missing", "noted")
 QUARTER_HOUR = 900.0  # s; every time zone's distance from UTC is a multiple of it
 
 
@@ -34,6 +25,11 @@ def float_or_none(text: str) -> float | None:
         return _finite(float(text))
     except ValueError:
         return None
+
+
+def not_negative(text: str) -> float | None:
+    """The finite number of a cell, None also where it is below 0."""
+    return value if (value := float_or_none(text)) is not None and value >= 0 else None
 
 
 Number = Annotated[float | None, BeforeValidator(_finite)]
@@ -60,22 +56,19 @@ def zone_offset(local: float, seconds: float) -> tuple[float, float]:
     return offset, local - seconds - offset
 
 
-@dataclass
 class Report:
-    """Lines by kind: (where, text)."""
+    """Findings by kind: (where, text); the same finding twice counts once."""
 
-    lines: dict[str, list[tuple[str, str]]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
+    def __init__(self) -> None:
+        self._found: dict[str, dict[tuple[str, str], None]] = {kind: {} for kind in KINDS}
 
     def add(self, kind: str, where: object, text: str) -> None:
-        """Remember one finding; the same finding twice counts once."""
-        if (str(where), text) not in self.lines[kind]:
-            self.lines[kind].append((str(where), text))
+        """Remember one finding."""
+        self._found[kind][str(where), text] = None
 
-    def render(self) -> list[str]:
-        """Everything but the files that were read whole, which are only counted."""
-        shown = []
-        for kind, title in KINDS.items():
-            shown.append(f"{title}: {len(self.lines[kind])}")
-            if kind != "read":
-                shown += [f"  {where}: {text}" for where, text in self.lines[kind]]
-        return shown
+    def render(self, details: bool = False) -> str:
+        """A line for each kind with the number of its findings, with `details` also a line for each finding."""
+        lines = []
+        for kind, found in self._found.items():
+            lines += [f"{kind}: {len(found)}", *(f"  {where}: {text}" for where, text in found if details)]
+        return "\n".join(lines)
