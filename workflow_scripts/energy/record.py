@@ -21,6 +21,7 @@ _UNCERTAINTY_KEYS = (
     ("Slurm", "slurm"),
 )
 FOREIGN_PCT = 5.0
+IDLE_DAYS = 30.0
 POLICIES = {
     "measured": ("gpu", "cpu", "dram"),
     "codecarbon": ("cpu", "dram"),
@@ -63,6 +64,8 @@ def build_record(own: Sequence[Attempt], overhead: dict[str, float], split: Sequ
     grams = carbon["intensity_g_per_kwh"]
     peak = [a.gpu_peak_watts for a in attempts if a.gpu_peak_watts is not None]
     idle, above_idle = _above_idle(figures, attempts, parts)
+    if idle is not None and (days := (parts[-1].start_time - idle.get("time", parts[-1].start_time)) / 86400) > IDLE_DAYS:
+        warnings.append(f"the idle baseline is {days:.0f} days old: delete the prerun's folder, and it is measured anew")
     statuses = {"completed": "complete", "lost": "partial"}
     return StageRecord.model_validate(
         {

@@ -49,7 +49,7 @@ def test_cpu_time_of_a_tree_with_ended_and_detached_processes() -> None:
         time.sleep(0.05)
     found = share.read(process.pid)
     process.wait()
-    assert 1.7 <= found.job <= 2.8
+    assert 1.6 <= found.job <= 2.8, "a process that ended between two looks loses what it did since the last"
     assert found.job <= found.host
 
 

@@ -240,6 +240,12 @@ def test_joules_above_idle_over_the_same_boundary() -> None:
     assert build(attempt(1, 10, cpu=figure(100.0), idle=IDLE)).above_idle_j == 70.0
 
 
+def test_an_old_baseline_is_said() -> None:
+    record = build(attempt(1, 10, cpu=figure(100.0), idle=IDLE | {"time": 1000.0 - 40 * 86400}))
+    assert record.warnings == ["the idle baseline is 40 days old: delete the prerun's folder, and it is measured anew"]
+    assert build(attempt(1, 10, cpu=figure(100.0), idle=IDLE | {"time": 0.0})).warnings == []
+
+
 def test_idle_power_from_a_staircase_and_from_a_line() -> None:
     """20 W in steps of one second, sampled at 300 ms over a window that cuts steps: still 20 W."""
     times = [5.1 + 0.3 * i for i in range(11)]
