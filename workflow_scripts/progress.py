@@ -9,7 +9,8 @@ parts of a stage share. STAGE_ENERGY is a file that the meter replaces on every 
      "every_seconds": seconds between flushes}
 
 with the attributed joules of all attempts of the stage so far, null with a reason when there is no figure. Without a meter (a
-stage started by hand) a temporary state folder is used, progress goes to standard output only, and the energy is not known.
+stage started by hand) the state folder is one for temporary files, named by what the stage reads (stages.runtime.common),
+progress goes to standard output only, and the energy is not known.
 """
 
 from __future__ import annotations
@@ -21,11 +22,15 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+STATE_VARIABLE = "STAGE_STATE_DIR"
+UNITS_VARIABLE = "STAGE_UNITS_DIR"
 TOKEN_TYPES = ("loss", "input", "generated", "padded", "discarded")
+LARGEST_REPORT = 1 << 17  # bytes of a progress file; a larger one is not read
 _WRITE_EVERY_S = 0.2
 _PRINT_EVERY_S = 5.0
 _MARKS = 32  # of the newest phases in the file; the meter reads it several times a second
@@ -33,15 +38,20 @@ _MARKS = 32  # of the newest phases in the file; the meter reads it several time
 
 def state_dir() -> Path:
     """Folder for checkpoints and finished shards; exists."""
-    configured = os.environ.get("STAGE_STATE_DIR")
-    path = Path(configured) if configured else Path(tempfile.mkdtemp(prefix="stage-state-"))
+    path = Path(os.environ.get(STATE_VARIABLE) or _temporary())
     path.mkdir(parents=True, exist_ok=True)
     return path
 
 
+@cache
+def _temporary() -> str:
+    """One folder for all that this process does without a meter."""
+    return tempfile.mkdtemp(prefix="stage-state-")
+
+
 def units_dir() -> Path:
     """Folder of the finished units of a stage, shared by its parts; exists."""
-    configured = os.environ.get("STAGE_UNITS_DIR")
+    configured = os.environ.get(UNITS_VARIABLE)
     path = Path(configured) if configured else state_dir() / "units"
     path.mkdir(parents=True, exist_ok=True)
     return path
@@ -193,8 +203,12 @@ class Progress:
             "phases": {"tokens": self._tokens_by_phase(), "marks": self._marks[-_MARKS:]},
         }
         temporary = Path(f"{self._path}.{os.getpid()}")
+        text = json.dumps(content)
+        if len(text) > LARGEST_REPORT:
+            left_out = f"{len(text)} bytes of metrics and warnings were left out of the record: the limit is {LARGEST_REPORT}"
+            text = json.dumps(content | {"metrics": {}, "measured": {}, "warnings": [left_out]})
         try:
-            temporary.write_text(json.dumps(content), encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8")
             temporary.replace(self._path)
         except OSError as error:  # a full disk must not stop the stage; the meter reports counts it did not get
             with contextlib.suppress(OSError):  # on a read-only file system

@@ -59,6 +59,7 @@ def arguments(
         "eval_steps": training.eval_steps,
         "logging_steps": log_interval,
         "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # a loss that is not finite ends the training; the filter would show a mean instead
         "report_to": "none",  # the listener of WorkCallback logs
         "seed": seed,
         "data_seed": seed,

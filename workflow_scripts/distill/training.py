@@ -22,7 +22,7 @@ from workflow_scripts.distill.logit_cache import LogitCache
 from workflow_scripts.distill.losses import KdLoss, SparseTeacher, fused_distillation_loss
 from workflow_scripts.distill.packing import pack_rows
 from workflow_scripts.distill.parallel import highest, is_main, sum_over_processes, world_size
-from workflow_scripts.distill.work import SHOWN, WorkCallback
+from workflow_scripts.distill.work import SHOWN, NotFinite, WorkCallback
 from workflow_scripts.errors import UserError
 from workflow_scripts.progress import Progress, attempt_seconds
 from workflow_scripts.settings.schema import Training
@@ -61,7 +61,7 @@ class _FixedOrder(Sampler[int]):
 
 
 class OrderedSampling:
-    """Trainer mix-in: the data order is the one given, intermediate evaluations keep their time, and phases are marked.
+    """Trainer mix-in: the order is the one given, evaluations keep their time, phases are marked, a loss of NaN is the end.
 
     The log entry of an evaluation, which a checkpoint keeps, has `evaluation`: step, held-out loss, start and end [unix s], and
     the attempt with its seconds until start and end, by which the accounting finds its joules in that attempt's power trace.
@@ -73,6 +73,13 @@ class OrderedSampling:
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return _FixedOrder(self.order)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The Trainer's forward and backward pass of a batch. Raises NotFinite when its loss is no finite number."""
+        loss: torch.Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
+        if not torch.isfinite(loss).all():
+            raise NotFinite("loss", self.state.global_step + 1)
+        return loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The Trainer's evaluation, timed."""
@@ -284,7 +291,8 @@ def run(trainer: Any, callback: WorkCallback, folder: Path) -> dict[str, Any]:
     """Train from the newest whole checkpoint in `folder`, or from the start.
 
     Returns the final metrics, with what ended the training in `ended_by` and the intermediate evaluations in `evaluations`.
-    Raises Stopped on SIGTERM, MemoryShort when a step does not fit, EnergyUnknown when an energy budget cannot be kept.
+    Raises Stopped on SIGTERM, MemoryShort when a step does not fit, EnergyUnknown when an energy budget cannot be kept, and
+    NotFinite.
     """
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(callback)

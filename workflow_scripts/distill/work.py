@@ -9,14 +9,26 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 from workflow_scripts.distill import checkpoints
 from workflow_scripts.distill.budget import EnergyBudget, EnergyUnknown
 from workflow_scripts.distill.parallel import barrier, highest, is_main
+from workflow_scripts.errors import UserError
 from workflow_scripts.progress import Progress
 
 SHOWN = ("loss", "cross_entropy", "kl", "learning_rate", "rewards/margins", "rewards/accuracies", "eval_loss")
+
+
+class NotFinite(UserError):
+    """A training that has gone to NaN or infinity."""
+
+    def __init__(self, what: str, step: int) -> None:
+        super().__init__(
+            f"{what} is not finite at step {step}: lower training.learning_rate or set training.dtype: float32, and look "
+            "at the starting model's weights"
+        )
 
 
 @dataclass(frozen=True)
@@ -152,7 +164,11 @@ class WorkCallback(TrainerCallback):
             self._listener(self.progress, logs)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A whole checkpoint makes the work so far durable."""
+        """A whole checkpoint makes the work so far durable; one whose weights are no numbers is left unsealed (NotFinite)."""
+        own = (getattr(p, "to_local", lambda p=p: p)() for p in kwargs["model"].parameters())  # of sharded ones this process's
+        spoiled = not all(bool(torch.isfinite(part).all()) for part in own)
+        if highest(int(spoiled), args.device):
+            raise NotFinite("a weight", state.global_step)
         barrier()  # other processes write their random state into the same folder
         if is_main():
             checkpoints.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")

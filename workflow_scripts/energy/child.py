@@ -1,20 +1,43 @@
-"""The stage as a child process: started, signalled, waited for, and cleaned up after."""
+"""The stage as a child process: its environment, start, signals, end, and what it leaves behind."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import os
+import re
 import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+# What a stage may see of the environment that its meter was started in. Settings decide its result; what is here says where
+# things are, what it may use, and whom it may ask. Ranks and addresses of several processes come from cluster.launch, below.
+_MAY_PASS = re.compile(
+    r"PATH|HOME|USER|LOGNAME|SHELL|HOSTNAME|PWD|OLDPWD|SHLVL|_|TERM|COLUMNS|LINES|LANG|LANGUAGE|LC_\w+|TZ|TMPDIR|TEMP|TMP|TEMPDIR|XDG_\w+"
+    r"|(?:LD_)?LIBRARY_PATH|LD_PRELOAD|CC|CXX|CPATH|C(?:PLUS)?_INCLUDE_PATH|PYTHON(?!HASHSEED$)\w+|VIRTUAL_ENV|CONDA_\w+|MAMBA_\w+|COVERAGE_\w+|COV_CORE_\w+|PIP_\w+"
+    r"|MODULE\w*|LMOD_\w+|LOADEDMODULES|_LMFILES_|EB(?:ROOT|VERSION|DEVEL)\w+|APPTAINER_\w+|SINGULARITY_\w+"
+    r"|SLURM_\w+|SRUN_\w+|SBATCH_\w+|MUNGE_\w+|KRB5\w+|SNAKEMAKE_\w+|DISTILL_\w+"
+    r"|CUDA_(?:VISIBLE_DEVICES|HOME|PATH|ROOT|CACHE_\w+|MPS_\w+|MODULE_LOADING)|NVIDIA_(?:VISIBLE_DEVICES|DRIVER_CAPABILITIES)"
+    r"|(?:NCCL|TORCH_NCCL|GLOO|UCX|FI)_\w+|PYTORCH_(?:CUDA_)?ALLOC_CONF|TORCH_HOME|TORCH_EXTENSIONS_DIR|TRITON_CACHE_DIR"
+    r"|(?:OMP|MKL|OPENBLAS|GOTO|BLIS|VECLIB|NUMEXPR)_\w*THREADS|OMP_(?:PROC_BIND|PLACES)|GOMP_CPU_AFFINITY|KMP_AFFINITY"
+    r"|HF_\w+|HUGGING_FACE_HUB_TOKEN|HUGGINGFACE_HUB_CACHE|TRANSFORMERS_(?:CACHE|OFFLINE|VERBOSITY)|NLTK_DATA"
+    r"|TOKENIZERS_PARALLELISM|DATASETS_VERBOSITY|VLLM_(?:CACHE_ROOT|LOGGING_LEVEL|NO_USAGE_STATS)|WANDB_\w+|MPL\w+|TQDM_\w+"
+    r"|(?:https?|ftp|all|no)_proxy|(?:HTTPS?|FTP|ALL|NO)_PROXY|SSL_CERT_\w+|\w+_CA_(?:BUNDLE|CERTS)|GIT_SSL_\w+|NETRC"
+)
+# Of what may not pass, what would have changed a result or its energy.
+_DECIDES = re.compile(
+    r"(?:ACCELERATE|PARALLELISM_CONFIG|SM|FLASH|FSDP|DEEPSPEED|MASTER|PET)_\w+|\w*RANK|\w*WORLD_SIZE"
+    r"|(?:TORCHELASTIC|OMPI|PMIX?|MV2|MPI)_\w+|(?:TORCH|PYTORCH|TORCHINDUCTOR|TORCHDYNAMO|TRITON|ATEN)_?\w+"
+    r"|CUDA_\w+|NVIDIA_\w+|CUBLAS\w+|CUDNN_\w+|MKL_\w+|DNNL_\w+|ONEDNN_\w+|KMP_\w+|OMP_\w+|OPENBLAS_\w+"
+    r"|HF_\w+|TRANSFORMERS_\w+|TRL_\w+|BITSANDBYTES_\w+|BNB_\w+|VLLM_\w+|PYTHONHASHSEED|XLA_\w+|USE_\w+",
+    re.IGNORECASE,
+)
 
 
 class Child:
@@ -100,6 +123,32 @@ class Child:
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(pid, 0)
         return left
+
+
+def stage_environment(inherited: Mapping[str, str], own: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """The environment of a stage, and the names in `inherited` that may not pass: the settings decide, not a shell.
+
+    `own` are the variables that the meter gives it. GPUs are numbered as NVML numbers them, by their place on the bus.
+    """
+    given = {**own, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    passed = {name: value for name, value in inherited.items() if _MAY_PASS.fullmatch(name)}
+    dropped = [n for n, value in inherited.items() if n not in passed and n not in own and given.get(n) != value]
+    return passed | given, sorted(dropped)
+
+
+def ignored(environment: Mapping[str, str], dropped: Iterable[str]) -> list[str]:
+    """Warnings: variables among those `dropped` that would have changed a result, and a configuration that CodeCarbon finds.
+
+    CodeCarbon reads ~/.codecarbon.config, ./.codecarbon.config and CODECARBON_*: with them it would multiply the energy.
+    """
+    said = []
+    if names := [name for name in dropped if _DECIDES.fullmatch(name)]:
+        said.append(f"the stage was started without {', '.join(names)}: the settings decide, not the environment")
+    files = [name for name in ("~/.codecarbon.config", "./.codecarbon.config") if Path(name).expanduser().exists()]
+    names = sorted(name for name in environment if name.lower().startswith("codecarbon_"))
+    if files or names:
+        said.append(f"CodeCarbon's own configuration is ignored, the section `energy` decides: {', '.join([*files, *names])}")
+    return said
 
 
 def exit_code(outcome: Mapping[str, Any]) -> int:

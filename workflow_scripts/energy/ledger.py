@@ -11,6 +11,8 @@ import contextlib
 import ctypes
 import json
 import os
+import socket
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +31,14 @@ CLASSES = ("measured", "integrated", "modelled", "unavailable")
 
 class LedgerError(UserError):
     """A ledger that does not belong here or cannot be read."""
+
+
+def attempt_id() -> str:
+    """A name for an attempt that begins now in this process: its Slurm job and restart, or its host; time and process id."""
+    stamp, job = time.strftime("%Y%m%dT%H%M%S", time.gmtime()), os.environ.get("SLURM_JOB_ID")
+    if job:
+        return f"slurm{job}-{os.environ.get('SLURM_RESTART_COUNT', '0')}-{stamp}-{os.getpid()}"
+    return f"{stamp}-{socket.gethostname()}-{os.getpid()}"
 
 
 class LedgerWriter:

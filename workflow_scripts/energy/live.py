@@ -1,4 +1,6 @@
-"""What a running stage has cost so far, for the stage itself: a small file that the meter replaces on every flush.
+"""What the meter and a running stage tell each other: what it has cost so far, and what it reports of its work.
+
+What it has cost is a small file that the meter replaces on every flush.
 
 The stage is told its path by STAGE_ENERGY and reads it with `workflow_scripts.progress.energy_so_far`. The figures are those
 that the record will have: attributed joules of all attempts of the stage (of a part: of that part), failed ones and further
@@ -8,13 +10,18 @@ hosts included, summed over the boundary of `energy.total_energy_policy`. They a
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from workflow_scripts.energy.ledger import HOSTS, Attempt, latest
+from workflow_scripts.energy.model import Metrics, Open
 from workflow_scripts.energy.record import POLICIES, total_joules
+from workflow_scripts.progress import LARGEST_REPORT
 
 
 class LiveEnergy:
@@ -88,3 +95,65 @@ class LiveEnergy:
         for name, entry in entries.items():
             if entry["joules"] is not None:
                 joules[name] = joules.get(name, 0.0) + entry["joules"]
+
+
+class Report(Open):
+    """What a stage says of its work (see workflow_scripts.progress); further keys are kept."""
+
+    unit: str
+    total: int | None
+    work: dict[str, int]
+    durable: dict[str, int] | None
+    resumed: dict[str, int] | None
+    metrics: dict[str, object]
+    measured: dict[str, int]
+    warnings: list[str]
+
+
+def read_report(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """The stage's progress file, and what of it was left out, in words; None where there is nothing to use.
+
+    A stage may write anything: numbers that are none become null, and what has another shape than a Report is no report.
+    """
+    try:
+        if (size := path.stat().st_size) > LARGEST_REPORT:
+            return None, [f"the stage's report of {size} bytes was not read: the limit is {LARGEST_REPORT}"]
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None, []
+    except (OSError, ValueError, RecursionError) as error:
+        return None, [f"the stage's report was not read: {type(error).__name__}: {error}"]
+    dropped: list[str] = []
+    content = _finite(raw, "", dropped)
+    try:
+        report: dict[str, Any] = content
+        Report.model_validate(report, strict=True)
+    except ValidationError as error:
+        return None, [f"the stage's report was not read: {_first(error)}"]
+    try:
+        Metrics.model_validate(report["metrics"])
+    except ValidationError as error:
+        dropped.append(f"the stage reported metrics that are none: {_first(error)}")
+        for name in {entry["loc"][0] for entry in error.errors()}:
+            report["metrics"].pop(name, None)
+    return report, dropped
+
+
+def _finite(value: Any, name: str, dropped: list[str]) -> Any:
+    """A value read from JSON, with null for every number that a record cannot hold, which is named in `dropped`."""
+    if isinstance(value, dict):
+        return {key: _finite(inner, f"{name}.{key}" if name else key, dropped) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner, f"{name}[{i}]", dropped) for i, inner in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        dropped.append(f"the stage reported {name} = {value}, which is not finite: null in the record")
+        return None
+    if isinstance(value, int) and abs(value) >= 1 << 63:
+        dropped.append(f"the stage reported {name} beyond 64 bits: null in the record")
+        return None
+    return value
+
+
+def _first(error: ValidationError) -> str:
+    found = error.errors()[0]
+    return f"{'.'.join(map(str, found['loc'])) or 'all of it'}: {found['msg']}"

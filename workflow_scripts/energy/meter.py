@@ -18,7 +18,6 @@ state folder it shares); the merge's record adds up all of them.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import math
 import os
@@ -32,10 +31,10 @@ from types import FrameType
 from typing import Any
 
 from workflow_scripts.artefact import ArtefactError, inherited, read_json, refusal, write_json
-from workflow_scripts.energy.child import Child, exit_code
+from workflow_scripts.energy.child import Child, exit_code, ignored, stage_environment
 from workflow_scripts.energy.display import Bar, tail
-from workflow_scripts.energy.ledger import HOSTS, Attempt, LedgerError, LedgerWriter, read_attempts, read_parts
-from workflow_scripts.energy.live import LiveEnergy
+from workflow_scripts.energy.ledger import HOSTS, Attempt, LedgerError, LedgerWriter, attempt_id, read_attempts, read_parts
+from workflow_scripts.energy.live import LiveEnergy, read_report
 from workflow_scripts.energy.model import StageRecord
 from workflow_scripts.energy.neighbours import Neighbours
 from workflow_scripts.energy.phases import Phases
@@ -53,9 +52,11 @@ from workflow_scripts.energy.state import (
     check_shared,
     host_identity,
 )
+from workflow_scripts.progress import STATE_VARIABLE, UNITS_VARIABLE
 
 _SLURM_KEYS = ("SLURM_JOB_ID", "SLURM_JOB_PARTITION", "SLURM_RESTART_COUNT", "SLURM_JOB_GPUS", "SLURM_CLUSTER_NAME")
 LOOK_EVERY_S = 5.0
+_MOST_WARNINGS = 100  # a stage may report another number that is none at every tick
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -152,7 +153,7 @@ class _Run:
         self.energy: dict[str, Any] = json.loads(options.options)
         self.stage_folder = folder.parents[1] if options.part else folder
         self.started = started
-        self.attempt = _attempt_id()
+        self.attempt = attempt_id()
         self.progress_file = folder / f"progress-{self.attempt}.json"
         self.energy_file = folder / f"energy-{self.attempt}.json"
         self.live = LiveEnergy(self.energy_file, self.attempt, earlier, self.energy)
@@ -172,6 +173,8 @@ class _Run:
         idle = _read_idle(self.options.idle)
         here = idle is not None and idle.get("host") == socket.gethostname()
         self.sampler = Sampler(self.energy, self.hosts, idle["watts"] if idle is not None and here else None)
+        environment, self.known["dropped_environment"] = stage_environment(os.environ, self._stage_variables())
+        self.warnings += ignored(os.environ, self.known["dropped_environment"])
         self.ledger = LedgerWriter(self.folder / "attempts" / f"{self.attempt}.jsonl", self._start_line())
         self.trace = Trace(self.trace_path)
         self.live.write()
@@ -181,7 +184,7 @@ class _Run:
             self.begin = time.monotonic()
             self.startup_s = self.begin - self.started
             try:
-                self.child = Child(self.command, output, os.environ | self._stage_environment())
+                self.child = Child(self.command, output, environment | {"STAGE_BEGIN": repr(self.begin)})
             except OSError as error:
                 print(f"{self.options.stage}: cannot start {self.command[0]}: {error.strerror}", file=sys.stderr)
                 return 127
@@ -276,8 +279,9 @@ class _Run:
 
     def _read_work(self, now: float, joules: dict[str, float | None], final: bool = False) -> None:
         before = (self.work or {}).get("durable")
-        with contextlib.suppress(OSError, ValueError):
-            self.work = json.loads(self.progress_file.read_text(encoding="utf-8"))
+        report, dropped = read_report(self.progress_file)
+        self.work = report or self.work
+        self.warnings += [text for text in dropped if text not in self.warnings and len(self.warnings) < _MOST_WARNINGS]
         if self.work and self.work["durable"] not in (before, self.work["resumed"]):
             self.saved_joules = joules
         self.phases.tick(now, total_joules(joules, self.energy["total_energy_policy"]), self.work, final)
@@ -317,17 +321,16 @@ class _Run:
         line["warnings"] += [*self.warnings, *self.neighbours.warnings(), *(self.work or {}).get("warnings", [])]
         return line | {"work": self.work, "saved_joules": self.saved_joules, "phases": self.phases.content()}
 
-    def _stage_environment(self) -> dict[str, str]:
+    def _stage_variables(self) -> dict[str, str]:
         return {
-            "STAGE_STATE_DIR": str(self.folder.absolute()),
-            "STAGE_UNITS_DIR": str((self.stage_folder / "units").absolute()),
+            STATE_VARIABLE: str(self.folder.absolute()),
+            UNITS_VARIABLE: str((self.stage_folder / "units").absolute()),
             "STAGE_PROGRESS": str(self.progress_file.absolute()),
             "STAGE_ENERGY": str(self.energy_file.absolute()),
             "METER_STAGE": self.options.stage,
             "METER_ATTEMPT": self.attempt,
             "METER_HOST": host_identity(),
             HOSTS_VARIABLE: str(self.hosts.absolute()),
-            "STAGE_BEGIN": repr(self.begin),
             "METER_LEDGERS": str((self.folder / "attempts" / HOSTS).absolute()),
             "METER_OPTIONS": self.options.options,
             "PYTHONUNBUFFERED": "1",
@@ -394,14 +397,6 @@ def _peak_rss_mb() -> float:
     """Peak resident memory of this process; getrusage would give the parent's where that was larger before exec."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
-
-
-def _attempt_id() -> str:
-    job = os.environ.get("SLURM_JOB_ID")
-    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-    if job:
-        return f"slurm{job}-{os.environ.get('SLURM_RESTART_COUNT', '0')}-{stamp}-{os.getpid()}"
-    return f"{stamp}-{socket.gethostname()}-{os.getpid()}"
 
 
 if __name__ == "__main__":

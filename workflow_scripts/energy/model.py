@@ -152,9 +152,10 @@ class Total(Closed):
 
 
 class EnergyFigures(Closed):
-    """All components and their total."""
+    """All components and their total; `module` is GPU, CPU and memory where one counter is of all three (Grace)."""
 
     gpu: Component
+    module: Component | None = Field(None, exclude_if=is_none)
     cpu: Component
     dram: Component
     node: Component
@@ -273,6 +274,7 @@ class Provenance(Open):
     inputs: dict[str, str] | None = None  # argument -> manifest
     files: dict[str, InputFile] | None = None  # by path
     code: str | None = None  # digest
+    dropped_environment: list[str] | None = None  # names of variables that the stage was started without
 
 
 class IntermediateEvaluation(Open):
@@ -428,7 +430,7 @@ class StageRecord(Document):
 
     def place(self, component: str, attempt: AttemptRecord) -> str:
         """GPUs of the stage, or hosts of an attempt: where the sensors of a component are."""
-        if component == "gpu":
+        if component in ("gpu", "module"):
             return "+".join(sorted({str(device.uuid) for device in self.devices}))
         return "+".join(sorted(attempt.hosts or [attempt.host]))
 

@@ -23,9 +23,9 @@ _UNCERTAINTY_KEYS = (
 FOREIGN_PCT = 5.0
 IDLE_DAYS = 30.0
 POLICIES = {
-    "measured": ("gpu", "cpu", "dram"),
+    "measured": ("gpu", "module", "cpu", "dram"),
     "codecarbon": ("cpu", "dram"),
-    "gpu_only": ("gpu",),
+    "gpu_only": ("gpu", "module"),
 }
 
 
@@ -203,8 +203,9 @@ def lost(entries: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def _figures(attempts: Sequence[Attempt], options: dict[str, Any]) -> EnergyFigures:
-    components = {name: _component(attempts, name, options) for name in ("gpu", "cpu", "dram", "node")}
-    policy = POLICIES[options["total_energy_policy"]]
+    names = ["gpu", "cpu", "dram", "node", *(["module"] if any("module" in a.joules for a in attempts) else [])]
+    components = {name: _component(attempts, name, options) for name in names}
+    policy = [name for name in POLICIES[options["total_energy_policy"]] if name in components]
     inside = [name for name in policy if components[name].joules is not None]
     reasons = [f"{name}: {reason}" for name in policy if (reason := _lost(attempts, name))]
     joules = None if reasons else _sum(components[name].joules for name in inside)
@@ -230,7 +231,7 @@ def _lost(attempts: Sequence[Attempt], name: str) -> str | None:
 
 
 def _component(attempts: Sequence[Attempt], name: str, options: dict[str, Any]) -> Component:
-    scope = "device" if name == "gpu" else "host" if name == "node" else attempts[-1].start["scope"]
+    scope = "device" if name in ("gpu", "module") else "host" if name == "node" else attempts[-1].start["scope"]
     entries = [entry for a in attempts if (entry := a.joules.get(name))]
     known = [entry for entry in entries if entry["joules"] is not None]
     reason = _lost(attempts, name)
@@ -361,7 +362,8 @@ def _devices(at_start: list[dict[str, Any]], at_end: list[dict[str, Any]]) -> li
         other = later.get(device["uuid"], {})
         entry = {key: value for key, value in device.items() if key not in ("temperature_c", "other_processes")}
         entry["temperature_c_start"], entry["temperature_c_end"] = device.get("temperature_c"), other.get("temperature_c")
-        entry["other_processes"] = sorted({*device.get("other_processes", []), *other.get("other_processes", [])})
+        known = [found for d in (device, other) if (found := d.get("other_processes")) is not None]
+        entry["other_processes"] = sorted({pid for found in known for pid in found}) if known else None
         merged.append(entry)
     return merged
 

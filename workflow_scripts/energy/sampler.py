@@ -14,9 +14,9 @@ from typing import Any
 from workflow_scripts.energy.attribution import CpuSeconds, CpuShare, JobShare, allocated_cpus, scope
 from workflow_scripts.energy.carbon import intensity
 from workflow_scripts.energy.model import PowerModel
-from workflow_scripts.energy.sources.base import Figure, Source, unavailable
+from workflow_scripts.energy.sources.base import Figure, ReadingError, unavailable
 from workflow_scripts.energy.sources.codecarbon import ModelledPower, power_model, write_csv
-from workflow_scripts.energy.sources.nvml import GpuSource, open_nvml
+from workflow_scripts.energy.sources.nvml import IN_MODULE, GpuSource, open_nvml
 from workflow_scripts.energy.sources.rapl import RaplSource, find_zones
 from workflow_scripts.energy.sources.slurm import consumed_energy
 from workflow_scripts.energy.uncertainty import KWH
@@ -34,19 +34,23 @@ class Sampler:
         now = time.monotonic()
         self.warnings: list[str] = []
         self._gpu: GpuSource | None = None
-        self._rapl: Source | None = None
-        self._rapl_reason = self._gpu_reason = self._model_reason = ""
+        self._rapl: RaplSource | None = None
+        self._refused: dict[str, str] = {}  # by component, why RAPL does not count it
+        self._gpu_reason = self._model_reason = ""
         try:
-            self._gpu, warning = open_nvml(now, GAP_PERIODS * self.period)
-            self.warnings += [warning] if warning else []
-        except OSError as error:
+            self._gpu, self.warnings = open_nvml(now, GAP_PERIODS * self.period)
+        except ReadingError as error:
             self._gpu_reason = str(error)
         self.model: PowerModel | None = None
         if energy["track_cpu"]:
             try:
                 self._rapl = RaplSource(find_zones(Path(energy["rapl_root"])), now)
-            except OSError as error:
-                self._rapl_reason = str(error)
+                self._refused = self._rapl.refused
+            except ReadingError as error:
+                self._refused = dict.fromkeys(("cpu", "dram"), str(error))
+            if energy["total_energy_policy"] == "measured":  # where there is no RAPL, the method says it
+                refused = {reason for reason in self._refused.values() if not reason.startswith("no RAPL")}
+                self.warnings += [f"{reason}: {_named(self._refused, reason)} not counted" for reason in sorted(refused)]
             if energy["total_energy_policy"] != "gpu_only":
                 try:
                     self.model = power_model(energy, hosts / f"{socket.gethostname()}.json")
@@ -79,7 +83,7 @@ class Sampler:
         self._last = now
         self.samples += 1
         figures = self.figures(now)
-        watts = figures["gpu"].watts
+        watts = figures.get("module", figures["gpu"]).watts
         if watts is not None:
             self.gpu_peak = max(self.gpu_peak or 0.0, watts)
         return figures
@@ -88,7 +92,11 @@ class Sampler:
         """The best source of each component, the second best as its cross-check; after `stop`, those of the stage's end."""
         if self._final is not None:
             return self._final
-        figures = {"gpu": self._gpu.read(now)["gpu"] if self._gpu else unavailable(self._gpu_reason)}
+        figures = self._gpu.read(now) if self._gpu else {"gpu": unavailable(self._gpu_reason)}
+        if "module" in figures:
+            figures["gpu"] = unavailable(IN_MODULE)
+            if self._energy["total_energy_policy"] != "codecarbon":
+                return figures | {name: unavailable(IN_MODULE) for name in ("cpu", "dram")}
         modelled = self._modelled.read(now, final) if self._modelled else {}
         counted = self._rapl.read(now) if self._rapl else {}
         for name in ("cpu", "dram"):
@@ -103,12 +111,13 @@ class Sampler:
             return unavailable("energy.track_cpu = false")
         best, other = counted.get(name), modelled.get(name)
         only_modelled = self._energy["total_energy_policy"] == "codecarbon"
-        if not only_modelled and best is not None and best.joules is not None:
-            best.crosscheck = other.joules if other else None
-            return best
+        if not only_modelled and best is not None:
+            if best.joules is not None:
+                best.crosscheck = other.joules if other else None
+            return best  # what RAPL began to count has no figure when RAPL fails: a model of it is another energy
         if other is not None:
             return other
-        why_not = best.reason if best is not None and best.reason else self._rapl_reason or f"RAPL has no {name} zone"
+        why_not = self._refused.get(name, f"RAPL has no {name} zone")
         return unavailable(f"{why_not}; {self._model_reason or 'CodeCarbon was not asked'}")
 
     def attributed(self, figures: dict[str, Figure]) -> dict[str, float | None]:
@@ -209,10 +218,15 @@ class Sampler:
                 source.close()
 
 
+def _named(refused: dict[str, str], reason: str) -> str:
+    names = [name for name, why in refused.items() if why == reason]
+    return f"{' and '.join(names)} {'are' if len(names) > 1 else 'is'}"
+
+
 class Trace:
     """The attempt's samples as compact CSV, compressed at the end. A full disk costs rows, not the stage."""
 
-    COLUMNS = "elapsed_s,gpu_w,gpu_j,cpu_j,dram_j,tokens,work_j\n"
+    COLUMNS = "elapsed_s,gpu_w,gpu_j,cpu_j,dram_j,tokens,work_j,module_j\n"
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -227,8 +241,9 @@ class Trace:
 
     def row(self, elapsed: float, figures: dict[str, Figure], tokens: int | None, work_joules: float) -> None:
         """Write one sample: joules of the host by component, and the job's in the work phase."""
-        joules = [figures[name].joules for name in ("gpu", "cpu", "dram")]
-        values = [figures["gpu"].watts, *joules, tokens, work_joules]
+        joules = {name: figure.joules for name, figure in figures.items()}
+        watts = figures.get("module", figures["gpu"]).watts
+        values = [watts, *(joules[name] for name in ("gpu", "cpu", "dram")), tokens, work_joules, joules.get("module")]
         text = f"{elapsed:.3f}," + ",".join("" if v is None else f"{v:.7g}" for v in values) + "\n"
         try:
             if self._handle is None or self._handle.write(text.encode()) != len(text):

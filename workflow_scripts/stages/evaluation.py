@@ -17,10 +17,15 @@ from workflow_scripts.distill.batching import by_length
 from workflow_scripts.distill.generation import Answer, Prompt, generate, prompt_tokens
 from workflow_scripts.distill.models import compute_dtype, load_model, load_tokenizer, open_model
 from workflow_scripts.distill.scoring import Agreement, add_agreement, log_likelihoods
+from workflow_scripts.errors import UserError
 from workflow_scripts.progress import Progress, attempt_seconds
 from workflow_scripts.settings import Settings
 from workflow_scripts.settings.generation import Generation
 from workflow_scripts.stages.runtime.common import Arguments, run_stage
+
+
+class BrokenModel(UserError):
+    """A model that gives NaN or infinity."""
 
 
 def evaluation(args: Arguments) -> None:
@@ -45,6 +50,9 @@ def evaluation(args: Arguments) -> None:
                 loss=sum(corpus.loss_tokens(row) for row in batch),
                 input=sum(len(row["input_ids"]) for row in batch),
             )
+        for broken, value in ((folder, sums.negative_log_likelihood), (teacher_folder, sums.kl_to_teacher)):
+            if not math.isfinite(value):
+                raise BrokenModel(f"{broken}: the model gives no finite numbers on the held-out rows: look at its weights")
         result: dict[str, Any] = {
             "model": model_facts["name"],
             "teacher": teacher_facts["name"],

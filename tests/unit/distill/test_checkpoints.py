@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers import tiny_training
 from workflow_scripts.distill import checkpoints
+from workflow_scripts.distill.work import NotFinite, WorkCallback
 
 
 def make(folder: Path, step: int, sealed: bool = True) -> Path:
@@ -61,3 +63,28 @@ def flip(path: Path) -> None:
 def test_nothing_whole_means_from_the_start(tmp_path: Path) -> None:
     (make(tmp_path, 1) / "model.safetensors").unlink()
     assert checkpoints.newest(tmp_path) is None
+
+
+def test_a_loss_that_is_no_number_ends_the_training_at_its_step(tmp_path: Path, monkeypatch) -> None:
+    student = tiny_training.model("sdpa")
+    with torch.no_grad():
+        student.lm_head.weight[5, 0] = float("nan")
+    monkeypatch.setattr(tiny_training, "model", lambda attention: student)
+    with pytest.raises(NotFinite, match=r"^loss is not finite at step 1: lower training.learning_rate"):
+        tiny_training.train(tmp_path)
+    assert checkpoints.newest(tmp_path) is None
+
+
+def test_weights_that_are_no_numbers_are_no_checkpoint(tmp_path: Path, monkeypatch) -> None:
+    """The gradient of the last step spoils them, so that no loss tells."""
+    student = tiny_training.model("sdpa")
+    monkeypatch.setattr(tiny_training, "model", lambda attention: student)
+
+    def spoil(step: int, callback: WorkCallback) -> None:
+        if step == 2:
+            student.lm_head.weight.data[5, 0] = float("nan")
+
+    with pytest.raises(NotFinite, match="a weight is not finite at step 2"):
+        tiny_training.train(tmp_path, each_step=spoil, save_steps=1, token_budget=200)
+    found = checkpoints.newest(tmp_path)
+    assert found is not None and checkpoints.step(found) == 1

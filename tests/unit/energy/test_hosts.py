@@ -18,14 +18,16 @@ STAGE = """
 import os, subprocess, sys, time
 from pathlib import Path
 hosts = {hosts!r}
-follower = [sys.executable, "-m", "workflow_scripts.energy.follower", "--", "sleep", "1.5"]
+until = "while [ ! -e " + {counter!r} + ".counted ]; do sleep 0.05; done"
+def ledgers(): return list(Path(os.environ["METER_LEDGERS"]).glob("*.jsonl"))
+follower = [sys.executable, "-m", "workflow_scripts.energy.follower", "--", "sh", "-c", until]
 far = os.environ | {{"METER_HOST": "another-host"}}
 running = [subprocess.Popen(follower, env=far if host == "far" else os.environ) for host in hosts]
-ledgers = Path(os.environ["METER_LEDGERS"])
-while "far" in hosts and not [p for p in ledgers.glob("*.jsonl") if b'"start"' in p.read_bytes()]:
-    time.sleep(0.05)
+while not all(p.read_bytes().endswith(b"\\n") for p in ledgers()) or len(ledgers()) < ("far" in hosts):
+    time.sleep(0.02)  # until the other host is measured
 open({counter!r} + ".new", "w").write("30000000")
 os.replace({counter!r} + ".new", {counter!r})  # as the kernel's file, it is never seen empty
+Path({counter!r} + ".counted").touch()
 sys.exit(max(process.wait() for process in running))
 """
 

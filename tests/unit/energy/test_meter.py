@@ -45,6 +45,38 @@ for joules in (20, 5, 17):
     assert record["joules_per_token"] is None and record["tokens_processed"] is None, "not counted is null, not 0"
 
 
+WAIT_FOR_FLUSHES = """
+import json, os, time
+def told(): return json.load(open(os.environ["STAGE_ENERGY"]))
+def flushed(wanted=lambda told: True):
+    begun = time.time()
+    while time.time() < begun + 60 and not (told()["time"] > begun + 0.2 and wanted(told())):
+        time.sleep(0.02)
+"""
+
+
+def test_a_counter_that_fails_midway_makes_its_component_null_and_no_model(tmp_path) -> None:
+    bench = Bench(tmp_path)
+    counter = bench.rapl / "intel-rapl:0" / "energy_uj"
+    fail = f"flushed(); open({str(counter)!r}, 'w').close(); flushed(lambda told: 'cpu' not in told['joules_by_component'])"
+    result = bench.run(*python(f"{WAIT_FOR_FLUSHES}{fail}"))
+    assert result.returncode == 0, result.stderr
+    energy = bench.record()["energy"]
+    assert (energy["cpu"]["joules"], energy["cpu"]["class"]) == (None, "unavailable")
+    assert energy["cpu"]["reason"] == "RAPL zone intel-rapl:0 package-0: energy_uj is empty"
+    assert (energy["dram"]["joules"], energy["dram"]["class"]) == (0.0, "measured")
+
+
+def test_a_counter_that_cannot_be_read_at_the_start_is_said(tmp_path) -> None:
+    bench = Bench(tmp_path)
+    (bench.rapl / "intel-rapl:0" / "energy_uj").write_text("")
+    result = bench.run(*python("pass"))
+    assert result.returncode == 0, result.stderr
+    record = bench.record()
+    assert record["energy"]["cpu"]["class"] != "measured" and record["energy"]["dram"]["class"] == "measured"
+    assert "RAPL zone intel-rapl:0 package-0 cannot be read: energy_uj is empty: cpu is not counted" in record["warnings"]
+
+
 @pytest.mark.parametrize(("code", "expected"), [("import sys; sys.exit(7)", 7), ("import os; os.kill(os.getpid(), 9)", 137)])
 def test_exit_codes_are_passed_on_and_the_log_is_shown(tmp_path, code, expected) -> None:
     bench = Bench(tmp_path)
@@ -280,7 +312,7 @@ def test_samples_are_a_compact_trace_beside_the_record(tmp_path) -> None:
     assert (tmp_path / "record.json").stat().st_size < 10_000
     with gzip.open(record["attempts"][0]["trace"], "rt") as trace:
         lines = trace.read().splitlines()
-    assert lines[0] == "elapsed_s,gpu_w,gpu_j,cpu_j,dram_j,tokens,work_j" and len(lines) > 50
+    assert lines[0] == "elapsed_s,gpu_w,gpu_j,cpu_j,dram_j,tokens,work_j,module_j" and len(lines) > 50
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.meter_bench import REPOSITORY, Bench, python
+from tests.helpers.meter_bench import REPOSITORY, Bench, python, wait_for
 from workflow_scripts.energy.ledger import LedgerWriter, read_attempt, read_attempts
+from workflow_scripts.energy.live import read_report
 from workflow_scripts.energy.meter import main
+from workflow_scripts.progress import Progress
 
 
 @pytest.fixture
@@ -151,11 +153,151 @@ def test_a_gigabyte_of_output_goes_to_the_log_and_not_through_memory(tmp_path) -
     (tmp_path / "log").unlink()
 
 
-def test_two_meters_on_one_host_flag_each_other(tmp_path) -> None:
+def test_two_meters_on_one_host_flag_each_other(tmp_path, monkeypatch) -> None:
+    """The second begins and ends within the first, and has another folder for temporary files."""
     benches = [Bench(tmp_path / name) for name in ("a", "b")]
-    stages = ("import time; time.sleep(3)", "import time; time.sleep(0.5)")  # the second begins and ends within the first
-    processes = [bench.start(*python(code)) for bench, code in zip(benches, stages, strict=True)]
-    assert [p.wait(30) for p in processes] == [0, 0]
-    for bench, other in zip(benches, reversed(processes), strict=True):
+    ended = tmp_path / "ended"
+    wait = f"import os, time\nwhile not os.path.exists({str(ended)!r}): time.sleep(0.02)"
+    first = benches[0].start(*python(wait))
+    wait_for(benches[0].ledgers)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    second = benches[1].start(*python("pass"))
+    assert second.wait(30) == 0
+    ended.touch()
+    assert first.wait(30) == 0
+    for bench, other in ((benches[0], second), (benches[1], first)):
         expected = f"another meter ran on this host at the same time (process {other.pid}, stage work)"
-        assert any(w.startswith(expected) for w in bench.record()["warnings"])
+        assert [w for w in bench.record()["warnings"] if w.startswith(expected)]
+
+
+METER_OF_A_USER = """
+import os, sys
+from workflow_scripts.energy.neighbours import Neighbours
+os.setuid(int(sys.argv[1]))
+neighbours = Neighbours(sys.argv[2])
+print(flush=True)
+sys.stdin.readline()
+neighbours.look()
+print(*(f"{pid}:{stage}" for pid, stage in neighbours.seen.items()), flush=True)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a second user")
+def test_meters_of_two_users_find_each_other() -> None:
+    running = []
+    for user, stage in (("0", "mine"), ("65534", "their stage")):
+        command = [*python(METER_OF_A_USER), user, stage]
+        process = subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None and process.stdout.readline() == "\n"
+        running.append(process)
+    mine, theirs = running
+    assert f"{mine.pid}:mine" in theirs.communicate("\n")[0].split()
+    assert f"{theirs.pid}:their_stage" in mine.communicate("\n")[0].split(), "it has ended, and was said to be there"
+
+
+WORK = '"unit": "loss", "total": null, "work": {"steps": 3, "loss": 30}, "durable": null, "resumed": null, "measured": {}'
+
+
+@pytest.mark.parametrize(
+    ("text", "steps", "metrics", "said"),
+    [
+        (
+            f'{{{WORK}, "metrics": {{"loss": NaN}}, "warnings": []}}',
+            3,
+            {"loss": None},
+            "reported metrics.loss = nan, which is not",
+        ),
+        (f'{{{WORK}, "metrics": {{"a": [1, -Infinity]}}, "warnings": []}}', 3, {"a": [1, None]}, "metrics.a[1] = -inf, which"),
+        (f'{{{WORK}, "metrics": {{"a": {10**30}}}, "warnings": []}}', 3, {"a": None}, "metrics.a beyond 64 bits"),
+        (
+            f'{{{WORK}, "metrics": {{"evaluations": 7, "b": 1}}, "warnings": []}}',
+            3,
+            {"b": 1},
+            "metrics that are none: evaluations",
+        ),
+        (
+            f'{{{WORK.replace("30", "NaN")}, "metrics": {{}}, "warnings": []}}',
+            None,
+            {},
+            "was not read: work.loss: Input should be",
+        ),
+        (
+            f'{{{WORK.replace("30", "1.5")}, "metrics": {{}}, "warnings": []}}',
+            None,
+            {},
+            "was not read: work.loss: Input should be",
+        ),
+        (f'{{{WORK}, "metrics": {{}}, "warnings": "many"}}', None, {}, "was not read: warnings: Input should be a valid list"),
+        ("text", None, {}, "was not read: JSONDecodeError"),
+        ("[" * 100_000, None, {}, "was not read: RecursionError"),
+        ("[]", None, {}, "was not read: all of it: Input should be"),
+        (f'{{{WORK}, "metrics": {{"a": "{"x" * 10_000_000}"}}, "warnings": []}}', None, {}, "bytes was not read: the limit is"),
+        ("", None, {}, "was not read: JSONDecodeError"),
+    ],
+    ids=["NaN", "infinity", "huge", "metrics", "NaN count", "count", "warnings", "text", "deep", "list", "10 MB", "empty"],
+)
+def test_a_stage_may_report_anything(tmp_path, text: str, steps: int | None, metrics: dict, said: str) -> None:
+    (tmp_path / "report").write_text(text)
+    report, dropped = read_report(tmp_path / "report")
+    assert (report and report["work"]["steps"]) == steps and (report["metrics"] if report else {}) == metrics
+    assert len(dropped) == 1 and said in dropped[0]
+
+
+def test_a_number_that_is_none_does_not_end_the_meter(tmp_path) -> None:
+    report = tmp_path / "report"
+    report.write_text(f'{{{WORK}, "metrics": {{"loss": NaN}}, "warnings": []}}')
+    code = f"""
+import json, os, shutil, time
+shutil.copy({str(report)!r}, os.environ["STAGE_PROGRESS"])
+begun = time.time()
+while json.load(open(os.environ["STAGE_ENERGY"]))["time"] < begun + 0.2:
+    time.sleep(0.02)
+"""
+    bench = Bench(tmp_path)
+    result = bench.run(*python(code))
+    assert result.returncode == 0, result.stderr
+    record = bench.record()
+    assert record["work"]["loss"] == 30 and record["metrics"] == {"loss": None}
+    assert record["warnings"].count("the stage reported metrics.loss = nan, which is not finite: null in the record") == 1
+
+
+def test_a_stage_that_measures_much_reports_its_counts(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("STAGE_PROGRESS", str(tmp_path / "progress.json"))
+    with Progress("loss") as progress:
+        progress.add(loss=7)
+        progress.measure({f"metric {number}": 1.0 for number in range(100_000)})
+    report, dropped = read_report(tmp_path / "progress.json")
+    assert report is not None and report["work"] == {"steps": 0, "examples": 0, "loss": 7} and dropped == []
+    assert "bytes of metrics and warnings were left out of the record" in report["warnings"][0]
+
+
+def test_settings_decide_and_not_the_environment(tmp_path, monkeypatch) -> None:
+    foreign = {"ACCELERATE_MIXED_PRECISION": "bf16", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_PORT": "1"}
+    foreign |= {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1", "NVIDIA_TF32_OVERRIDE": "0"}
+    for name, value in foreign.items() | {
+        ("SOMETHING_ELSE", "secret"),
+        ("HF_HOME", "/models"),
+        ("CUDA_DEVICE_ORDER", "FASTEST_FIRST"),
+    }:
+        monkeypatch.setenv(name, value)
+    bench = Bench(tmp_path)
+    seen = tmp_path / "seen.json"
+    assert bench.run(*python(f"import json, os; json.dump(dict(os.environ), open({str(seen)!r}, 'w'))")).returncode == 0
+    environment = json.loads(seen.read_text())
+    assert not {*foreign, "SOMETHING_ELSE"} & set(environment)
+    assert (environment["HF_HOME"], environment["CUDA_DEVICE_ORDER"]) == ("/models", "PCI_BUS_ID")
+    record = bench.record()
+    assert {*foreign, "SOMETHING_ELSE", "CUDA_DEVICE_ORDER"} <= set(record["provenance"]["dropped_environment"])
+    (said,) = [w for w in record["warnings"] if w.startswith("the stage was started without ")]
+    assert all(name in said for name in (*foreign, "CUDA_DEVICE_ORDER")) and "SOMETHING_ELSE" not in said
+
+
+@pytest.mark.parametrize("content", ["[codecarbon]\nforce_cpu_power = 400\n", "broken"])
+def test_a_configuration_of_codecarbon_is_ignored_and_said(tmp_path, monkeypatch, content: str) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CODECARBON_FORCE_RAM_POWER", "150")
+    (tmp_path / ".codecarbon.config").write_text(content)
+    bench = Bench(tmp_path)
+    assert bench.run(*python("pass")).returncode == 0
+    said = "CodeCarbon's own configuration is ignored, the section `energy` decides: "
+    assert f"{said}~/.codecarbon.config, CODECARBON_FORCE_RAM_POWER" in bench.record()["warnings"]

@@ -47,7 +47,7 @@ def attempt(number: int, elapsed: float, end: str | None = "completed", energy: 
         "devices": [],
         "provenance": PROVENANCE,
     }
-    names = ("gpu", "cpu", "dram")
+    names = ("gpu", "cpu", "dram", *(["module"] if "module" in parts else []))
     line = {
         "elapsed_s": elapsed,
         "joules": {name: parts.get(name, figure(None)) for name in names},
@@ -211,6 +211,15 @@ def test_policies_and_the_worst_class(policy, total, boundary, worst) -> None:
     assert record.energy.total.energy_class == worst
     assert record.total_energy_joules == total, "PUE is never multiplied in"
     assert record.carbon.grams == pytest.approx(total / 3.6e6 * 1.5 * 100)
+
+
+@pytest.mark.parametrize("policy", ["measured", "gpu_only"])
+def test_a_module_is_a_component_of_its_own(policy: str) -> None:
+    record = build(attempt(1, 10, energy=Energy(total_energy_policy=policy), module=figure(100.0, "NVML total energy counter")))
+    assert (record.energy.total.joules, record.energy.total.boundary) == (100.0, ["module"])
+    assert record.energy.module is not None and record.energy.module.scope == "device"
+    assert record.energy.total.uncertainty_j == pytest.approx(5.0) and record.gpu_energy_joules is None
+    assert build(attempt(1, 10, cpu=figure(1.0))).energy.module is None
 
 
 def test_uncertainty_is_linear_in_one_instrument_and_quadratic_across() -> None:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
+import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from workflow_scripts.energy.sampler import Sampler
 from workflow_scripts.energy.sources.base import Counter, CounterError, PowerIntegral
-from workflow_scripts.energy.sources.nvml import GpuSource, NvmlReader, resolve_devices
+from workflow_scripts.energy.sources.nvml import GpuSource, NvmlReader, open_nvml, resolve_devices
 from workflow_scripts.energy.sources.rapl import RaplSource, Zone, find_zones
 from workflow_scripts.energy.sources.replay import Replay, ReplayGpu
 from workflow_scripts.energy.sources.slurm import consumed_energy
+from workflow_scripts.settings.schema import Energy
+
+UUIDS = ["GPU-8f2a-1", "GPU-11bc-2", "GPU-11bd-3", "GPU-77aa-4"]
 
 
 @pytest.mark.parametrize(
@@ -20,27 +29,35 @@ from workflow_scripts.energy.sources.slurm import consumed_energy
         ({"CUDA_VISIBLE_DEVICES": "0"}, [0], False),
         ({"CUDA_VISIBLE_DEVICES": "2,0"}, [2, 0], False),
         ({"CUDA_VISIBLE_DEVICES": " 1 , 3 "}, [1, 3], False),
-        ({"CUDA_VISIBLE_DEVICES": "GPU-8f2a, GPU-11bc"}, ["GPU-8f2a", "GPU-11bc"], False),
-        ({"CUDA_VISIBLE_DEVICES": "0,GPU-8f2a"}, [0, "GPU-8f2a"], False),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-8f2a-1, GPU-11bc-2"}, [0, 1], False),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-8, GPU-7"}, [0, 3], False),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-8,GPU-11b,1"}, [0], True),  # a prefix of two
+        ({"CUDA_VISIBLE_DEVICES": "3,GPU-8f2a"}, [3, 0], False),
+        ({"CUDA_VISIBLE_DEVICES": "0,0,GPU-8f2a,1,0"}, [0, 1], False),
+        ({"CUDA_VISIBLE_DEVICES": "0,4,1"}, [0], True),
+        ({"CUDA_VISIBLE_DEVICES": "0,GPU-99,1"}, [0], True),
+        ({"CUDA_VISIBLE_DEVICES": "4"}, [], True),
+        ({"CUDA_VISIBLE_DEVICES": "first"}, [], True),
         ({"CUDA_VISIBLE_DEVICES": "0,-1,1"}, [0], False),
         ({"CUDA_VISIBLE_DEVICES": ""}, [], False),
         ({"CUDA_VISIBLE_DEVICES": "-1"}, [], False),
         ({"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, [], False),
-        ({}, None, True),
-        ({"SLURM_JOB_GPUS": "4,5"}, [4, 5], False),
-        ({"SLURM_JOB_GPUS": "4,5", "SLURM_STEP_GPUS": "5"}, [5], False),
-        ({"CUDA_VISIBLE_DEVICES": "0", "SLURM_JOB_GPUS": "6"}, [0], False),
+        ({}, [0, 1, 2, 3], True),
+        ({"SLURM_JOB_GPUS": "2,3"}, [2, 3], False),
+        ({"SLURM_JOB_GPUS": "2,3", "SLURM_STEP_GPUS": "3"}, [3], False),
+        ({"SLURM_JOB_GPUS": "4,5,6,7"}, [0, 1, 2, 3], False),  # the others are hidden
+        ({"CUDA_VISIBLE_DEVICES": "0", "SLURM_JOB_GPUS": "2"}, [0], False),
     ],
 )
 def test_devices_of_the_job(environment, devices, warned) -> None:
-    found = resolve_devices(environment)
-    assert found.devices == devices
-    assert (found.warning is not None) == warned
+    found, warnings = resolve_devices(environment, UUIDS)
+    assert found == devices
+    assert len(warnings) == warned
 
 
 def test_a_mig_instance_is_unavailable_with_that_reason() -> None:
     with pytest.raises(OSError, match="MIG-7a is a MIG instance: hardware does not meter it apart"):
-        resolve_devices({"CUDA_VISIBLE_DEVICES": "MIG-7a"})
+        resolve_devices({"CUDA_VISIBLE_DEVICES": "0,MIG-7a"}, UUIDS)
 
 
 def test_integrated_trace_equals_the_closed_form() -> None:
@@ -108,24 +125,62 @@ def test_a_rapl_zone_that_fails_makes_its_component_unavailable_with_the_reason(
     assert figures["dram"].joules == 0.0, "a counter that did not move is a real 0"
 
 
-def test_unreadable_rapl_says_so(tmp_path: Path, monkeypatch) -> None:
-    zone = tmp_path / "intel-rapl:0"
-    zone.mkdir()
-    (zone / "name").write_text("package-0")
-    (zone / "energy_uj").write_text("1")
-    (zone / "max_energy_range_uj").write_text("2")
-    real = Path.read_text
+def powercap(root: Path, **zones: str) -> dict[str, Path]:
+    """A tree of zones by name, each with what its counter reads; returns the counters."""
+    counters = {}
+    for index, (name, text) in enumerate(zones.items()):
+        zone = root / f"intel-rapl:{index}"
+        zone.mkdir(parents=True)
+        (zone / "name").write_text(name.replace("_", "-"))
+        (zone / "max_energy_range_uj").write_text("262143328850")
+        counters[name] = zone / "energy_uj"
+        counters[name].write_text(text)
+    return counters
 
-    def denied(self, *args, **kwargs):
-        if self.name == "energy_uj":
-            raise PermissionError(13, "Permission denied")
-        return real(self, *args, **kwargs)
 
-    monkeypatch.setattr(Path, "read_text", denied)
-    with pytest.raises(OSError, match="RAPL zone intel-rapl:0 package-0 cannot be read: Permission denied"):
-        find_zones(tmp_path)
+def test_a_component_with_a_zone_that_cannot_be_read_is_refused_with_the_reason(tmp_path: Path) -> None:
+    powercap(tmp_path, package_0="", package_1="7", dram="5")
+    source = RaplSource(find_zones(tmp_path), 0.0)
+    assert source.refused == {"cpu": "RAPL zone intel-rapl:0 package-0 cannot be read: energy_uj is empty"}
+    assert list(source.read(1.0)) == ["dram"], "half of the packages is no CPU"
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"), [("name", "name is empty"), ("max_energy_range_uj", "max_energy_range_uj is empty")]
+)
+def test_unreadable_rapl_says_so(tmp_path: Path, file: str, reason: str) -> None:
     with pytest.raises(OSError, match="no RAPL: .* does not exist"):
         find_zones(tmp_path / "absent")
+    (counter,) = powercap(tmp_path, package_0="x").values()
+    with pytest.raises(OSError, match="RAPL zone intel-rapl:0 package-0 cannot be read: invalid literal for int"):
+        RaplSource(find_zones(tmp_path), 0.0)
+    counter.with_name(file).write_text("")
+    with pytest.raises(OSError, match=f"RAPL zone intel-rapl:0 cannot be read: {reason}"):
+        find_zones(tmp_path)
+
+
+def test_a_zone_that_answers_again_has_lost_nothing_of_its_counter(tmp_path: Path) -> None:
+    (counter,) = powercap(tmp_path, package_0="1000000").values()
+    source = RaplSource(find_zones(tmp_path), 0.0)
+    figures = []
+    for now, text in enumerate(("2000000", "", "9000000"), start=1):
+        counter.write_text(text)
+        figures.append(source.read(float(now))["cpu"])
+    assert [figure.joules for figure in figures] == [1.0, None, 8.0]
+    assert figures[1].reason == "RAPL zone intel-rapl:0 package-0: energy_uj is empty"
+    assert figures[1].devices == {"intel-rapl:0 package-0": 1.0}
+
+
+def test_a_zone_that_was_silent_for_longer_than_its_range_is_lost(tmp_path: Path) -> None:
+    (counter,) = powercap(tmp_path, package_0="1000000").values()
+    source = RaplSource(find_zones(tmp_path), 0.0)
+    counter.write_text("")
+    source.read(1.0)
+    for now, text in ((300.0, "9000000"), (301.0, "9100000"), (302.0, "")):
+        counter.write_text(text)
+        figure = source.read(now)["cpu"]
+        assert figure.joules is None
+        assert figure.reason == "RAPL zone intel-rapl:0 package-0: it could not be read for 300 s, in which it may have wrapped"
 
 
 def test_zones_are_found_through_symlinks_and_each_package_once(tmp_path: Path) -> None:
@@ -224,38 +279,141 @@ def test_foreign_processes_on_the_gpu_are_listed() -> None:
 
 
 class FakeNvml:
-    """The part of pynvml that a reader calls."""
+    """The part of pynvml that is called: GPUs with a counter and without the instant power field.
 
-    NVML_FI_DEV_POWER_INSTANT, NVML_SUCCESS, NVML_TEMPERATURE_GPU = 186, 0, 0
+    A function that is given as an exception raises it, here and in the binding's own way: not all are NVMLErrors.
+    """
 
-    class NVMLError(Exception):
-        pass
+    NVML_FI_DEV_POWER_INSTANT, NVML_SUCCESS, NVML_TEMPERATURE_GPU, NVML_POWER_SCOPE_MODULE = 186, 0, 0, 1
+    NVMLError = type("NVMLError", (Exception,), {})
+    NVMLError_NotSupported = type("NVMLError_NotSupported", (NVMLError,), {})
+    NVMLError_FunctionNotFound = type("NVMLError_FunctionNotFound", (NVMLError,), {})
+    NVMLLibraryMismatchError = type("NVMLLibraryMismatchError", (Exception,), {})
 
-    class NVMLError_NotSupported(NVMLError):
-        pass
+    def __init__(self, instant: int = 0, **functions: object) -> None:
+        answers: dict[str, object] = {
+            "nvmlInit": None,
+            "nvmlDeviceGetCount": 2,
+            "nvmlDeviceGetHandleByIndex": lambda number: number,
+            "nvmlDeviceGetUUID": lambda handle: f"GPU-{handle}",
+            "nvmlDeviceGetTotalEnergyConsumption": 5000,
+            "nvmlDeviceGetPowerUsage": 70_000,
+            "nvmlDeviceGetFieldValues": [
+                SimpleNamespace(nvmlReturn=0 if instant else 3, value=SimpleNamespace(uiVal=instant)),
+            ],
+            "nvmlDeviceGetComputeRunningProcesses": [],
+            "nvmlDeviceGetName": "a GPU",
+            "nvmlDeviceGetEnforcedPowerLimit": 350_000,
+            "nvmlSystemGetDriverVersion": "580",
+            "nvmlDeviceGetMigMode": self.NVMLError_NotSupported("Not Supported"),
+            "nvmlDeviceGetTemperature": 40,
+        }
+        for name, answer in (answers | functions).items():
+            setattr(self, name, answer if callable(answer) else self._answering(answer))
 
-    def __init__(self, instant: int | None) -> None:
-        self.instant = instant
+    @staticmethod
+    def _answering(answer: object):
+        def function(*arguments):
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
 
-    def nvmlDeviceGetUUID(self, handle):
-        return "GPU-1"
+        return function
 
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle):
-        raise self.NVMLError_NotSupported
-
-    def nvmlDeviceGetPowerUsage(self, handle):
-        return 70_000
-
-    def nvmlDeviceGetFieldValues(self, handle, fields):
-        value = type("Value", (), {"uiVal": self.instant or 0})
-        return [type("Field", (), {"nvmlReturn": 0 if self.instant else 3, "value": value})]
+    def open(self, monkeypatch, visible: str = "0,1") -> tuple[GpuSource, list[str]]:
+        monkeypatch.setitem(sys.modules, "pynvml", self)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        return open_nvml(0.0, 1.0)
 
 
 def test_the_instant_power_field_is_preferred_and_a_missing_counter_is_none() -> None:
-    assert NvmlReader(FakeNvml(81_500), None).power_w() == 81.5
-    reader = NvmlReader(FakeNvml(None), None)
+    assert NvmlReader(FakeNvml(81_500), 0).power_w() == 81.5
+    reader = NvmlReader(FakeNvml(nvmlDeviceGetTotalEnergyConsumption=FakeNvml.NVMLError_NotSupported()), 0)
     assert reader.power_w() == 70.0
     assert reader.energy_mj() is None
+
+
+def test_whatever_an_extra_of_nvml_raises_is_null_with_its_reason(monkeypatch) -> None:
+    """A driver without …ComputeRunningProcesses_v3 raises what is no NVMLError."""
+    nvml = FakeNvml(
+        nvmlDeviceGetComputeRunningProcesses=FakeNvml.NVMLLibraryMismatchError("unversioned function called with v3"),
+        nvmlDeviceGetEnforcedPowerLimit=FakeNvml.NVMLError_NotSupported("Not Supported"),
+        nvmlSystemGetDriverVersion=UnicodeDecodeError("utf-8", b"x", 0, 1, "no text"),
+        nvmlDeviceGetTemperature=AttributeError("no such function"),
+        nvmlDeviceGetPowerUsage=TypeError("a struct changed"),
+    )
+    source, warnings = nvml.open(monkeypatch)
+    first, _ = source.describe(set())
+    assert first["name"] == "a GPU" and first["mig"] is None and warnings == []
+    assert first["reasons"] == {
+        "power_limit_watts": "Not Supported",
+        "driver": "'utf-8' codec can't decode byte 0x78 in position 0: no text",
+        "temperature_c": "no such function",
+        "other_processes": "unversioned function called with v3",
+    }
+    assert [first[name] for name in first["reasons"]] == [None] * 4
+    figure = source.read(1.0)["gpu"]
+    assert (figure.joules, figure.watts, figure.crosscheck, figure.energy_class) == (0.0, None, None, "measured")
+
+
+@pytest.mark.parametrize(
+    ("functions", "visible", "reason"),
+    [
+        (
+            {"nvmlInit": FakeNvml.NVMLLibraryMismatchError("Driver/library version mismatch")},
+            "0",
+            "Driver/library version mismatch",
+        ),
+        ({"nvmlDeviceGetCount": OSError(5, "Input/output error")}, "0", "Input/output error"),
+        ({"nvmlDeviceGetMigMode": [1, 1]}, "1", "GPU-1 is in MIG mode: hardware does not meter it apart from its neighbours"),
+        ({}, "", "CUDA_VISIBLE_DEVICES names none"),
+        ({"nvmlDeviceGetUUID": FakeNvml.NVMLError("GPU is lost")}, "1", "GPU 1: GPU is lost"),
+    ],
+)
+def test_gpus_that_cannot_be_metered_say_why(monkeypatch, functions, visible: str, reason: str) -> None:
+    with pytest.raises(OSError, match=f"^no GPU: {re.escape(reason)}$"):
+        FakeNvml(**functions).open(monkeypatch, visible)
+
+
+@pytest.mark.parametrize("name", ["NVIDIA GH200 480GB", "NVIDIA GB200", "NVIDIA GB300"])
+def test_the_counter_of_a_grace_module_is_of_the_module(tmp_path, monkeypatch, name: str) -> None:
+    """Its power field has a scope; the average of the GPU alone is no cross-check."""
+
+    def fields(handle: int, asked: list) -> list:
+        assert asked == [(186, 1)]
+        return [SimpleNamespace(nvmlReturn=0, value=SimpleNamespace(uiVal=600_000))]
+
+    nvml = FakeNvml(nvmlDeviceGetName=name, nvmlDeviceGetFieldValues=fields)
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    sampler = Sampler(json.loads(Energy(rapl_root="/nowhere", cpu_tdp_watts=50.0).model_dump_json()), tmp_path)
+    nvml.nvmlDeviceGetTotalEnergyConsumption = lambda handle: 65_000
+    figures = sampler.sample(time.monotonic())
+    assert (figures["module"].joules, figures["module"].watts, figures["module"].energy_class) == (60.0, 600.0, "measured")
+    assert [figures[part].joules for part in ("gpu", "cpu", "dram")] == [None] * 3
+    assert figures["cpu"].reason == "counted in module: the GPU's counter is of CPU and memory, too"
+    assert sampler.gpu_peak == 600.0
+    reader = NvmlReader(FakeNvml(nvmlDeviceGetName=name), 0)
+    with pytest.raises(OSError, match="the driver does not tell the module's power"):
+        reader.power_w()
+    assert NvmlReader(FakeNvml(nvmlDeviceGetName="NVIDIA B200"), 0).component == "gpu"
+
+
+def test_a_lost_gpu_of_another_job_hides_no_other(monkeypatch) -> None:
+    def handle(number: int) -> int:
+        if number == 1:
+            raise FakeNvml.NVMLError("GPU is lost")
+        return number
+
+    source, warnings = FakeNvml(nvmlDeviceGetHandleByIndex=handle).open(monkeypatch, "0")
+    assert [device["uuid"] for device in source.describe(set())] == ["GPU-0"] and warnings == []
+
+
+def test_a_counter_that_gave_no_first_reading_is_unavailable_for_good() -> None:
+    trace = [{"t": t, "A.mj": 100_000 * t if t else "timeout", "A.w": 100.0} for t in range(4)]
+    _, play = gpus(trace, "A")
+    last = play()[-1]
+    assert (last.joules, last.reason) == (None, "A: no reading at the start: timeout")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from workflow_scripts.progress import Progress
+from workflow_scripts.progress import STATE_VARIABLE, UNITS_VARIABLE, Progress, state_dir
+from workflow_scripts.stages.runtime.common import Arguments, run_stage
 from workflow_scripts.stages.runtime.units import Part, UnitError, Units, finish_part, unit_count
 
 
@@ -102,3 +103,37 @@ def test_parts_that_disagree_are_refused(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "1-of-2.json").read_text())["part"] == "1-of-2"
     with pytest.raises(UnitError, match=r"the parts disagree on the number of units: \[4, 5\]"):
         unit_count([tmp_path / "1-of-2.json", tmp_path / "2-of-2.json"])
+
+
+def test_stages_by_hand_have_one_state_folder_and_a_merge_finds_the_units(tmp_path: Path, monkeypatch, capsys) -> None:
+    for name in (STATE_VARIABLE, UNITS_VARIABLE):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "tmp"))
+    monkeypatch.setattr("signal.signal", lambda *arguments: None)
+    (tmp_path / "corpus.json").write_text("{}")
+    parts = [str(tmp_path / f"{number}-of-2.json") for number in (1, 2)]
+
+    def call(stage, *arguments: str, settings: str = "{}") -> Path:
+        with monkeypatch.context() as patch:
+            for name in (STATE_VARIABLE, UNITS_VARIABLE):  # what the call sets is gone after it, as with a process
+                patch.setenv(name, "")
+                patch.delenv(name)
+            corpus = ["--corpus", str(tmp_path / "corpus.json")]
+            patch.setattr("sys.argv", ["stage", "--settings", settings, *corpus, *arguments])
+            run_stage(stage, ["corpus"], ["part"])
+            return state_dir()
+
+    def make_part(args: Arguments) -> None:
+        part = Part.parse(args.extra["part"])
+        units = Units(2)
+        make(units, part.number - 1)
+        finish_part(args.out, part, units)
+
+    def merge(args: Arguments) -> None:
+        assert len(Units(unit_count(args.parts)).all(args.parts, Progress("loss"))) == 2
+
+    folders = [call(make_part, "--part", f"{number}-of-2", "--out", parts[number - 1]) for number in (1, 2)]
+    assert folders[0] == folders[1] and folders[0].is_relative_to(tmp_path / "tmp")
+    call(merge, "--parts", *parts, "--out", str(tmp_path / "merged.json"), settings='{"pipeline": "kd"}')
+    (tmp_path / "corpus.json").write_text("[]")
+    assert call(make_part, "--part", "1-of-2", "--out", parts[0]) not in folders, "another corpus, another state"

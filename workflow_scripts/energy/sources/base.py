@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
-COMPONENTS = ("gpu", "cpu", "dram", "node")
+T = TypeVar("T")
 
 
 @dataclass
@@ -43,19 +44,27 @@ class Figure:
         }
 
 
-class Source(Protocol):
-    """What the meter needs of a source."""
-
-    def read(self, now: float) -> dict[str, Figure]:
-        """Figures by component at `now`, seconds of a monotonic clock."""
-
-    def close(self) -> None:
-        """Release what the source holds."""
+def unavailable(reason: str, devices: dict[str, float] | None = None) -> Figure:
+    """A figure that could not be had, with the reason; `devices` are those of its devices that are known."""
+    return Figure(None, reason=reason, devices=devices or {})
 
 
-def unavailable(reason: str) -> Figure:
-    """A figure that could not be had, with the reason."""
-    return Figure(None, reason=reason)
+class ReadingError(OSError):
+    """A reading of a source that failed, in the words of what failed."""
+
+
+def guarded(read: Callable[..., T], *arguments: Any) -> T:
+    """The guard round every reading of a source: whatever its file, driver or library raises is a ReadingError.
+
+    NVML's Python binding has exceptions beside NVMLError, a file may be empty, and a meter must outlive both.
+    """
+    try:
+        return read(*arguments)
+    except ReadingError:
+        raise
+    except Exception as error:
+        words = error.strerror if isinstance(error, OSError) else None
+        raise ReadingError(words or str(error) or type(error).__name__) from error
 
 
 class CounterError(ValueError):

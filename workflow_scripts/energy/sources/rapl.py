@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from workflow_scripts.energy.sources.base import Counter, CounterError, Figure, unavailable
+from workflow_scripts.energy.sources.base import Counter, CounterError, Figure, ReadingError, guarded, unavailable
 
 METHOD = "RAPL"
+MOST_WATTS = 1000.0  # no package uses more: by it, how long a counter may go unread before it can wrap twice
 
 
 @dataclass
@@ -22,63 +23,100 @@ class Zone:
 
 
 class RaplSource:
-    """Sums zones by component, each zone wrap-safe. A zone that fails makes its component unavailable from then on."""
+    """Sums zones by component, each zone wrap-safe.
+
+    A component has no figure while one of its zones cannot be read. A counter that answers again has gone on counting, unless
+    it may have wrapped unseen or went back. `refused` are the components with a zone that could not be read at the start, with
+    the reason: they are no components of this source. Raises ReadingError when there is no other.
+    """
 
     def __init__(self, zones: list[Zone], now: float) -> None:
-        self._zones = [(zone, Counter(1e-6, zone.wrap_at)) for zone in zones]
-        self._failed: dict[str, str] = {}
-        for zone, counter in self._zones:
-            counter.advance(now, zone.read())
+        self.refused: dict[str, str] = {}
+        started = []
+        for zone in zones:
+            counter = Counter(1e-6, zone.wrap_at)
+            try:
+                counter.advance(now, guarded(zone.read))
+            except ReadingError as error:
+                self.refused.setdefault(zone.component, f"RAPL zone {zone.label} cannot be read: {error}")
+            started.append(_Counted(zone, counter, now))
+        self._zones = [counted for counted in started if counted.zone.component not in self.refused]
+        if not self._zones:
+            raise ReadingError(next(iter(self.refused.values())))
 
     def read(self, now: float) -> dict[str, Figure]:
         """Joules of all zones by component."""
         figures: dict[str, Figure] = {}
-        for zone, counter in self._zones:
-            figure = figures.setdefault(zone.component, Figure(0.0, method=METHOD, energy_class="measured"))
-            try:
-                counter.advance(now, zone.read())
-            except (OSError, CounterError) as error:
-                text = error.strerror if isinstance(error, OSError) else str(error)
-                self._failed.setdefault(zone.component, f"RAPL zone {zone.label}: {text}")
-            figure.devices[zone.label] = counter.joules
+        for counted in self._zones:
+            counted.advance(now)
+            component, label = counted.zone.component, counted.zone.label
+            figure = figures.setdefault(component, Figure(0.0, method=METHOD, energy_class="measured"))
+            if counted.failure is not None:
+                figure = figures[component] = unavailable(f"RAPL zone {label}: {counted.failure}", figure.devices)
+            figure.devices[label] = counted.counter.joules
             if figure.joules is not None:
-                figure.joules += counter.joules
-        for component, reason in self._failed.items():
-            devices = figures[component].devices
-            figures[component] = unavailable(reason)
-            figures[component].devices = devices
+                figure.joules += counted.counter.joules
         return figures
 
     def close(self) -> None:
         """Nothing is held open."""
 
 
-def find_zones(root: Path) -> list[Zone]:
-    """Package and DRAM zones under `root` (/sys/class/powercap or one below it).
+@dataclass
+class _Counted:
+    zone: Zone
+    counter: Counter
+    read_at: float
+    failure: str | None = None
+    lost: bool = False  # the failure is for good
 
-    `psys` covers the packages and more, so it is left out. Raises OSError with the reason when there is none or one cannot be
-    read (kernels since 5.10 let only root read it).
+    def advance(self, now: float) -> None:
+        try:
+            raw = guarded(self.zone.read)
+            silent = now - self.read_at
+            if self.failure is not None and not self.lost and silent * MOST_WATTS > self.zone.wrap_at * 1e-6:
+                raise CounterError(f"it could not be read for {silent:.0f} s, in which it may have wrapped")
+            self.counter.advance(now, raw)
+        except (CounterError, ReadingError) as error:
+            self.failure = self.failure if self.lost else str(error)
+            self.lost = self.lost or isinstance(error, CounterError)
+        else:
+            self.read_at = now
+            self.failure = self.failure if self.lost else None
+
+
+def find_zones(root: Path) -> list[Zone]:
+    """Package and DRAM zones under `root` (/sys/class/powercap or one below it), whether they can be read or not.
+
+    `psys` covers the packages and more, so it is left out. Raises ReadingError with the reason when there is none, or what a
+    zone is cannot be read.
     """
     if not root.is_dir():
-        raise OSError(f"no RAPL: {root} does not exist")
+        raise ReadingError(f"no RAPL: {root} does not exist")
     zones = {}
     for folder in sorted([*root.glob("*"), *root.glob("*/*"), *root.glob("*/*/*")]):
         if folder.name.startswith("intel-rapl-mmio") or not (folder / "energy_uj").exists():
             continue  # the memory-mapped interface shows the same package a second time
-        name = (folder / "name").read_text().strip()
-        component = "cpu" if name.startswith("package") else "dram" if name == "dram" else None
-        if component is None:
-            continue
         try:
-            int((folder / "energy_uj").read_text())
-            wrap_at = int((folder / "max_energy_range_uj").read_text())
-        except OSError as error:
-            raise OSError(f"RAPL zone {folder.name} {name} cannot be read: {error.strerror}") from None
-        zones[folder.name] = Zone(f"{folder.name} {name}", component, _reader(folder / "energy_uj"), wrap_at)
+            name = guarded(_text, folder / "name")
+            component = "cpu" if name.startswith("package") else "dram" if name == "dram" else None
+            if component is not None:
+                wrap_at = guarded(lambda path=folder / "max_energy_range_uj": int(_text(path)))
+                zones[folder.name] = Zone(f"{folder.name} {name}", component, _reader(folder / "energy_uj"), wrap_at)
+        except ReadingError as error:
+            raise ReadingError(f"RAPL zone {folder.name} cannot be read: {error}") from error
     if not zones:
-        raise OSError(f"no RAPL: {root} has no package or dram zone")
+        raise ReadingError(f"no RAPL: {root} has no package or dram zone")
     return list(zones.values())
 
 
 def _reader(path: Path) -> Callable[[], int]:
-    return lambda: int(path.read_text())
+    return lambda: int(_text(path))
+
+
+def _text(path: Path) -> str:
+    """A file's one line. Raises ReadingError where it is empty, as a kernel's file is while its driver is reloaded."""
+    text = path.read_text().strip()
+    if not text:
+        raise ReadingError(f"{path.name} is empty")
+    return text

@@ -10,7 +10,7 @@ import bisect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from workflow_scripts.energy.sources.nvml import GpuError
+from workflow_scripts.energy.sources.base import ReadingError
 
 Trace = Sequence[dict[str, Any]]
 
@@ -24,11 +24,11 @@ class Replay:
         self.now = self._times[0]
 
     def value(self, device: str) -> Any:
-        """The reading of `device` in force at `now`; raises GpuError where the trace has a text."""
+        """The reading of `device` in force at `now`; raises ReadingError where the trace has a text."""
         index = max(0, bisect.bisect_right(self._times, self.now) - 1)
         value = self._trace[index][device]
         if isinstance(value, str):
-            raise GpuError(value)
+            raise ReadingError(value)
         return value
 
     def counter(self, device: str) -> Callable[[], int]:
@@ -40,7 +40,7 @@ class ReplayGpu:
     """A GPU whose counter is `<uuid>.mj` and whose power is `<uuid>.w` in the trace; without `.mj` it has no counter."""
 
     def __init__(self, replay: Replay, uuid: str) -> None:
-        self._replay, self.uuid = replay, uuid
+        self._replay, self.uuid, self.component = replay, uuid, "gpu"
 
     def energy_mj(self) -> int | None:
         """See GpuReader."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import inspect
 import json
+import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,8 @@ from pydantic import ValidationError
 from workflow_scripts import artefact
 from workflow_scripts.errors import UserError
 from workflow_scripts.plan import slices
-from workflow_scripts.progress import state_dir
+from workflow_scripts.plan.code import code_digest
+from workflow_scripts.progress import STATE_VARIABLE, UNITS_VARIABLE, state_dir
 from workflow_scripts.settings import Settings
 
 PUBLISHED = "published.json"
@@ -61,6 +66,7 @@ def run_stage(
     options = vars(parser.parse_args())
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     try:
+        _state_by_hand(stage, options, inputs)
         stage(
             Arguments(
                 settings=slices.read(options["settings"]),
@@ -89,6 +95,20 @@ def run_stage(
         if reason := artefact.refusal_in(words):
             sys.exit(f"error: {reason}: while writing to {Path(options['out']).parent} or to {state_dir()} {words}")
         raise
+
+
+def _state_by_hand(stage: Callable[[Arguments], None], options: Mapping[str, Any], inputs: Sequence[str]) -> None:
+    """Without a meter: one state folder for all calls with these settings, inputs and code; a merge has that of its parts."""
+    if STATE_VARIABLE in os.environ:
+        return
+    code = code_digest((f"workflow_scripts.stages.{Path(inspect.getfile(stage)).stem}",))
+    files = [(name, artefact.sha256(Path(path))) for name in inputs if (path := options[name.rstrip("?")])]
+    mark = hashlib.sha256(json.dumps([options["settings"], code, files]).encode()).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir()) / f"stage-state-{os.getuid()}" / f"{Path(inspect.getfile(stage)).stem}-{mark}"
+    os.environ[STATE_VARIABLE] = str(folder)
+    for part in map(Path, options["parts"][:1]):
+        os.environ[UNITS_VARIABLE] = str((part.parent / artefact.read_json(part)["folder"]).resolve())
+    print(f"without the energy meter; state folder {folder}", flush=True)
 
 
 def build_dir(out: Path, bulk: Path | None = None, kind: str = "") -> Path:

@@ -150,8 +150,12 @@ class Units:
 
 
 def finish_part(out: Path, part: Part, units: Units) -> None:
-    """The manifest of a finished part."""
-    write_json(out, {"schema": SCHEMA, "kind": "part", "part": f"{part.number}-of-{part.of}", "units": units.count})
+    """The manifest of a finished part, with the folder of the units for a merge that is started by hand."""
+    facts = {"part": f"{part.number}-of-{part.of}", "units": units.count}
+    write_json(
+        out,
+        {"schema": SCHEMA, "kind": "part", **facts, "folder": os.path.relpath(units.folder.resolve(), out.parent.resolve())},
+    )
 
 
 def unit_count(parts: list[Path]) -> int:
