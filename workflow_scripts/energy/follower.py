@@ -20,6 +20,7 @@ from typing import Any
 
 from workflow_scripts.energy.child import Child, exit_code
 from workflow_scripts.energy.ledger import LedgerWriter
+from workflow_scripts.energy.neighbours import Neighbours
 from workflow_scripts.energy.sampler import Sampler
 from workflow_scripts.energy.state import HOSTS_VARIABLE, host_identity
 
@@ -64,7 +65,12 @@ def measure(child: Child, ledger: Path, sampler: Sampler) -> dict[str, Any]:
         "time": time.time(),
         "devices": sampler.devices(),
     }
-    writer = LedgerWriter(ledger, start)
+    writer, neighbours = LedgerWriter(ledger, start), Neighbours(os.environ["METER_STAGE"])
+
+    def line(now: float, final: bool = False) -> dict[str, Any]:
+        content = sampler.line(now, begin, final)
+        return content | {"warnings": [*content["warnings"], *neighbours.warnings()]}
+
     sampler.start(begin)
     while not child.wait(sampler.period):
         now = time.monotonic()
@@ -72,14 +78,17 @@ def measure(child: Child, ledger: Path, sampler: Sampler) -> dict[str, Any]:
         if now - flushed >= flush:
             flushed = now
             sampler.read_share(child.pid, now)
-            writer.append({"event": "tick", **sampler.line(now, begin)})
+            neighbours.look()
+            writer.append({"event": "tick", **line(now)})
     ended = time.monotonic()
     sampler.stop(ended)
     sampler.read_share(child.pid, ended)
     sampler.write_csv(ledger.with_suffix(".codecarbon.csv"), ended - begin, os.environ["METER_STAGE"])
     outcome = child.reap()
     child.sweep()
-    writer.append({"event": "end", **sampler.line(ended, begin, final=True), **outcome, "devices": sampler.devices()})
+    neighbours.look()
+    writer.append({"event": "end", **line(ended, final=True), **outcome, "devices": sampler.devices()})
+    neighbours.leave()
     writer.close()
     sampler.close()
     return outcome

@@ -50,6 +50,8 @@ from workflow_scripts.energy.state import (
     LockedError,
     NotSharedError,
     check_shared,
+    files_of_parts,
+    fingerprint_of_parts,
     host_identity,
 )
 from workflow_scripts.progress import STATE_VARIABLE, UNITS_VARIABLE
@@ -108,23 +110,6 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     if not command:
         parser.error("the stage's command is empty")
     return parser.parse_args(arguments[:split]), command
-
-
-def files_of_parts(records: list[str]) -> list[str]:
-    """Manifests and records of the parts that a merge reads."""
-    return [
-        path for record in records for path in (record, record.removesuffix(".record.json") + ".json") if Path(path).is_file()
-    ]
-
-
-def fingerprint_of_parts(records: list[str]) -> str | None:
-    """Name of the state folder that the parts of a stage have worked in, by their records; None without parts."""
-    fingerprints = {read_json(Path(path))["provenance"]["fingerprint"] for path in records}
-    if len(fingerprints) > 1:
-        raise ArtefactError(
-            f"the parts {', '.join(records)} are of different settings, inputs or code: delete them and run again"
-        )
-    return fingerprints.pop() if fingerprints else None
 
 
 def check_prerun(result: str | None, settings: str | None) -> None:

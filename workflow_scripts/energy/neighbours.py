@@ -53,11 +53,12 @@ class Neighbours:
                     self.seen.setdefault(int(found[1]), found[2])
 
     def warnings(self) -> list[str]:
-        """One line per other meter."""
+        """One line for all other meters."""
+        if not self.seen:
+            return []
+        count, stages = len(self.seen), ", ".join(sorted(set(self.seen.values())))
         return [
-            f"another meter ran on this host at the same time (process {pid}, stage {stage}): host-level CPU and DRAM joules "
-            "are in both records"
-            for pid, stage in self.seen.items()
+            f"{count} other meter(s) ran on this host at the same time ({stages}): host-level joules are in all their records"
         ]
 
     def leave(self) -> None:

@@ -109,7 +109,9 @@ def build_record(own: Sequence[Attempt], overhead: dict[str, float], split: Sequ
             "idle": idle,
             "overhead": overhead,
             "provenance": labels["provenance"],
-            "warnings": list(dict.fromkeys([*warnings, *last.get("warnings", [])])),
+            "warnings": list(
+                dict.fromkeys([*warnings, *(w for a in (newest, *newest.hosts) for w in a.last.get("warnings", []))])
+            ),
         }
     )
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workflow_scripts.artefact import sha256
+from workflow_scripts.artefact import ArtefactError, read_json, sha256
 from workflow_scripts.errors import UserError
 
 STALE_AFTER_S = 120.0
@@ -233,3 +233,20 @@ def _alive(owner: dict[str, Any]) -> bool:
     """Whether the owner's process runs; a process number may have been given to another since."""
     pid = owner.get("pid")
     return isinstance(pid, int) and (ticks := _start_ticks(pid)) is not None and ticks == owner.get("started")
+
+
+def files_of_parts(records: list[str]) -> list[str]:
+    """Manifests and records of the parts that a merge reads."""
+    return [
+        path for record in records for path in (record, record.removesuffix(".record.json") + ".json") if Path(path).is_file()
+    ]
+
+
+def fingerprint_of_parts(records: list[str]) -> str | None:
+    """Name of the state folder that the parts of a stage have worked in, by their records; None without parts."""
+    fingerprints = {read_json(Path(path))["provenance"]["fingerprint"] for path in records}
+    if len(fingerprints) > 1:
+        raise ArtefactError(
+            f"the parts {', '.join(records)} are of different settings, inputs or code: delete them and run again"
+        )
+    return fingerprints.pop() if fingerprints else None
