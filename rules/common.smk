@@ -11,6 +11,7 @@ from workflow_scripts.cluster.before import (
     help_after_failure,
 )
 from workflow_scripts.cluster.site import read_modules
+from workflow_scripts.cluster.slurm_plugin import mend
 from workflow_scripts.pipelines import (
     PIPELINES,
     STAGES,
@@ -32,6 +33,7 @@ from workflow_scripts.plan.snakemake_internals import (
 os.environ.update(stage_environment(workflow.basedir))
 one_meter(workflow)
 compare_with_records()
+mend()
 
 PLAN = read_plan(workflow, config)
 RULES = []

@@ -120,6 +120,15 @@ class Cluster:
             raise SlurmError(f"{' '.join(command)}: exit status {result.returncode}: {result.stderr.strip()}")
         return result.stdout
 
+    def stop_daemon(self, name: str) -> None:
+        """An outage of `slurmctld` or `slurmdbd`, until start_daemon."""
+        self._end(name)
+
+    def start_daemon(self, name: str) -> None:
+        """Start `slurmctld` or `slurmdbd` again, with what it knew; wait until it listens."""
+        self._launch(name, name, "-D", **(self._database() if name == "slurmdbd" else {}))
+        self._await(name, lambda: answers(self._ports["dbd_port" if name == "slurmdbd" else "ctld_port"]))
+
     def start_slurmd(self, node: str) -> None:
         """Start the daemon of a node again; wait until it listens (the node may take longer to be idle)."""
         if self._slurmd(node):
@@ -180,6 +189,7 @@ class Cluster:
         self._ports = dict(zip(("ctld_port", "dbd_port", *(f"{node}_port" for node in NODES)), free_ports(), strict=False))
         values = self._ports | {
             "proctrack": proctrack(),
+            "task": "cgroup" if self.accounting and proctrack() == "cgroup" else "none",
             "name": self.name,
             "folder": self.folder,
             "host": socket.gethostname().split(".")[0],
@@ -206,13 +216,14 @@ class Cluster:
         options = ("--no-defaults", "--user=root", data, f"--socket={database}", f"--pid-file={self.folder / 'mysql.pid'}")
         self._launch("mariadbd", "mariadbd", *options, *DATABASE_OPTIONS)
         self._await("mariadbd", lambda: answers(database))
-        environment = {"SLURM_CONF": str(self.folder / "slurm.conf"), "MYSQL_UNIX_PORT": str(database)}
-        self._launch("slurmdbd", "slurmdbd", "-D", **environment)
-        self._await("slurmdbd", lambda: answers(self._ports["dbd_port"]))
+        self.start_daemon("slurmdbd")
         self.run("sacctmgr", "-i", "add", "cluster", self.name)
         self.run("sacctmgr", "-i", "add", "account", "default", f"cluster={self.name}")
         self.run("sacctmgr", "-i", "add", "user", "root", "account=default", f"cluster={self.name}")
         self.run("sacctmgr", "-i", "modify", "user", "root", f"cluster={self.name}", "set", "defaultaccount=default")
+
+    def _database(self) -> dict[str, str]:
+        return {"SLURM_CONF": str(self.folder / "slurm.conf"), "MYSQL_UNIX_PORT": str(self.folder / "mysql.socket")}
 
     def _launch(self, name: str, *command: str, **environment: str) -> None:
         holder = [sys.executable, "-I", processes.__file__, str(binary(command[0])), *command[1:]]

@@ -32,7 +32,7 @@ SlurmdLogFile={folder}/log/slurmd-%n.log
 MailProg=/bin/true
 MpiDefault=none
 ProctrackType=proctrack/{proctrack}
-TaskPlugin=task/none
+TaskPlugin=task/{task}
 JobAcctGatherType=jobacct_gather/linux
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
@@ -60,14 +60,14 @@ PartitionName=pair Nodes=gpu1,gpu2
 PartitionName=cpu Nodes=cpu1
 """
 GRES_CONF = "NodeName=gpu[1-2] Name=gpu Type=l40s File={folder}/l40s[0-1]\n"
-CGROUP_CONF = "CgroupPlugin=cgroup/v1\nCgroupMountpoint=/sys/fs/cgroup\nCgroupAutomount=no\nConstrainCores=no\n"
+CGROUP_CONF = "CgroupPlugin=cgroup/v1\nCgroupMountpoint=/sys/fs/cgroup\nCgroupAutomount=no\nConstrainCores=no\nConstrainRAMSpace=yes\n"
 FREEZER = Path("/sys/fs/cgroup/freezer")
 NO_ACCOUNTING = "AccountingStorageType=accounting_storage/none"
 ACCOUNTING = """AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort={dbd_port}
 AccountingStoragePass={folder}/munge.socket
-AccountingStorageEnforce=associations"""
+AccountingStorageEnforce=associations,limits"""
 SLURMDBD_CONF = """
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket

@@ -48,6 +48,14 @@ _FAULTS = (
 )
 
 
+# what Slurm's commands say when a daemon does not answer
+NO_ANSWER = re.compile(
+    r"unable to contact slurm|connection (?:refused|timed out|reset)|communication connection failure|socket timed out|"
+    r"zero bytes were transmitted|unable to connect to database|failed to open persistent connection",
+    re.IGNORECASE,
+)
+
+
 class SiteError(UserError):
     """A setting that this site does not accept."""
 
@@ -63,6 +71,8 @@ def check_site(requests: Mapping[str, Mapping[str, Any]], status_command: str, o
             "slurm`), or leave out --executor slurm / --workflow-profile profiles/slurm to run here"
         )
     if status_command == "sacct" and (reason := _run("sacct", "-n", "-X", "--starttime=now")):
+        if NO_ANSWER.search(reason):
+            raise SiteError(f"no answer from accounting (slurmdbd): {reason}: try again when `sacct` answers")
         raise SiteError(
             f"job states are asked of sacct, which says: {reason}: set `accounting: false` in the profile's site block "
             "(without a profile: --slurm-status-command squeue)"
@@ -221,6 +231,8 @@ def _run(*command: str) -> str | None:
 
 
 def _explain(reason: str, rule: str, options: tuple[str, ...]) -> str:
+    if NO_ANSWER.search(reason):
+        return f"no answer from the controller (slurmctld): {reason}: try again when `sinfo` answers"
     setting = next((name for word, name in _FAULTS if word in reason.lower()), "its resources")
     asked = " ".join(options)
     return f"Slurm refuses the jobs of rule {rule}: {reason} (asked: {asked}). Correct in the profile's site block: {setting}"

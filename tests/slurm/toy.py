@@ -1,0 +1,76 @@
+"""A workflow of jobs that wait for a file, in seconds on Slurm: what is tested is the driver and the meter, not the stages."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+from tests.conftest import REPOSITORY
+from tests.slurm.processes import ticks
+from tests.slurm.site import QUICK, QUICK_PROGRAM
+
+SNAKEFILE = """
+import sys
+sys.path.insert(0, {repository!r})
+from workflow_scripts.cluster.slurm_plugin import mend
+mend()
+rule all:
+    input: expand("{{name}}.out", name={names!r})
+rule work:
+    output: "{{name}}.out"
+    threads: 1
+    resources:
+        slurm_partition="cpu", slurm_account="default", runtime=5, mem_mb=lambda wildcards, attempt: 600 * attempt
+    shell: {shell!r}
+"""
+
+
+class Toy:
+    """A driver with one job per name. A job runs `command`, by default until there is `<name>.go`."""
+
+    def __init__(self, folder: Path, *names: str, command: str = "until [ -e {name}.go ]; do sleep 0.2; done") -> None:
+        self.folder, self.names = folder, names
+        shell = command.replace("{name}", "{wildcards.name}") + "; touch {output}"
+        text = SNAKEFILE.format(repository=str(REPOSITORY), names=list(names), shell=shell)
+        (folder / "Snakefile").write_text(textwrap.dedent(text))
+
+    def start(self, *options: str, status: str = "sacct") -> subprocess.Popen[bytes]:
+        """Start Snakemake; what it says is in `said`."""
+        command = [sys.executable, *QUICK_PROGRAM, "--executor", "slurm", "--jobs", "10", *QUICK]
+        with (self.folder / "said").open("wb") as output:
+            self.driver = subprocess.Popen(
+                [*command, "--slurm-status-command", status, *options],
+                cwd=self.folder,
+                stdout=output,
+                stderr=output,
+                env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+            )
+        return self.driver
+
+    @property
+    def said(self) -> str:
+        """All that the driver has said."""
+        return (self.folder / "said").read_text()
+
+    def go(self, name: str) -> None:
+        """Let a job end."""
+        (self.folder / f"{name}.go").touch()
+
+    def wait_until_said(self, words: str, timeout: float = 90) -> str:
+        """Wait until the driver has said the words; return all that it has said."""
+        for _ in ticks(timeout):
+            if words in self.said:
+                return self.said
+            assert self.driver.poll() is None, f"the driver has ended:\n{self.said}"
+        raise AssertionError(f"not said after {timeout} s: {words}\n{self.said}")
+
+    def end(self, timeout: float = 90) -> int:
+        """The driver's exit code; a driver that waits for ever is ended, and fails the test."""
+        try:
+            return self.driver.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.driver.kill()
+            raise AssertionError(f"the driver still waits after {timeout} s:\n{self.said}") from None
