@@ -25,6 +25,7 @@ from workflow_scripts.plan.metered import Metered
 from workflow_scripts.plan.slices import canonical
 from workflow_scripts.plan.snakemake_internals import (
     compare_with_records,
+    cpus_of_the_jobs,
     one_meter,
     read_plan,
     remember,
@@ -33,6 +34,7 @@ from workflow_scripts.plan.snakemake_internals import (
 os.environ.update(stage_environment(workflow.basedir))
 one_meter(workflow)
 compare_with_records()
+cpus_of_the_jobs()
 mend()
 
 PLAN = read_plan(workflow, config)

@@ -60,7 +60,9 @@ PartitionName=pair Nodes=gpu1,gpu2
 PartitionName=cpu Nodes=cpu1
 """
 GRES_CONF = "NodeName=gpu[1-2] Name=gpu Type=l40s File={folder}/l40s[0-1]\n"
-CGROUP_CONF = "CgroupPlugin=cgroup/v1\nCgroupMountpoint=/sys/fs/cgroup\nCgroupAutomount=no\nConstrainCores=no\nConstrainRAMSpace=yes\n"
+CGROUP_CONF = (
+    "CgroupPlugin=cgroup/v1\nCgroupMountpoint=/sys/fs/cgroup\nCgroupAutomount=no\nConstrainCores=no\nConstrainRAMSpace=yes\n"
+)
 FREEZER = Path("/sys/fs/cgroup/freezer")
 NO_ACCOUNTING = "AccountingStorageType=accounting_storage/none"
 ACCOUNTING = """AccountingStorageType=accounting_storage/slurmdbd

@@ -33,8 +33,10 @@ def check_before_the_first_job(workflow: Any, plan: Plan, modules: Sequence[str]
         if workflow.executor_plugin.name == "slurm":
             settings = workflow.executor_settings
             options = [f"--{name}={value}" for name in ("qos", "reservation") if (value := getattr(settings, name))]
-            requests = {job.rule.name: last_request(job) for job in jobs if not job.is_local}
+            submitted = [job for job in jobs if not job.is_local]
+            requests = {job.rule.name: last_request(job) for job in submitted}
             site.check_site(requests, settings.status_command, options)
+            site.check_submissions(requests, min(len(submitted), workflow.resource_settings.nodes or 1), options)
             site.announce(plan.output.root)
     except site.SiteError as error:
         raise WorkflowError(str(error)) from None

@@ -6,6 +6,7 @@ distinct request.
 
 from __future__ import annotations
 
+import getpass
 import math
 import os
 import re
@@ -102,6 +103,31 @@ def check_site(requests: Mapping[str, Mapping[str, Any]], status_command: str, o
             raise SiteError(
                 f"rule {rule}: its last attempt asks for {runtime} minutes, but partition {partition or '(the default)'} "
                 f"allows {longest:.0f}: lower hours or max_hours in the profile's site block"
+            )
+
+
+def check_submissions(requests: Mapping[str, Mapping[str, Any]], jobs: int, options: Sequence[str] = ()) -> None:
+    """Check that `jobs` may be submitted at once: Slurm refuses the next one, and every refusal would cost an attempt.
+
+    Asks for MaxSubmitJobs of the associations and of the QOS that the jobs name (else of the associations' own), where the site
+    enforces limits. Raises SiteError naming the setting.
+    """
+    config = dict(re.findall(r"^(\w+)\s*=\s*(.*?)\s*$", _says("scontrol", "show", "config"), re.MULTILINE))
+    if not {"limits", "safe", "all"} & set(config.get("AccountingStorageEnforce", "").lower().split(",")):
+        return
+    asked = [option.partition("=")[2] for option in options if option.startswith("--qos=")]
+    for account, named in sorted({(r.get("slurm_account") or "", r.get("qos") or "") for r in requests.values()}):
+        where = [f"user={getpass.getuser()}", f"cluster={config['ClusterName']}", *([f"account={account}"] if account else [])]
+        found = [line.split("|") for line in _limits("assoc", where, "MaxSubmitJobs,GrpSubmitJobs,DefaultQOS").splitlines()]
+        # without an account Slurm takes the user's default one, which is not told from the others here
+        most = max((_least(words[:2]) for words in found), default=math.inf)
+        for qos in {named or next(iter(asked), "")} if named or asked else {words[2] for words in found if words[2]}:
+            most = min(most, _least(_limits("qos", [f"name={qos}"], "MaxSubmitJobsPU,GrpSubmitJobs").split("|")))
+        if most < jobs:
+            raise SiteError(
+                f"account {account or '(the default)'} takes {most:.0f} job(s) of this user at once (MaxSubmitJobs), but "
+                f"{jobs} would be submitted: set max_jobs of the profile's site block to {most:.0f} (without a profile, "
+                "--jobs)"
             )
 
 
@@ -215,13 +241,28 @@ def _longest_minutes(partition: str | None) -> float:
     """The longest time limit of a partition, else of the default one; infinite where Slurm does not say."""
     command = ["sinfo", "--noheader", "--format=%P %l", *([f"--partition={partition}"] if partition else [])]
     limits = []
-    for line in subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines():
+    for line in _says(*command).splitlines():
         name, limit = line.split()
         if partition or name.endswith("*"):
             found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)
             days, hours, minutes, _ = (int(part or 0) for part in found.groups()) if found else (0, 0, 0, 0)
             limits.append(1440 * days + 60 * hours + minutes if found else math.inf)
     return max(limits, default=math.inf)
+
+
+def _says(*command: str) -> str:
+    """What a command prints; nothing where there is no such command or it fails."""
+    if shutil.which(command[0]) is None:
+        return ""
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
+def _limits(kind: str, where: Sequence[str], columns: str) -> str:
+    return _says("sacctmgr", "--noheader", "--parsable2", "show", kind, "where", *where, f"format={columns}").strip()
+
+
+def _least(limits: Iterable[str]) -> float:
+    return min((float(limit) for limit in limits if limit.strip().isdigit()), default=math.inf)
 
 
 def _run(*command: str) -> str | None:

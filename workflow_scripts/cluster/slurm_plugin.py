@@ -1,8 +1,8 @@
-"""What leans on the internals of the slurm executor plugin (2.8.0), and nothing else does: look here first when another is taken.
+"""What leans on the internals of the slurm executor plugin (2.8.0), and nothing else does: look here first when it changes.
 
-The plugin forgets its jobs when Slurm does not answer, waits for ever for a state that it does not know (`CANCELLED by 0`), reads
-the state of one array task as that of all, and takes a refused submission for a failed job. docs/slurm_plugin.md has the faults as
-they go to its authors, with the diff; what stands here is needed until a version has it.
+The plugin forgets its jobs when Slurm does not answer, waits for ever for a state that it does not know (`CANCELLED by 0`),
+reads the state of one array task as that of all, and takes a refused submission for a failed job. docs/slurm_plugin.md has
+the faults as they go to its authors, with the diff; what stands here is needed until a version has it.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def _submit(executor: Any, job: Any) -> None:
 class Watch:
     """The states of the jobs that Snakemake waits for, as the controller and, where the site has one, accounting say them.
 
-    `jobs` are the Slurm ids with the rule of each; `elsewhere` says that they are on clusters of which the controller here knows
-    nothing.
+    `jobs` are the Slurm ids with the rule of each; `elsewhere` says that they are on clusters of which the controller here
+    knows nothing.
     """
 
     def __init__(self) -> None:
@@ -88,15 +88,17 @@ class Watch:
     async def states(self, command: str, logger: Logger) -> tuple[dict[str, str], float]:
         """States by job id, and the seconds that it took; `command` is the plugin's own query.
 
-        Both sources are asked, the newer word (the controller's) counts. Without any answer no job has a state, so that the plugin
-        goes on waiting for all of them.
+        Both sources are asked, the newer word (the controller's) counts. Without any answer no job has a state, so that the
+        plugin goes on waiting for all of them.
         """
         began = time.monotonic()
         accounting, run = command.startswith("sacct"), shlex.split(command)[-1]
         accounted: dict[str, str] | None = {}
         queued: dict[str, str] | None = None
         if accounting:
-            accounted = await self._ask(command.replace("JobIdRaw", "JobID"), logger)  # the raw id does not name an array's task
+            accounted = await self._ask(
+                command.replace("JobIdRaw", "JobID"), logger
+            )  # the raw id does not name an array's task
         if not self.elsewhere:
             queued = await self._ask(f"{plugin.query_job_status_squeue(run)} --array", logger)
         found = {job: self._state(job, accounted, queued, logger) for job in self.jobs}
@@ -122,27 +124,28 @@ class Watch:
         if time.monotonic() - since < LOST_AFTER_S:
             return state
         logger.error(
-            f"Slurm job {job} (rule {self.jobs[job]}) has not been in the queue for {LOST_AFTER_S / 60:.0f} minutes, and nothing "
-            f"says how it ended (state: {state or 'none'}): it counts as failed"
+            f"Slurm job {job} (rule {self.jobs[job]}) has not been in the queue for {LOST_AFTER_S / 60:.0f} minutes, and "
+            f"nothing says how it ended (state: {state or 'none'}): it counts as failed"
         )
         return "FAILED"
 
     async def _ask(self, command: str, logger: Logger) -> dict[str, str] | None:
         """States by job id; None without an answer, which is said at once and then every few minutes."""
         tool = command.split()[0]
-        process = None
+        out, answered = b"", False
         try:
             process = await asyncio.create_subprocess_exec(
                 *shlex.split(command), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
             )
-            out, err = await asyncio.wait_for(process.communicate(), ASK_FOR_S)
-            reason = " ".join(err.decode(errors="replace").split()) or f"exit code {process.returncode}"
-            answered = process.returncode == 0
-        except asyncio.TimeoutError:
-            process.kill()
-            out, answered, reason = b"", False, f"nothing within {ASK_FOR_S:.0f} s"
+            try:
+                out, err = await asyncio.wait_for(process.communicate(), ASK_FOR_S)
+                answered = process.returncode == 0
+                reason = " ".join(err.decode(errors="replace").split()) or f"exit code {process.returncode}"
+            except TimeoutError:
+                process.kill()
+                reason = f"nothing within {ASK_FOR_S:.0f} s"
         except OSError as error:
-            out, answered, reason = b"", False, str(error)
+            reason = str(error)
         now = time.monotonic()
         if not answered:
             if now - self._unanswered.get(tool, -SAY_EVERY_S) >= SAY_EVERY_S:

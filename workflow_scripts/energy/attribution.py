@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from workflow_scripts.energy.sources.base import Figure
+from workflow_scripts.energy.sources.slurm import cpus_by_squeue
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -77,11 +78,14 @@ class CpuShare:
 
 
 def allocated_cpus(environment: Mapping[str, str], cgroups: Path = Path("/sys/fs/cgroup")) -> float:
-    """CPUs that this process may use: the smallest of affinity mask, cgroup quota (cpu.max, all levels) and Slurm's word."""
+    """CPUs that this process may use: the smallest of affinity mask, cgroup quota (cpu.max, all levels) and Slurm's word.
+
+    The first task of an array starts without SLURM_CPUS_ON_NODE (the plugin takes it away): squeue is asked.
+    """
     found = [float(len(os.sched_getaffinity(0)))]
-    given = environment.get("SLURM_CPUS_ON_NODE", "")
-    if environment.get("SLURM_JOB_ID") and given.isdigit():
-        found.append(float(given))
+    if job := environment.get("SLURM_JOB_ID"):
+        given = environment.get("SLURM_CPUS_ON_NODE", "")
+        found += [float(given)] if given.isdigit() else cpus_by_squeue(job)
     own = Path("/proc/self/cgroup")
     names = [line.partition("::")[2] for line in own.read_text().splitlines() if "::" in line] if own.is_file() else []
     for name in names or ["/"]:

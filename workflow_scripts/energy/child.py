@@ -156,6 +156,24 @@ def exit_code(outcome: Mapping[str, Any]) -> int:
     return int(128 + outcome["signal"] if outcome["signal"] is not None else outcome["exit_code"])
 
 
+def why_killed(outcome: Mapping[str, Any], sent: int | None, before: int | None, now: int | None) -> str | None:
+    """Which signal ended a stage that was `sent` none, and whether memory was the reason.
+
+    `before` and `now` are the processes of the job that the kernel has killed for memory (energy.host); it may have killed a
+    worker of the stage, which then ends with an exit code.
+    """
+    kills = now - before if now is not None and before is not None else 0
+    if outcome["outcome"] == "completed" or not (kills or (outcome["signal"] and sent is None)):
+        return None
+    how = signal.Signals(outcome["signal"]).name if outcome["signal"] else f"exit code {outcome['exit_code']}"
+    if not kills:
+        return f"the stage ended with {how}"
+    return (
+        f"the stage ended with {how}: out of memory, the kernel killed {kills} process(es) of this job: on a cluster, raise "
+        "mem_gb of its family in the profile's site block (without a profile: its resource mem_mb)"
+    )
+
+
 def _children(pid: int) -> list[int]:
     try:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

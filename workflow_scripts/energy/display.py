@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import sys
@@ -90,3 +91,9 @@ def tail(log: Path) -> list[str]:
     with log.open("rb") as handle:
         handle.seek(max(0, log.stat().st_size - _TAIL_BYTES))
         return handle.read().decode("utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
+
+
+def append(log: Path, line: str) -> None:
+    """Add a line to a log; a full disk keeps it out."""
+    with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as handle:
+        handle.write(f"{line}\n")

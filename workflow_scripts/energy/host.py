@@ -1,10 +1,13 @@
-"""What this host is."""
+"""What this host is, and what it did to this process."""
 
 from __future__ import annotations
 
 import contextlib
 import platform
+from collections.abc import Iterator
 from pathlib import Path
+
+_ROOT = Path("/")
 
 
 def cpu_brand() -> str | None:
@@ -23,3 +26,40 @@ def has_hypervisor() -> bool:
             if line.startswith("flags"):
                 return "hypervisor" in line.split()
     return False
+
+
+def peak_rss_mb() -> float:
+    """Peak resident memory of this process; getrusage would give the parent's where that was larger before exec."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
+
+
+def oom_kills(root: Path = _ROOT) -> int | None:
+    """Processes of this process's cgroup that the kernel has killed for memory; None where it does not say."""
+    for folder in _groups(root, "memory"):
+        for name in ("memory.events", "memory.oom_control"):
+            with contextlib.suppress(OSError, ValueError, StopIteration):
+                lines = (line.split() for line in (folder / name).read_text().splitlines())
+                return next(int(words[1]) for words in lines if words[0] == "oom_kill")
+    return None
+
+
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """Folders of this process's cgroup for a controller and of those above it, of version 1 or 2.
+
+    In a container /proc names paths of the host, which are not there: then it is the container's own root.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    mounted = root / "sys/fs/cgroup"
+    for line in lines:
+        number, controllers, path = line.split(":", 2)
+        if number == "0" or controller in controllers.split(","):
+            top = mounted if number == "0" else mounted / controller
+            group = top / path.strip("/")
+            while group != top:
+                yield group
+                group = group.parent
+            yield top

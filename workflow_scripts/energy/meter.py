@@ -31,12 +31,14 @@ from types import FrameType
 from typing import Any
 
 from workflow_scripts.artefact import ArtefactError, inherited, read_json, refusal, write_json
-from workflow_scripts.energy.child import Child, exit_code, ignored, stage_environment
-from workflow_scripts.energy.display import Bar, tail
+from workflow_scripts.energy.child import Child, exit_code, ignored, stage_environment, why_killed
+from workflow_scripts.energy.display import Bar, append, tail
+from workflow_scripts.energy.host import oom_kills, peak_rss_mb
 from workflow_scripts.energy.ledger import HOSTS, Attempt, LedgerError, LedgerWriter, attempt_id, read_attempts, read_parts
 from workflow_scripts.energy.live import LiveEnergy, read_report
 from workflow_scripts.energy.model import StageRecord
 from workflow_scripts.energy.neighbours import Neighbours
+from workflow_scripts.energy.pauses import Pauses
 from workflow_scripts.energy.phases import Phases
 from workflow_scripts.energy.provenance import bug_report, provenance
 from workflow_scripts.energy.record import build_record, total_joules
@@ -154,7 +156,7 @@ class _Run:
         """Returns the stage's exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._forward)
-        self.neighbours = Neighbours(self.options.stage)
+        self.neighbours, self.pauses, self.oom_kills = Neighbours(self.options.stage), Pauses(), oom_kills()
         idle = _read_idle(self.options.idle)
         here = idle is not None and idle.get("host") == socket.gethostname()
         self.sampler = Sampler(self.energy, self.hosts, idle["watts"] if idle is not None and here else None)
@@ -241,6 +243,9 @@ class _Run:
         outcome = child.reap()
         if child.sweep():
             self.warnings.append("the stage left processes behind; they were ended")
+        if reason := why_killed(outcome, child.received, self.oom_kills, oom_kills()):
+            self.warnings.append(reason)
+            append(Path(self.options.log), f"meter: {reason}")  # the log of a killed process may be empty
         self.neighbours.look()
         figures = self.sampler.figures(ended)
         self._read_work(ended, self.sampler.attributed(figures), final=True)
@@ -263,7 +268,8 @@ class _Run:
     # ---- what is read
 
     def _read_work(self, now: float, joules: dict[str, float | None], final: bool = False) -> None:
-        before = (self.work or {}).get("durable")
+        before, joules = (self.work or {}).get("durable"), self.pauses.without(now, joules)
+        self.phases.skip(self.pauses.last)
         report, dropped = read_report(self.progress_file)
         self.work = report or self.work
         self.warnings += [text for text in dropped if text not in self.warnings and len(self.warnings) < _MOST_WARNINGS]
@@ -303,6 +309,7 @@ class _Run:
 
     def _line(self, now: float, final: bool = False) -> dict[str, Any]:
         line = self.sampler.line(now, self.begin, final)
+        self.pauses.take_out(line)
         line["warnings"] += [*self.warnings, *self.neighbours.warnings(), *(self.work or {}).get("warnings", [])]
         return line | {"work": self.work, "saved_joules": self.saved_joules, "phases": self.phases.content()}
 
@@ -338,7 +345,7 @@ class _Run:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         overhead = {
             "cpu_seconds": usage.ru_utime + usage.ru_stime,
-            "max_rss_mb": _peak_rss_mb(),
+            "max_rss_mb": peak_rss_mb(),
             "startup_seconds": self.startup_s,
         }
         parts = [] if self.options.part else read_parts(self.folder, self.options.stage)
@@ -376,12 +383,6 @@ def _read_idle(path: str | None) -> dict[str, Any] | None:
         return None
     idle: dict[str, Any] | None = read_json(Path(path)).get("idle")
     return idle
-
-
-def _peak_rss_mb() -> float:
-    """Peak resident memory of this process; getrusage would give the parent's where that was larger before exec."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
 
 if __name__ == "__main__":

@@ -39,6 +39,10 @@ class Phases:
             self._current = name or self._current
         self._last, self._joules = now, self._joules + step
 
+    def skip(self, seconds: float) -> None:
+        """Leave out that many seconds of those since the last sample: the job stood still."""
+        self._last += seconds
+
     @property
     def work_joules(self) -> float:
         """Joules of the work phase so far."""

@@ -143,7 +143,7 @@ def _attempt_record(
             "exit_code": end["exit_code"] if end else None,
             "signal": end["signal"] if end else None,
             "start_time": start["time"],
-            "end_time": start["time"] + last["elapsed_s"],
+            "end_time": start["time"] + last["elapsed_s"] + last.get("suspended", {"seconds": 0.0})["seconds"],
             "duration_seconds": last["elapsed_s"],
             "end_source": "meter" if end else "ledger",
             "host": start["host"],

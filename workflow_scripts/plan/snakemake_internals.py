@@ -2,6 +2,7 @@
 
 - `read_plan`: the configuration as Snakemake has merged it.
 - `one_meter`: a resource limit that no option of the user takes away.
+- `cpus_of_the_jobs`: what a cluster is asked for does not depend on this shell.
 - `compare_with_records`: the check of parameters asks the records on disk, too.
 - `remember`, `stale_jobs`: the plan of a dry run, read after it.
 - `last_request`, `planned_jobs`: jobs of the DAG and what they ask for.
@@ -16,11 +17,15 @@ from typing import Any
 
 from snakemake.exceptions import WorkflowError
 from snakemake.persistence import ParamsChange, PersistenceBase
+from snakemake.utils import available_cpu_count
+from snakemake.workflow import Workflow
 
 from workflow_scripts.artefact import sha256
 from workflow_scripts.plan.plan import Plan
 from workflow_scripts.plan.slices import NOTHING, leaves, line
 from workflow_scripts.settings import SettingsError, load_experiments
+
+NO_LIMIT = 4096  # cores, as profiles/slurm has it
 
 
 def read_plan(workflow: Any, config: Mapping[str, Any]) -> Plan:
@@ -38,6 +43,26 @@ def one_meter(workflow: Any) -> None:
     Host-level counters would count both twice. Jobs of a cluster ask for no meter.
     """
     workflow.register_resource("meter", 1)
+
+
+def cpus_of_the_jobs() -> None:
+    """Jobs of a cluster ask for the CPUs of their rules, not for those of this shell.
+
+    `cores: all` (profiles/default) is how many CPUs this shell may use, and Snakemake cuts the threads of every job down to
+    that, wherever the job runs. A number that the user gives stands.
+    """
+    prepare = Workflow._prepare_dag
+    if hasattr(Workflow, "prepare_of_snakemake"):
+        return
+
+    def _prepare_dag(self: Any, *arguments: Any, **options: Any) -> None:
+        if self.non_local_exec and self.resource_settings.cores == available_cpu_count():
+            self.resource_settings.cores = NO_LIMIT
+            self.global_resources["_cores"] = NO_LIMIT
+        prepare(self, *arguments, **options)
+
+    Workflow.prepare_of_snakemake = prepare
+    Workflow._prepare_dag = _prepare_dag
 
 
 def compare_with_records() -> None:

@@ -236,6 +236,10 @@ def test_a_stage_is_told_of_the_end_of_its_slurm_job(
     for number, left in enumerate(answers):
         end = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + left)) if left else "slurm_load_jobs error"
         (tmp_path / f"answer{number}").write_text(end + "\n")
+    scontrol = squeue.with_name("scontrol")
+    scontrol.write_text('#!/bin/sh\ndate "+Configuration data as of %Y-%m-%dT%H:%M:%S"\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "64")
     if answers:
         squeue.write_text(
             f'#!/bin/bash\necho "$@ $SLURM_TIME_FORMAT" >> {tmp_path}/asked\nn=$(( $(wc -l < {tmp_path}/asked) - 1 ))\n'

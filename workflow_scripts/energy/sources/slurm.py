@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import subprocess
 import time
 
@@ -35,12 +36,23 @@ def consumed_energy(timeout_s: float = 20.0) -> Figure:
     return Figure(joules, method=METHOD, energy_class="measured")
 
 
+def cpus_by_squeue(job: str) -> list[float]:
+    """CPUs of a job on each of its nodes; none where Slurm does not say."""
+    command = ["squeue", "--noheader", "--jobs", job, "--format=%C %D"]
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired, ValueError):
+        said = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10).stdout
+        cpus, nodes = map(int, said.split())
+        return [cpus / nodes]
+    return []
+
+
 class JobEnd:
     """When Slurm will end this job: its time limit, which an operator may change, or the grace time of a preemption.
 
     Slurm's own warning (sbatch --signal) does not reach a stage: on most clusters (proctrack/cgroup) a signal goes to the
-    step's first process only, and that is Snakemake. squeue is asked twice in `before_s`, without waiting for its answer;
-    0 s asks for nothing.
+    step's first process only, and that is Snakemake. Slurm is asked twice in `before_s`, without waiting for its answer;
+    0 s asks for nothing. The controller says both the job's end and its own time, so that this host's clock does not matter:
+    squeue's `%L` is the end by the controller less the time by the node.
     """
 
     def __init__(self, before_s: float) -> None:
@@ -58,7 +70,7 @@ class JobEnd:
         if self._job is None:
             return None
         self._look(self._job, now)
-        left = math.inf if self._end is None else self._end - time.time()
+        left = math.inf if self._end is None else self._end - now
         if left >= self._before:
             return None
         self.close()
@@ -74,10 +86,11 @@ class JobEnd:
 
     def _look(self, job: str, now: float) -> None:
         if self._process is not None and self._process.poll() is not None:
-            end, self._process = _time(self._process.communicate()[0]), None
-            if self._end is None and end is not None:
-                self._before = min(self._before, (end - time.time()) / 2)
-            self._end = end or self._end
+            left, self._process = seconds_left(self._process.communicate()[0]), None
+            if left is not None:
+                if self._end is None:
+                    self._before = min(self._before, left / 2)
+                self._end = now + left
         if now - self._asked >= self._every:
             self.close()
             self._asked = now
@@ -88,7 +101,8 @@ class JobEnd:
 
 
 def _ask(job: str) -> list[str]:
-    return ["squeue", "--noheader", "--jobs", job, "--format=%e"]
+    asked = 'squeue --noheader --jobs "$1" --format=%e; scontrol show config'
+    return ["sh", "-c", asked, "sh", job]
 
 
 def _plain() -> dict[str, str]:
@@ -97,8 +111,12 @@ def _plain() -> dict[str, str]:
     return kept | {"SLURM_TIME_FORMAT": "standard"}
 
 
-def _time(text: str) -> float | None:
+def seconds_left(answer: str) -> float | None:
+    """From the job's end, and the time of the controller's answer; None without one of them, or without a time limit."""
+    end, _, config = answer.partition("\n")
+    now = re.search(r"^Configuration data as of (\S+)", config, re.MULTILINE)
     try:
-        return time.mktime(time.strptime(text.strip(), "%Y-%m-%dT%H:%M:%S"))
+        times = [time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S")) for text in (end.strip(), now[1] if now else "")]
     except ValueError:
         return None
+    return times[0] - times[1]
