@@ -31,6 +31,7 @@ SlurmctldLogFile={folder}/log/slurmctld.log
 SlurmdLogFile={folder}/log/slurmd-%n.log
 MailProg=/bin/true
 MpiDefault=none
+MessageTimeout=4
 ProctrackType=proctrack/{proctrack}
 TaskPlugin=task/{task}
 JobAcctGatherType=jobacct_gather/linux

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Workflow
+from tests.conftest import Workflow, copy_workflow
 from tests.slurm.cluster import Cluster
 from tests.slurm.processes import ticks
 from tests.slurm.site import on_slurm, settle
@@ -68,3 +70,86 @@ def test_scancel_and_outages_of_both_daemons_end_no_driver_and_hold_none(cluster
             break
     cluster.start_daemon("slurmctld")
     assert toy.end() == 1 and "2 of 4 steps" in toy.said, toy.said
+
+
+WAITS = """
+import pathlib, sys, time
+while not pathlib.Path(sys.argv[1] + ".go").exists():
+    time.sleep(0.1)
+"""
+
+
+def test_each_task_of_an_array_has_its_own_state_and_cpus(cluster: Cluster, tmp_path: Path) -> None:
+    """The plugin takes SLURM_CPUS_ON_NODE from the first task, and its `JobIdRaw` does not name tasks."""
+    toy = Toy.metered(tmp_path, "first", "second", child="")
+    toy.start("--slurm-array-jobs", "all")
+    assert toy.end() == 0 and "Submitted array job" in toy.said, toy.said
+    for name in toy.names:
+        (attempt,) = toy.attempts(name)
+        assert (attempt.last["outcome"], attempt.start["scope"]) == ("completed", "job"), name
+
+
+def test_out_of_memory_is_named_and_the_next_attempt_has_more(cluster: Cluster, tmp_path: Path) -> None:
+    toy = Toy.metered(tmp_path, "big", child="len(bytearray(700_000_000))")
+    toy.start("--retries", "1", "--show-failed-logs")
+    assert toy.end() == 0, toy.said
+    assert re.search(r"SIGKILL: out of memory, .* raise mem_gb of its family", toy.said), toy.said
+    killed, whole = toy.attempts("big")
+    assert killed.end is not None and (killed.end["outcome"], killed.end["signal"]) == ("signal", 9)
+    assert any("SIGKILL: out of memory" in text for text in killed.end["warnings"])
+    assert whole.last["outcome"] == "completed"
+
+
+def test_a_suspension_is_apart(cluster: Cluster, tmp_path: Path) -> None:
+    toy = Toy.metered(tmp_path, "one", child=WAITS)
+    toy.start()
+    job = jobs(cluster, toy)["one"]
+    for _ in ticks(30):
+        if (tmp_path / "one" / "state").exists() and toy.attempts("one") and toy.attempts("one")[0].ticks:
+            break
+    cluster.run("scontrol", "suspend", job)
+    began = time.monotonic()
+    cluster.wait_for_job(job, "SUSPENDED", 20)
+    for _ in ticks(4):
+        pass
+    lasted = time.monotonic() - began
+    cluster.run("scontrol", "resume", job)
+    toy.go("one")
+    assert toy.end() == 0, toy.said
+    (attempt,) = toy.attempts("one")
+    seconds = attempt.last["suspended"]["seconds"]
+    assert lasted - 3 < seconds < lasted + 3
+    assert any("the job was suspended for" in text for text in attempt.last["warnings"])
+
+
+def test_a_full_queue_is_said_before_the_first_job_and_costs_no_attempt_later(
+    cluster: Cluster, tmp_path: Path, downloads: Path
+) -> None:
+    cluster.run("sacctmgr", "-i", "modify", "user", "root", f"cluster={cluster.name}", "set", "MaxSubmitJobs=1")
+    try:
+        workflow = copy_workflow(tmp_path / "workflow", downloads)
+        settle(workflow.folder, account="default", accounting="true")
+        result = on_slurm(workflow, "logit_caching", check=False)
+        assert "account default takes 1 job(s) of this user at once (MaxSubmitJobs)" in result.stderr, result.stderr
+        toy = Toy(tmp_path, "first", "second")
+        toy.start()
+        toy.go("first"), toy.go("second")
+        assert toy.end() == 0, toy.said
+        assert "is submitted again in 2 s: " in toy.said and "Error in rule" not in toy.said
+    finally:
+        cluster.run("sacctmgr", "-i", "modify", "user", "root", f"cluster={cluster.name}", "set", "MaxSubmitJobs=-1")
+
+
+def test_no_controller_at_the_start_is_no_fault_of_the_profile(cluster: Cluster, tmp_path: Path, downloads: Path) -> None:
+    workflow = copy_workflow(tmp_path / "workflow", downloads)
+    settle(workflow.folder, account="default", accounting="true")
+    cluster.stop_daemon("slurmctld")
+    try:
+        result = on_slurm(workflow, "logit_caching", check=False)
+        assert "no answer from the controller (slurmctld)" in result.stderr and "site block" not in result.stderr, result.stderr
+        cluster.stop_daemon("slurmdbd")
+        result = on_slurm(workflow, "logit_caching", check=False)
+        assert "no answer from accounting (slurmdbd)" in result.stderr, result.stderr
+        cluster.start_daemon("slurmdbd")
+    finally:
+        cluster.start_daemon("slurmctld")

@@ -9,22 +9,31 @@ import textwrap
 from pathlib import Path
 
 from tests.conftest import REPOSITORY
+from tests.helpers.meter_bench import Bench
 from tests.slurm.processes import ticks
 from tests.slurm.site import QUICK, QUICK_PROGRAM
+from workflow_scripts.energy.ledger import Attempt, read_attempts
 
 SNAKEFILE = """
 import sys
 sys.path.insert(0, {repository!r})
-from workflow_scripts.cluster.slurm_plugin import mend
-mend()
+from workflow_scripts.cluster import slurm_plugin
+slurm_plugin.mend()
+slurm_plugin.SUBMIT_AGAIN_S = 2
 rule all:
     input: expand("{{name}}.out", name={names!r})
 rule work:
     output: "{{name}}.out"
+    log: "{{name}}.log"
     threads: 1
     resources:
         slurm_partition="cpu", slurm_account="default", runtime=5, mem_mb=lambda wildcards, attempt: 600 * attempt
     shell: {shell!r}
+"""
+METERED = """
+cd {folder}
+exec {python} -m workflow_scripts.energy.meter --stage work --role student --record "$1/record.json" --log "$1.log" \\
+  --state "$1/state" --options "$(cat options.json)" -- {python} {child} "$1"
 """
 
 
@@ -33,9 +42,24 @@ class Toy:
 
     def __init__(self, folder: Path, *names: str, command: str = "until [ -e {name}.go ]; do sleep 0.2; done") -> None:
         self.folder, self.names = folder, names
-        shell = command.replace("{name}", "{wildcards.name}") + "; touch {output}"
+        shell = command.replace("{name}", "{wildcards.name}") + "\ntouch {output}"
         text = SNAKEFILE.format(repository=str(REPOSITORY), names=list(names), shell=shell)
         (folder / "Snakefile").write_text(textwrap.dedent(text))
+
+    @classmethod
+    def metered(cls, folder: Path, *names: str, child: str) -> Toy:
+        """Jobs that run a program under the meter, with their name as its argument; each has a folder of that name."""
+        bench = Bench(folder)
+        (folder / "options.json").write_text(bench.options)
+        (folder / "child.py").write_text(textwrap.dedent(child))
+        script = METERED.format(folder=folder, python=sys.executable, child=folder / "child.py")
+        (folder / "metered.sh").write_text(script)
+        return cls(folder, *names, command="bash metered.sh {name}")
+
+    def attempts(self, name: str) -> list[Attempt]:
+        """What the ledgers of a metered job say."""
+        folders = (self.folder / name / "state" / "work").glob("*/attempts")
+        return [attempt for folder in folders for attempt in read_attempts(folder, "work")]
 
     def start(self, *options: str, status: str = "sacct") -> subprocess.Popen[bytes]:
         """Start Snakemake; what it says is in `said`."""

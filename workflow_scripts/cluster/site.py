@@ -55,6 +55,8 @@ NO_ANSWER = re.compile(
     r"zero bytes were transmitted|unable to connect to database|failed to open persistent connection",
     re.IGNORECASE,
 )
+# a submission that only came too early: others of this user's jobs have to end first
+QUEUE_FULL = re.compile(r"(?:Max|Grp)SubmitJob", re.IGNORECASE)
 
 
 class SiteError(UserError):
@@ -71,6 +73,8 @@ def check_site(requests: Mapping[str, Mapping[str, Any]], status_command: str, o
             "--executor slurm, but there is no sbatch on PATH: run this on a login node of the cluster (perhaps `module load "
             "slurm`), or leave out --executor slurm / --workflow-profile profiles/slurm to run here"
         )
+    if (state := _says("scontrol", "ping").strip()) and "UP" not in state:  # sbatch would wait for its answer
+        raise SiteError(_unanswered(" ".join(state.split())))
     if status_command == "sacct" and (reason := _run("sacct", "-n", "-X", "--starttime=now")):
         if NO_ANSWER.search(reason):
             raise SiteError(f"no answer from accounting (slurmdbd): {reason}: try again when `sacct` answers")
@@ -95,7 +99,8 @@ def check_site(requests: Mapping[str, Mapping[str, Any]], status_command: str, o
         if asked in seen:
             continue
         seen[asked] = rule
-        if reason := _run("sbatch", "--test-only", *asked, "--wrap=true"):
+        reason = _run("sbatch", "--test-only", *asked, "--wrap=true")
+        if reason and not QUEUE_FULL.search(reason):
             raise SiteError(_explain(reason, rule, asked))
         runtime, partition = resources.get("runtime") or 0, resources.get("slurm_partition")
         if runtime > (longest := _longest_minutes(partition)):
@@ -271,9 +276,13 @@ def _run(*command: str) -> str | None:
     return None if result.returncode == 0 else " ".join(result.stderr.split()) or f"exit code {result.returncode}"
 
 
+def _unanswered(reason: str) -> str:
+    return f"no answer from the controller (slurmctld): {reason}: try again when `sinfo` answers"
+
+
 def _explain(reason: str, rule: str, options: tuple[str, ...]) -> str:
     if NO_ANSWER.search(reason):
-        return f"no answer from the controller (slurmctld): {reason}: try again when `sinfo` answers"
+        return _unanswered(reason)
     setting = next((name for word, name in _FAULTS if word in reason.lower()), "its resources")
     asked = " ".join(options)
     return f"Slurm refuses the jobs of rule {rule}: {reason} (asked: {asked}). Correct in the profile's site block: {setting}"

@@ -8,7 +8,6 @@ the faults as they go to its authors, with the diff; what stands here is needed 
 from __future__ import annotations
 
 import asyncio
-import re
 import shlex
 import threading
 import time
@@ -18,7 +17,7 @@ from typing import Any
 
 import snakemake_executor_plugin_slurm as plugin
 
-from workflow_scripts.cluster.site import NO_ANSWER
+from workflow_scripts.cluster.site import NO_ANSWER, QUEUE_FULL
 
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL", "ERROR"}
 ALIVE = {
@@ -29,7 +28,6 @@ LOST_AFTER_S = 300.0  # accounting may lag behind the controller, and a job that
 SAY_EVERY_S = 300.0
 ASK_FOR_S = 60.0
 SUBMIT_AGAIN_S = 30.0
-_FULL = re.compile(r"MaxSubmitJob|GrpSubmitJob|AssocMaxSubmit|QOSMaxSubmit", re.IGNORECASE)
 
 
 def mend() -> None:
@@ -63,7 +61,7 @@ def mend() -> None:
 
 def is_refusal(message: str) -> bool:
     """Whether a failed submission says nothing of the job: Slurm did not answer, or the user's queue was full."""
-    return bool(NO_ANSWER.search(message) or _FULL.search(message))
+    return bool(NO_ANSWER.search(message) or QUEUE_FULL.search(message))
 
 
 def _submit(executor: Any, job: Any) -> None:
