@@ -110,7 +110,7 @@ def test_a_suspension_is_apart(cluster: Cluster, tmp_path: Path) -> None:
     cluster.run("scontrol", "suspend", job)
     began = time.monotonic()
     cluster.wait_for_job(job, "SUSPENDED", 20)
-    for _ in ticks(4):
+    for _ in ticks(7):  # Slurm stops the batch script first, and its step with the meter seconds later
         pass
     lasted = time.monotonic() - began
     cluster.run("scontrol", "resume", job)
@@ -118,7 +118,7 @@ def test_a_suspension_is_apart(cluster: Cluster, tmp_path: Path) -> None:
     assert toy.end() == 0, toy.said
     (attempt,) = toy.attempts("one")
     seconds = attempt.last["suspended"]["seconds"]
-    assert lasted - 3 < seconds < lasted + 3
+    assert 2 < seconds < lasted + 2
     assert any("the job was suspended for" in text for text in attempt.last["warnings"])
 
 
@@ -143,13 +143,10 @@ def test_a_full_queue_is_said_before_the_first_job_and_costs_no_attempt_later(
 def test_no_controller_at_the_start_is_no_fault_of_the_profile(cluster: Cluster, tmp_path: Path, downloads: Path) -> None:
     workflow = copy_workflow(tmp_path / "workflow", downloads)
     settle(workflow.folder, account="default", accounting="true")
-    cluster.stop_daemon("slurmctld")
-    try:
-        result = on_slurm(workflow, "logit_caching", check=False)
-        assert "no answer from the controller (slurmctld)" in result.stderr and "site block" not in result.stderr, result.stderr
-        cluster.stop_daemon("slurmdbd")
-        result = on_slurm(workflow, "logit_caching", check=False)
-        assert "no answer from accounting (slurmdbd)" in result.stderr, result.stderr
-        cluster.start_daemon("slurmdbd")
-    finally:
-        cluster.start_daemon("slurmctld")
+    for name, who in (("slurmdbd", "accounting (slurmdbd)"), ("slurmctld", "the controller (slurmctld)")):
+        cluster.stop_daemon(name)
+        try:
+            result = on_slurm(workflow, "logit_caching", check=False)
+            assert f"no answer from {who}: " in result.stderr and "site block" not in result.stderr, result.stderr
+        finally:
+            cluster.start_daemon(name)

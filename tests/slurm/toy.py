@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import subprocess
 import sys
@@ -72,6 +73,7 @@ class Toy:
                 stderr=output,
                 env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
             )
+        atexit.register(self.driver.kill)  # of a test that fails
         return self.driver
 
     @property

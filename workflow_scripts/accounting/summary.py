@@ -35,19 +35,24 @@ from workflow_scripts.accounting.outcome import compare_forecast, read_forecast
 from workflow_scripts.accounting.traces import deployed_cost, intermediate_evaluations
 from workflow_scripts.artefact import ArtefactError, read_json, write_json
 from workflow_scripts.energy.model import Component, StageRecord, Total, validated
+from workflow_scripts.plan.slices import leaves, line
 
 NO_SETTINGS = ("experiment", "wandb", "output", "comparison", "scatter")  # of the resolved configuration: change no result
 ADOPTED = "teacher_generation"  # the stage whose data set may have been made elsewhere
 
 
 class SummaryPlan(BaseModel):
-    """What a summary adds up: record files by stage name, `shared` ones of artefacts that others may use, and `own` ones."""
+    """What a summary adds up: record files by stage name, `shared` ones of artefacts that others may use, and `own` ones.
+
+    `settings` are those that the own ones have to be made with.
+    """
 
     experiment: str
     pipeline: str
     training_stage: str
     shared: dict[str, Path]
     own: dict[str, Path]
+    settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
     evaluation: Path
     references: dict[str, Path] = Field(default_factory=dict)
     comparable: dict[str, Any] = Field(default_factory=dict)
@@ -115,9 +120,22 @@ def read_records(plan: SummaryPlan) -> dict[str, SummaryStage]:
     for stage, path in (plan.shared | plan.own).items():
         copied = {"copied_from": str(path)} if stage in plan.shared else {}
         records[stage] = SummaryStage.read(path).model_copy(update={"stage_id": stage, "stage_name": stage, **copied})
+    for stage, planned in plan.settings.items():
+        if differences := changed(records[stage].provenance.settings, planned):
+            raise ArtefactError(
+                f"{plan.own[stage]}: made with {', '.join(differences)}: another run has written it meanwhile: run this again"
+            )
     if plan.teacher_manifest and read_json(plan.teacher_manifest).get("adopted"):
         records[ADOPTED] = adopted_record(plan.teacher_manifest, records[ADOPTED])
     return records
+
+
+def changed(made: Mapping[str, Any] | None, planned: Mapping[str, Any]) -> list[str]:
+    """Settings of a record that are not as planned, `key=value instead of value`; a record of an earlier version has none."""
+    if made is None:
+        return []
+    old, new = leaves(dict(made)), leaves(dict(planned))
+    return [f"{line(k, old.get(k))} instead of {json.dumps(new.get(k))}" for k in sorted(old | new) if old.get(k) != new.get(k)]
 
 
 def adopted_record(manifest: Path, adoption: SummaryStage) -> SummaryStage:

@@ -74,7 +74,7 @@ def check_site(requests: Mapping[str, Mapping[str, Any]], status_command: str, o
             "slurm`), or leave out --executor slurm / --workflow-profile profiles/slurm to run here"
         )
     if (state := _says("scontrol", "ping").strip()) and "UP" not in state:  # sbatch would wait for its answer
-        raise SiteError(_unanswered(" ".join(state.split())))
+        raise SiteError(_unanswered(", ".join(line for line in state.splitlines() if " is " in line)))
     if status_command == "sacct" and (reason := _run("sacct", "-n", "-X", "--starttime=now")):
         if NO_ANSWER.search(reason):
             raise SiteError(f"no answer from accounting (slurmdbd): {reason}: try again when `sacct` answers")

@@ -271,6 +271,7 @@ class Plan:
             "training_stage": training,
             "shared": plan.shared,
             "own": {stage: f"{record_dir}/stages/{stage}.json" for stage in (training, "evaluation")},
+            "settings": {training: plan.training.deciding, "evaluation": plan.evaluation.deciding},
             "evaluation": f"{self.output.experiment_dir().format(experiment=name)}/evaluation.json",
             "references": plan.references,
             "comparable": comparable(plan.settings),

@@ -18,7 +18,6 @@ from typing import Any
 from snakemake.exceptions import WorkflowError
 from snakemake.persistence import ParamsChange, PersistenceBase
 from snakemake.utils import available_cpu_count
-from snakemake.workflow import Workflow
 
 from workflow_scripts.artefact import sha256
 from workflow_scripts.plan.plan import Plan
@@ -51,6 +50,8 @@ def cpus_of_the_jobs() -> None:
     `cores: all` (profiles/default) is how many CPUs this shell may use, and Snakemake cuts the threads of every job down to
     that, wherever the job runs. A number that the user gives stands.
     """
+    from snakemake.workflow import Workflow  # which cannot be the first module of Snakemake to be imported
+
     prepare = Workflow._prepare_dag
     if hasattr(Workflow, "prepare_of_snakemake"):
         return

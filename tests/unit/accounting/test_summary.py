@@ -198,3 +198,22 @@ def test_a_damaged_evaluation_is_named(tmp_path, monkeypatch, capsys) -> None:
     (tmp_path / "own.json").write_text(json.dumps({"cross_entropy": [1]}))
     assert main() == 1
     assert "own.json: cross_entropy: Input should be a valid number: delete it" in capsys.readouterr().err
+
+
+def test_a_record_that_another_run_has_written_meanwhile_is_refused_with_the_difference(tmp_path, monkeypatch, capsys) -> None:
+    arguments = make(tmp_path, {"experiment": {"description": "d", "seed": 1}})
+    plan = json.loads(arguments[1])
+    path = tmp_path / "student_train.json"
+    made = json.loads(path.read_text())
+    made["provenance"] = made["provenance"] | {"settings": {"training": {"tokens": 300, "lr": 1}}}
+    path.write_text(json.dumps(made))
+    monkeypatch.setattr("sys.argv", ["summary", "--plan", json.dumps(plan | settings(900)), *arguments[2:]])
+    assert main() == 1
+    assert f"{path}: made with training.tokens=300 instead of 900: another run has written it" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["summary", "--plan", json.dumps(plan | settings(300)), *arguments[2:]])
+    assert main() == 0
+
+
+def settings(tokens: int) -> dict:
+    """The training that a summary's plan has."""
+    return {"settings": {"student_train": {"training": {"tokens": tokens, "lr": 1}}}}
