@@ -24,7 +24,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 def jobs(cluster: Cluster, toy: Toy) -> dict[str, str]:
     """The Slurm job of each name, once all of them run."""
-    for _ in ticks(60):
+    for _ in ticks(180):
         lines = cluster.run("squeue", "--noheader", "--states=running", "--format=%k %i").splitlines()
         found = {words[0].rpartition("_")[2]: words[1] for line in lines if (words := line.split())}
         if set(toy.names) <= set(found):

@@ -85,7 +85,7 @@ class Toy:
         """Let a job end."""
         (self.folder / f"{name}.go").touch()
 
-    def wait_until_said(self, words: str, timeout: float = 90) -> str:
+    def wait_until_said(self, words: str, timeout: float = 300) -> str:
         """Wait until the driver has said the words; return all that it has said."""
         for _ in ticks(timeout):
             if words in self.said:
@@ -93,7 +93,7 @@ class Toy:
             assert self.driver.poll() is None, f"the driver has ended:\n{self.said}"
         raise AssertionError(f"not said after {timeout} s: {words}\n{self.said}")
 
-    def end(self, timeout: float = 90) -> int:
+    def end(self, timeout: float = 300) -> int:
         """The driver's exit code; a driver that waits for ever is ended, and fails the test."""
         try:
             return self.driver.wait(timeout)
