@@ -7,15 +7,14 @@ import fcntl
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 _TAIL_LINES, _TAIL_BYTES = 25, 16384
 _FIRST_S, _LONGEST_S = 10.0, 600.0  # shortest and longest time between two lines of one stage
 _WIPE = "\r\x1b[K"  # removes the bar of another meter, which draws itself again
-
-tqdm.monitor_interval = 0  # no thread of its own in the meter
 
 
 class Bar:
@@ -34,6 +33,9 @@ class Bar:
     def draw(self, work: dict[str, Any] | None, elapsed: float) -> None:
         """Show the state of the work, as the stage's progress file has it, after `elapsed` s."""
         if self._bar is None and self._terminal is not None and _locked(self._terminal):
+            from tqdm import tqdm  # no stage waits for this import
+
+            tqdm.monitor_interval = 0  # no thread of its own in the meter
             self._bar = tqdm(desc=self._stage, unit_scale=True, leave=False, dynamic_ncols=True, file=sys.stderr)
         if self._bar is None:
             if elapsed >= self._due:
