@@ -101,7 +101,8 @@ STAGES = {
             "data",
             (
                 *("data.dataset_choice", "data.datasets.<data.dataset_choice>", "data.max_sequence_length"),
-                *("data.train_examples", "data.evaluation_examples", "data.seed", "model.chat_template"),
+                *("data.train_examples", "data.evaluation_examples", "data.seed", "data.max_dropped_share"),
+                "model.chat_template",
             ),
             folder="dataset",
         ),

@@ -1,89 +1,52 @@
-"""Chat rows: read, check, split, tokenise with labels on the assistant's tokens only."""
+"""A corpus: split by content, tokenised with labels on the assistant's tokens only, written in shuffled order."""
 
 from __future__ import annotations
 
-import json
+import hashlib
 import random
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workflow_scripts.errors import UserError
+from workflow_scripts.distill.rows import CorpusError, Messages, RowFault
+from workflow_scripts.distill.templates import render
 
-Messages = list[dict[str, str]]
-
-
-class CorpusError(UserError):
-    """A corpus that cannot be trained on; names the row and the remedy."""
+_IN_MEMORY = 20_000  # rows that are put in order at once
+_FLUSH = 500
 
 
-def read_rows(path: Path) -> Sequence[dict[str, Any]]:
-    """Rows of a .json (list), .jsonl or .parquet file, or of a `datasets` folder made by save_to_disk."""
-    if not path.exists():
-        raise CorpusError(f"data: {path} does not exist")
-    if path.is_dir():
-        from datasets import Dataset, load_from_disk
+def tokenise_all(tokenizer: Any, conversations: Sequence[Messages], max_length: int) -> list[dict[str, Any] | RowFault]:
+    """Tokens of each conversation, or why the chat template refuses it.
 
-        dataset = load_from_disk(str(path))
-        if not isinstance(dataset, Dataset):
-            raise CorpusError(f"data: {path} holds several splits ({', '.join(dataset)}): name the folder of one split")
-        rows_on_disk: Sequence[dict[str, Any]] = dataset
-        return rows_on_disk
-    if path.suffix == ".parquet":
-        return read_table(path)
-    text = path.read_text(encoding="utf-8")
-    try:
-        rows = [json.loads(line) for line in text.splitlines() if line.strip()] if path.suffix == ".jsonl" else json.loads(text)
-    except json.JSONDecodeError as error:
-        raise CorpusError(f"data: {path} is not valid {path.suffix}: {error}") from None
-    if not isinstance(rows, list):
-        raise CorpusError(f"data: {path} must hold a list of rows, not {type(rows).__name__}")
-    return rows
-
-
-def as_messages(row: dict[str, Any], style: str, number: int, placeholders: dict[str, str]) -> Messages:
-    """Chat messages of one row, placeholders filled.
-
-    Raises CorpusError when the row has no assistant turn, an unknown role, or fields of the wrong type.
+    A row has `input_ids` (int32), `loss_mask` (int8, 1 on tokens of assistant turns) and `truncated`.
     """
-    if style == "instruction":
-        missing = [key for key in ("instruction", "output") if not isinstance(row.get(key), str)]
-        if missing:
-            raise CorpusError(f"data: row {number} has no text in {', '.join(missing)} (format: instruction)")
-        question = row["instruction"] + (f"\n\n{row['input']}" if row.get("input") else "")
-        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": row["output"]}]
-    else:
-        found = row.get("messages")
-        if not isinstance(found, list) or not all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in found):
-            raise CorpusError(f"data: row {number} has no `messages` list of {{role, content}} (format: messages)")
-        messages = [{"role": m.get("role"), "content": m["content"]} for m in found]
-    for message in messages:
-        if message["role"] not in ("system", "user", "assistant"):
-            raise CorpusError(f"data: row {number} has the role {message['role']!r}; known: system, user, assistant")
-        for key, value in placeholders.items():
-            message["content"] = message["content"].replace("{{" + key + "}}", value)
-    if not any(m["role"] == "assistant" for m in messages):
-        raise CorpusError(f"data: row {number} has no assistant turn, so nothing to learn: remove it from the corpus")
-    return messages
+    rendered = [render(tokenizer, messages) for messages in conversations]
+    texts = [found[0] for found in rendered if not isinstance(found, RowFault)]
+    encodings = iter(tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False))
+    return [found if isinstance(found, RowFault) else _tokens(next(encodings), found[1], max_length) for found in rendered]
 
 
-def tokenise(tokenizer: Any, messages: Messages, max_length: int) -> dict[str, Any]:
-    """Tokens of one conversation: `input_ids`, `loss_mask` (1 on tokens of assistant turns), `truncated`."""
-    encoded = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
-    ids, mask = encoded["input_ids"], encoded["assistant_masks"]
-    return {
-        "input_ids": ids[:max_length],
-        "loss_mask": mask[:max_length],
-        "truncated": len(ids) > max_length,
-    }
+def _tokens(encoding: Any, spans: list[tuple[int, int]], max_length: int) -> dict[str, Any]:
+    """Tokens of a rendered text; those that overlap one of the character `spans` carry loss."""
+    ids = np.array(encoding.ids, dtype=np.int32)
+    mask = np.zeros(len(ids), dtype=np.int8)
+    for begin, end in spans:
+        inside = (token for at in range(begin, end) if (token := encoding.char_to_token(at)) is not None)
+        first = next(inside, None)
+        last = next((token for at in range(end - 1, begin - 1, -1) if (token := encoding.char_to_token(at)) is not None), None)
+        if first is not None and last is not None:
+            mask[first : last + 1] = 1
+    return {"input_ids": ids[:max_length], "loss_mask": mask[:max_length], "truncated": len(ids) > max_length}
 
 
 def loss_tokens(row: dict[str, Any]) -> int:
     """Tokens of a row that carry loss; the first token of a row is never predicted."""
-    return int(sum(row["loss_mask"][1:]))
+    return int(np.count_nonzero(row["loss_mask"][1:]))
 
 
 def prompt_of(messages: Messages) -> Messages | None:
@@ -93,23 +56,112 @@ def prompt_of(messages: Messages) -> Messages | None:
 
 
 def questions(folder: Path, split_name: str, limit: int) -> dict[int, Messages]:
-    """Up to `limit` conversations of one split of a tokenised corpus, by example id, each cut after its last user turn."""
-    rows = read_table(folder / f"{split_name}.parquet")
+    """Up to `limit` conversations of one split of a tokenised corpus, by example id, each cut after its last user turn.
+
+    Raises CorpusError when none has a user turn.
+    """
+    rows = read_table(folder / f"{split_name}.parquet", ["example_id", "messages"])
     found = [(row["example_id"], prompt) for row in rows if (prompt := prompt_of(row["messages"]))]
+    if not found:
+        raise CorpusError(
+            f"data: no row of the {split_name} split has a user turn to answer: choose another corpus or pipeline"
+        )
     return dict(found[:limit])
 
 
-def split(rows: Sequence[Any], train: int, evaluation: int, seed: int) -> tuple[list[Any], list[Any]]:
-    """Seeded split: `evaluation` held-out rows, then up to `train` rows. Raises CorpusError when rows are too few."""
-    if not rows:
-        raise CorpusError("data: the corpus is empty")
-    if len(rows) <= evaluation:
-        raise CorpusError(
-            f"data.evaluation_examples = {evaluation}, but the corpus has {len(rows)} usable rows: none is left to train on"
-        )
-    order = list(rows)
+def keys(messages: Messages) -> tuple[int, int]:
+    """64-bit hashes of the first prompt (white space apart) and of the whole conversation.
+
+    Two conversations that have any prompt in common have the first one in common.
+    """
+    users = [number for number, message in enumerate(messages) if message["role"] == "user"]
+    prompt = messages[: users[0] + 1] if users else messages
+    return (
+        _hash("\0".join(f"{m['role']}\0{' '.join(m['content'].split())}" for m in prompt)),
+        _hash("\0".join(f"{m['role']}\0{m['content']}" for m in messages)),
+    )
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def split(prompts: Sequence[int], train: int, evaluation: int, seed: int) -> tuple[list[int], list[int], int]:
+    """Seeded split of rows by the hashes of their prompts: up to `train` rows, `evaluation` held-out rows, rows left out.
+
+    Held-out rows have different prompts, and no training row has one of them: such rows are left out. Raises CorpusError when
+    rows are too few.
+    """
+    order = list(range(len(prompts)))
     random.Random(seed).shuffle(order)
-    return order[evaluation : evaluation + train], order[:evaluation]
+    held_out: list[int] = []
+    seen: set[int] = set()
+    for number in order:
+        if len(held_out) == evaluation:
+            break
+        if prompts[number] not in seen:
+            seen.add(prompts[number])
+            held_out.append(number)
+    chosen = set(held_out)
+    rest = [number for number in order if number not in chosen]
+    training = [number for number in rest if prompts[number] not in seen]
+    if len(held_out) < evaluation or not training:
+        raise CorpusError(
+            f"data.evaluation_examples = {evaluation}, but the corpus has {len(set(prompts))} different prompts in "
+            f"{len(prompts)} usable rows: none is left to train on"
+        )
+    return training[:train], held_out, len(rest) - len(training)
+
+
+class ShuffledTable:
+    """A Parquet file written in another order than its rows come in, with few rows in memory. Equal rows give equal bytes."""
+
+    SCHEMA = pa.schema(
+        {
+            "position": pa.int64(),
+            "example_id": pa.int64(),
+            "messages": pa.list_(pa.struct({"role": pa.string(), "content": pa.string()})),
+            "input_ids": pa.list_(pa.int32()),
+            "loss_mask": pa.list_(pa.int8()),
+            "truncated": pa.bool_(),
+        }
+    )
+
+    def __init__(self, path: Path, rows: int) -> None:
+        self._path = path
+        self._buffers: list[list[dict[str, Any]]] = [[] for _ in range(max(1, -(-rows // _IN_MEMORY)))]
+        self._folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=".rows")
+        self._writers: dict[int, Any] = {}
+
+    def add(self, position: int, row: dict[str, Any]) -> None:
+        """Take the row that stands at `position`; positions may have gaps."""
+        bucket = position // _IN_MEMORY
+        self._buffers[bucket].append({"position": position, **row})
+        if len(self._buffers[bucket]) == _FLUSH:
+            self._flush(bucket)
+
+    def _flush(self, bucket: int) -> None:
+        batch = pa.RecordBatch.from_pylist(self._buffers[bucket], self.SCHEMA)
+        self._buffers[bucket] = []
+        if bucket not in self._writers:
+            self._writers[bucket] = pa.ipc.new_file(self._file(bucket), self.SCHEMA)
+        self._writers[bucket].write_batch(batch)
+
+    def _file(self, bucket: int) -> str:
+        return str(Path(self._folder.name, f"{bucket}.arrow"))
+
+    def close(self) -> None:
+        """Write the file in order."""
+        with pq.ParquetWriter(self._path, self.SCHEMA.remove(0), compression="zstd") as writer:
+            for bucket in range(len(self._buffers)):
+                self._flush(bucket)
+                self._writers.pop(bucket).close()
+                with pa.ipc.open_file(self._file(bucket)) as file:
+                    table = file.read_all().sort_by("position").drop_columns(["position"]).combine_chunks()
+                if table.num_rows:
+                    writer.write_table(table)
+                Path(self._file(bucket)).unlink()
+        self._folder.cleanup()
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -117,7 +169,8 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     pq.write_table(pa.Table.from_pylist(rows), path, compression="zstd")
 
 
-def read_table(path: Path) -> list[dict[str, Any]]:
-    """Rows of a Parquet file."""
-    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+def read_table(path: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
+    """Rows of a Parquet file, whole or some `columns`."""
+    with path.open("rb") as handle:  # a path is a path: no pattern, no address of a store
+        rows: list[dict[str, Any]] = pq.read_table(handle, columns=columns).to_pylist()
     return rows

@@ -167,7 +167,7 @@ class Plan:
         content = cut(settings, STAGES["preprocess"].reads)
         artefact = f"{settings.data.dataset_choice}-{digest(canonical(content), self._identity(teacher))}"
         source = settings.data.datasets[settings.data.dataset_choice]
-        files = files_at(source.dataset_path) if source.dataset_path else []
+        files = [file for path in source.paths() for file in files_at(path)]
         self.corpora[artefact] = Job(content, {"teacher": self.model_manifest(teacher)}, files + template_files(settings))
         return artefact
 

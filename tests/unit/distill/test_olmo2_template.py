@@ -44,7 +44,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def assistant_texts(tokenizer, messages) -> list[str]:
     """Decoded runs of tokens that carry loss."""
-    row = corpus.tokenise(tokenizer, messages, 10_000)
+    (row,) = corpus.tokenise_all(tokenizer, [messages], 10_000)
     assert len(row["input_ids"]) == len(row["loss_mask"])
     pairs = zip(row["loss_mask"], row["input_ids"], strict=True)
     return [tokenizer.decode([i for _, i in run]) for on, run in itertools.groupby(pairs, lambda pair: pair[0]) if on]
@@ -77,5 +77,5 @@ def test_loss_is_on_every_answer_and_its_end_and_nowhere_else(tokenizer, system)
 def test_a_prompt_is_the_beginning_of_the_training_row(tokenizer) -> None:
     install_chat_template(tokenizer, "olmo2")
     prompt = prompt_tokens(tokenizer, TURNS[:1])
-    row = corpus.tokenise(tokenizer, TURNS[:2], 10_000)
-    assert row["input_ids"][: len(prompt)] == prompt and row["loss_mask"].index(1) == len(prompt)
+    (row,) = corpus.tokenise_all(tokenizer, [TURNS[:2]], 10_000)
+    assert row["input_ids"].tolist()[: len(prompt)] == prompt and row["loss_mask"].tolist().index(1) == len(prompt)
