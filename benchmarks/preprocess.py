@@ -62,7 +62,14 @@ def measure(rows: int, model: Path | None, folder: Path) -> list[Row]:
     if model is None:
         model = folder / "tokenizer"
         tokenizer_for(file, model)
-    facts = {"schema": "artefact/1", "kind": "model", "path": str(model.absolute()), "max_position_embeddings": 4096}
+    facts = {
+        "schema": "artefact/1",
+        "kind": "model",
+        "name": "m",
+        "path": str(model.absolute()),
+        "max_position_embeddings": 4096,
+        "end_token_ids": [],
+    }
     write_json(folder / "teacher.json", facts | {"tokenizer_sha256": "generated"})
     data = {"dataset_choice": "rows", "datasets": {"rows": {"dataset_path": str(file)}}, "max_sequence_length": 1024}
     data |= {"train_examples": rows, "evaluation_examples": 500, "seed": 0, "max_dropped_share": 0.05}

@@ -21,7 +21,7 @@ import torch
 from transformers import AutoConfig
 
 from workflow_scripts.distill.generation import Answer, GenerationError, Prompt, generate
-from workflow_scripts.distill.models import load_model, load_tokenizer
+from workflow_scripts.distill.models import load_model, load_tokenizer, vocabulary_size
 from workflow_scripts.settings.schema import Generation
 
 Backend = Callable[[Sequence[Prompt]], Iterator[list[Answer]]]
@@ -45,7 +45,7 @@ def open_backend(
     dtype: torch.dtype,
     attn_implementation: str,
     longest_prompt: int,
-    eos_id: int,
+    end_ids: Sequence[int],
     pad_id: int,
     judge: Any = None,
 ) -> Backend:
@@ -55,28 +55,28 @@ def open_backend(
     """
     if options.backend == "vllm":
         memory = _ALONE if judge is None else _BESIDE_A_JUDGE
-        return VllmBackend(options, folder, dtype, longest_prompt + options.max_new_tokens, eos_id, memory)
+        return VllmBackend(options, folder, dtype, longest_prompt + options.max_new_tokens, end_ids, memory)
     model = load_model(folder, dtype, attn_implementation) if judge is None else judge
-    return lambda prompts: generate(model, prompts, options, [eos_id], pad_id)
+    return lambda prompts: generate(model, prompts, options, end_ids, pad_id)
 
 
 def padding_rows(folder: Path) -> range:
     """Rows of a model's vocabulary beyond its tokenizer's, which stand for no token."""
-    return range(len(load_tokenizer(folder)), AutoConfig.from_pretrained(folder, local_files_only=True).vocab_size)
+    return range(vocabulary_size(load_tokenizer(folder)), AutoConfig.from_pretrained(folder, local_files_only=True).vocab_size)
 
 
 class VllmBackend:
     """vLLM's offline engine (`vllm.LLM`) in this process. It does the batching: `batch_size` is the unit of resumption only."""
 
     def __init__(
-        self, options: Generation, folder: Path, dtype: torch.dtype, max_model_len: int, eos_id: int, memory: float
+        self, options: Generation, folder: Path, dtype: torch.dtype, max_model_len: int, end_ids: Sequence[int], memory: float
     ) -> None:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # one process: signals arrive, scheduling is repeatable
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         import vllm
 
         self._params = vllm.SamplingParams
-        self._options, self._eos_id = options, eos_id
+        self._options, self._end_ids = options, list(end_ids)
         self._bias = dict.fromkeys(padding_rows(folder), _BANNED) or None
         self._engine = vllm.LLM(
             model=str(folder),
@@ -104,7 +104,7 @@ class VllmBackend:
             temperature=0.0 if greedy else self._options.temperature,
             top_p=1.0 if greedy else self._options.top_p,
             max_tokens=self._options.max_new_tokens,
-            stop_token_ids=[self._eos_id],
+            stop_token_ids=self._end_ids,
             seed=prompt.seed,
             logit_bias=self._bias,
             detokenize=False,
@@ -113,7 +113,8 @@ class VllmBackend:
     def _answer(self, prompt: Prompt, completion: Any) -> Answer:
         """The end token is among vLLM's tokens when it ended the answer; it counts as generated, as everywhere."""
         tokens = list(completion.token_ids)
-        truncated = completion.finish_reason == "length"
-        if tokens and tokens[-1] == self._eos_id:
-            tokens.pop()
-        return Answer(prompt.key, tokens, len(tokens) + (0 if truncated else 1), truncated)
+        return (
+            Answer(prompt.key, tokens[:-1], tokens[-1])
+            if tokens and tokens[-1] in self._end_ids
+            else Answer(prompt.key, tokens, None)
+        )

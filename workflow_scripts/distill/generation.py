@@ -31,12 +31,26 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Answer:
-    """Generated tokens without the end token; `generated` counts them with it; `truncated`: no end token came."""
+    """Generated tokens without the end token, and that token (None: truncated, none came)."""
 
     key: Any
     token_ids: list[int]
-    generated: int
-    truncated: bool
+    end: int | None
+
+    @property
+    def truncated(self) -> bool:
+        """Whether no end token came."""
+        return self.end is None
+
+    @property
+    def completion(self) -> list[int]:
+        """All generated tokens, the end token among them."""
+        return self.token_ids + ([] if self.end is None else [self.end])
+
+    @property
+    def generated(self) -> int:
+        """How many these are."""
+        return len(self.completion)
 
 
 class SeededSampling(LogitsProcessor):
@@ -88,6 +102,11 @@ def prompt_tokens(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
     encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
     ids: list[int] = encoded["input_ids"]
     return ids
+
+
+def ends_of_turns(model: dict[str, Any], corpus: dict[str, Any]) -> list[int]:
+    """Tokens that stop generation: those that the model of these manifest facts states, and that of the chat template."""
+    return sorted({*model["end_token_ids"], corpus["end_token_id"]})
 
 
 def that_fit(
@@ -160,5 +179,5 @@ def _cut(key: Any, tokens: list[int], eos_ids: Sequence[int]) -> Answer:
     """Cut a row of the batch at its first end token; what follows is padding and was not generated."""
     end = next((index for index, token in enumerate(tokens) if token in eos_ids), None)
     if end is None:
-        return Answer(key, tokens, len(tokens), truncated=True)
-    return Answer(key, tokens[:end], end + 1, truncated=False)
+        return Answer(key, tokens, None)
+    return Answer(key, tokens[:end], tokens[end])

@@ -54,15 +54,17 @@ def check(options: Evaluation) -> Any:
     return known
 
 
-def run(model: Any, tokenizer: Any, options: Evaluation, tasks: Any) -> dict[str, Any]:
-    """Run the asked tasks on a loaded model; `tasks` comes from `check`.
+def run(model: Any, tokenizer: Any, ends: list[int], options: Evaluation, tasks: Any) -> dict[str, Any]:
+    """Run the asked tasks on a loaded model; `tasks` comes from `check`, `ends` are the tokens that stop an answer.
 
     Returns `metrics` by `<task>/<metric>` (with `,<filter>` where the task has several), each with value, stderr (null where
     it is not known), higher_is_better, and the examples, shots and version that values are comparable under.
     """
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
+    from transformers import GenerationConfig
 
+    model.generation_config = GenerationConfig(eos_token_id=ends)
     found = simple_evaluate(
         model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=options.lm_eval_batch_size),
         tasks=list(options.lm_eval_tasks),

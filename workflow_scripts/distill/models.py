@@ -60,7 +60,9 @@ def load_model(folder: Path, dtype: torch.dtype, attn_implementation: str = "sdp
             local_files_only=True,
             device_map=_placement(folder, dtype),
         )
-    hide_padding(model, len(load_tokenizer(folder)))
+    hide_padding(model, vocabulary_size(load_tokenizer(folder)))
+    if model.generation_config is not None:
+        make_savable(model.generation_config, folder)
     return model.eval() if hasattr(model, "hf_device_map") else model.to(device()).eval()
 
 
@@ -94,9 +96,20 @@ def load_tokenizer(folder: Path) -> Any:
     """Load the tokenizer of a model folder."""
     with _named_errors(f"tokenizer in {folder}"):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if not tokenizer.is_fast:
+        raise ModelError(f"{folder}: the tokenizer has no tokenizer.json, so that a template's spans are not known: convert it")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        raise ModelError(
+            f"{folder}: the tokenizer has neither a padding nor an end token: set eos_token in tokenizer_config.json"
+        )
     return tokenizer
+
+
+def vocabulary_size(tokenizer: Any) -> int:
+    """Ids below this one can be tokens; vocabularies have gaps, so they may be more than there are tokens."""
+    return int(max(tokenizer.get_vocab().values())) + 1
 
 
 def open_model(manifest: Path) -> tuple[Path, dict[str, Any]]:
@@ -140,31 +153,108 @@ def weight_hash(folder: Path) -> str:
 def check_architecture(model: Any, folder: Path) -> None:
     """Raise ModelError unless the logits are the plain product of body and output embedding, as the fused loss takes them."""
     head = getattr(model, "lm_head", None)
-    if not hasattr(model, "model") or head is None or getattr(head, "bias", None) is not None:
-        raise ModelError(f"{folder}: {type(model).__name__} has no plain `model` + `lm_head` without bias: not supported")
+    if (
+        not hasattr(model, "model")
+        or not hasattr(model.model, "layers")
+        or head is None
+        or getattr(head, "bias", None) is not None
+    ):
+        raise ModelError(
+            f"{folder}: {type(model).__name__} has no plain `model.layers` + `lm_head` without bias: not supported"
+        )
     transforms = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
     found = [f"{name} = {value}" for name in transforms if (value := getattr(model.config, name, None)) not in (None, 1, 1.0)]
     if found:
         raise ModelError(f"{folder}: {type(model).__name__} transforms its logits ({', '.join(found)}): not supported")
 
 
+def make_savable(config: Any, folder: Path) -> bool:
+    """Repair a generation_config that transformers loads, but does not save once it has changed; returns whether it had to.
+
+    Settings of sampling without `do_sample` get it; nothing here generates with them. Raises ModelError for any other fault.
+    """
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        config.do_sample = True
+        with _named_errors(f"{folder / 'generation_config.json'} cannot be saved after a training: correct it"):
+            config.validate(strict=True)
+        return True
+    return False
+
+
+def end_tokens(folder: Path, config: Any, tokenizer: Any) -> list[int]:
+    """All tokens that end a turn, as tokenizer, generation_config.json and config.json state them.
+
+    Raises ModelError when none does, or when one is no token.
+    """
+    stated = {"tokenizer": tokenizer.eos_token_id, "config.json": getattr(config, "eos_token_id", None)}
+    if (folder / "generation_config.json").is_file():
+        stated["generation_config.json"] = transformers.GenerationConfig.from_pretrained(folder).eos_token_id
+    found: dict[int, str] = {}
+    for where, ids in stated.items():
+        for token in ids if isinstance(ids, list) else [] if ids is None else [ids]:
+            found.setdefault(token, where)
+    tokens = vocabulary_size(tokenizer)
+    for token, where in found.items():
+        if not 0 <= token < tokens:
+            raise ModelError(
+                f"{folder}: {where} states the end token {token}, but the tokenizer has ids below {tokens}: correct it"
+            )
+    if not found:
+        raise ModelError(
+            f"{folder}: neither tokenizer nor configuration states an end token: set eos_token in tokenizer_config.json"
+        )
+    return sorted(found)
+
+
 def model_facts(folder: Path) -> dict[str, Any]:
-    """What a manifest says of a model folder: parameters, vocabulary, context, hashes of weights and tokenizer."""
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    """What a manifest says of a model folder: parameters, vocabulary, context, ends of turns, hashes of weights and tokenizer.
+
+    Raises ModelError for what a later stage could not load, tokenise, stop or save.
+    """
+    check_files(folder)
+    with _named_errors(f"model folder {folder}"):
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        for needed in ("vocab_size", "max_position_embeddings"):
+            if getattr(config, needed, None) is None:
+                raise ModelError(
+                    f"{folder}: config.json ({config.model_type}) has no {needed}: only plain text decoders are supported"
+                )
+        with torch.device("meta"):
+            empty = AutoModelForCausalLM.from_config(config)
     tokenizer = load_tokenizer(folder)
-    if len(tokenizer) > config.vocab_size:
-        raise ModelError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model's embedding {config.vocab_size} rows")
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config)
+    tokens = vocabulary_size(tokenizer)
+    if tokens > config.vocab_size:
+        raise ModelError(f"{folder}: the tokenizer has ids up to {tokens - 1}, the model's embedding {config.vocab_size} rows")
     check_architecture(empty, folder)
     return {
         "parameters": empty.num_parameters(),
         "vocab_size": config.vocab_size,
-        "tokens": len(tokenizer),
+        "tokens": tokens,
         "max_position_embeddings": config.max_position_embeddings,
+        "end_token_ids": end_tokens(folder, config, tokenizer),
         "tokenizer_sha256": tokenizer_hash(tokenizer),
         "weights_sha256": weight_hash(folder),
     }
+
+
+def check_files(folder: Path) -> None:
+    """Raise ModelError unless a folder holds config.json and whole weights of a model, not an adapter's."""
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ModelError(
+            f"{folder} is an adapter, not a model: merge it into its base model (peft: merge_and_unload, then "
+            "save_pretrained with the tokenizer) and name that folder"
+        )
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"model folder {folder} does not exist or has no config.json: check the path in the configuration")
+    wanted = {path.name for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern)}
+    for index in sorted(folder.glob("*.safetensors.index.json")) or folder.glob("*.bin.index.json"):
+        wanted |= set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    if not wanted:
+        raise ModelError(f"{folder} has no weights (*.safetensors or *.bin): copy the whole model there")
+    if missing := sorted(name for name in wanted if not (folder / name).is_file()):
+        raise ModelError(f"{folder} lacks weight file(s) {', '.join(missing)}: copy the whole model there")
 
 
 def convert_gguf(gguf: Path, destination: Path) -> None:

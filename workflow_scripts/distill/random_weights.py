@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from workflow_scripts.distill.models import ModelError
+from workflow_scripts.distill.models import ModelError, vocabulary_size
 from workflow_scripts.settings.shapes import Shape, config_values
 
 SHARD_BYTES = 2 << 30
@@ -31,9 +31,9 @@ def write_random_model(
     """
     from transformers import Olmo2Config, Olmo2ForCausalLM
 
-    if len(tokenizer) > shape.vocab_size:
+    if (tokens := vocabulary_size(tokenizer)) > shape.vocab_size:
         raise ModelError(
-            f"vocab_size = {shape.vocab_size}, but the tokenizer has {len(tokenizer)} tokens: set vocab_size to at least that"
+            f"vocab_size = {shape.vocab_size}, but the tokenizer has {tokens} tokens: set vocab_size to at least that"
         )
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     config = Olmo2Config(**config_values(shape), **special, architectures=["Olmo2ForCausalLM"])

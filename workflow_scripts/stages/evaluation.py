@@ -14,8 +14,8 @@ from typing import Any
 from workflow_scripts.artefact import inherited, open_artefact, write_json
 from workflow_scripts.distill import corpus, harness
 from workflow_scripts.distill.batching import by_length
-from workflow_scripts.distill.generation import Answer, Prompt, generate, prompt_tokens
-from workflow_scripts.distill.models import compute_dtype, load_model, load_tokenizer, open_model
+from workflow_scripts.distill.generation import Answer, Prompt, ends_of_turns, generate, prompt_tokens
+from workflow_scripts.distill.models import compute_dtype, load_model, load_tokenizer, open_model, vocabulary_size
 from workflow_scripts.distill.scoring import Agreement, add_agreement, log_likelihoods
 from workflow_scripts.errors import UserError
 from workflow_scripts.progress import Progress, attempt_seconds
@@ -36,6 +36,7 @@ def evaluation(args: Arguments) -> None:
     teacher_folder, teacher_facts = open_model(args.inputs["teacher"])
     corpus_folder, corpus_facts = open_artefact(args.inputs["corpus"], "corpus")
     tokenizer = load_tokenizer(corpus_folder / "tokenizer")
+    ends = ends_of_turns(model_facts, corpus_facts)
     dtype = compute_dtype(settings.training.dtype)
     model = load_model(folder, dtype, settings.model.attn_implementation)
     same = folder == teacher_folder
@@ -44,7 +45,7 @@ def evaluation(args: Arguments) -> None:
     with Progress("input", total=sum(len(row["input_ids"]) for row in rows)) as progress:
         sums = Agreement()
         for batch in by_length(rows, settings.evaluation.batch_size, lambda row: len(row["input_ids"])):
-            add_agreement(sums, model, teacher, batch, tokenizer.pad_token_id, len(tokenizer))
+            add_agreement(sums, model, teacher, batch, tokenizer.pad_token_id, vocabulary_size(tokenizer))
             progress.add(
                 examples=len(batch),
                 loss=sum(corpus.loss_tokens(row) for row in batch),
@@ -63,7 +64,7 @@ def evaluation(args: Arguments) -> None:
             "perplexity": math.exp(min(700.0, sums.negative_log_likelihood / sums.tokens)),
             "kl_to_teacher": sums.kl_to_teacher / sums.tokens,
             "top1_agreement": sums.same_argmax / sums.tokens,
-            "generation": generation_speed(model, rows, tokenizer, settings, progress),
+            "generation": generation_speed(model, rows, tokenizer, ends, settings, progress),
             "preference": None,
             "tasks": None,
         }
@@ -74,13 +75,13 @@ def evaluation(args: Arguments) -> None:
             result["preference"] = margins(model, reference, pairs, tokenizer, settings, progress)
         progress.metrics = {k: v for k, v in result.items() if isinstance(v, float)}
         if tasks is not None:
-            result["tasks"] = harness.run(model, tokenizer, settings.evaluation, tasks)
+            result["tasks"] = harness.run(model, tokenizer, ends, settings.evaluation, tasks)
             progress.metrics |= {name: entry["value"] for name, entry in result["tasks"]["metrics"].items()}
     write_json(args.out, result | inherited(args.inputs.values()))
 
 
 def generation_speed(
-    model: Any, rows: list[dict[str, Any]], tokenizer: Any, settings: Settings, progress: Progress
+    model: Any, rows: list[dict[str, Any]], tokenizer: Any, ends: list[int], settings: Settings, progress: Progress
 ) -> dict[str, Any]:
     """Greedy answers to held-out prompts: tokens, seconds, tokens/s, and the first answer to look at.
 
@@ -101,7 +102,7 @@ def generation_speed(
         return {"prompts": 0, "reason": "no held-out row has a user turn"}
 
     def answer(options: Generation) -> list[Answer]:
-        batches = generate(model, prompts, options, [tokenizer.eos_token_id], tokenizer.pad_token_id)
+        batches = generate(model, prompts, options, ends, tokenizer.pad_token_id)
         answers = [found for batch in batches for found in batch]
         progress.add(generated=sum(found.generated for found in answers))
         return answers

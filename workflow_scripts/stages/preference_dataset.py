@@ -15,7 +15,7 @@ from workflow_scripts.artefact import open_artefact
 from workflow_scripts.distill import corpus
 from workflow_scripts.distill.backends import Backend, check_backend, open_backend
 from workflow_scripts.distill.batching import by_length, in_batches
-from workflow_scripts.distill.generation import Answer, Prompt, prompt_tokens, that_fit
+from workflow_scripts.distill.generation import Answer, Prompt, ends_of_turns, prompt_tokens, that_fit
 from workflow_scripts.distill.models import compute_dtype, load_model, load_tokenizer, open_model
 from workflow_scripts.distill.scoring import log_likelihoods
 from workflow_scripts.distill.seeds import prompt_seed
@@ -31,7 +31,7 @@ def preference_dataset(args: Arguments) -> None:
     options = settings.dpo.generation
     teacher_folder, teacher = open_model(args.inputs["teacher"])
     check_backend(options, "dpo.generation")
-    corpus_folder, _ = open_artefact(args.inputs["corpus"], "corpus")
+    corpus_folder, facts = open_artefact(args.inputs["corpus"], "corpus")
     tokenizer = load_tokenizer(corpus_folder / "tokenizer")
     prompts = read_prompts(corpus_folder, settings.dpo, tokenizer)
     prompts = that_fit(prompts, lambda samples: len(samples[0].input_ids), options.max_new_tokens, teacher)
@@ -49,7 +49,7 @@ def preference_dataset(args: Arguments) -> None:
                 dtype,
                 settings.model.attn_implementation,
                 max(len(samples[0].input_ids) for samples in prompts),
-                tokenizer.eos_token_id,
+                ends_of_turns(teacher, facts),
                 tokenizer.pad_token_id,
                 judge=model,
             )
@@ -79,10 +79,9 @@ def sample_and_score(
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Samples of a batch with the judge's log-likelihood, and the work done."""
     by_key = {prompt.key: prompt for prompt in prompts}
-    end = [tokenizer.eos_token_id]
     found, work = [], {"examples": 0, "generated": 0, "input": 0}
     for answers in write(prompts):
-        rows = [scoring_row(by_key[a.key], a, a.token_ids + ([] if a.truncated else end)) for a in answers]
+        rows = [scoring_row(by_key[a.key], a) for a in answers]
         added = {
             "examples": len(answers),
             "generated": sum(answer.generated for answer in answers),
@@ -97,14 +96,13 @@ def sample_and_score(
     return found, work
 
 
-def scoring_row(prompt: Prompt, answer: Answer, completion: list[int]) -> dict[str, Any]:
+def scoring_row(prompt: Prompt, answer: Answer) -> dict[str, Any]:
     """A row for the judge: the prompt that was really used, loss on the completion."""
     return {
         "key": prompt.key,
         "answer": answer,
-        "completion": completion,
-        "input_ids": prompt.input_ids + completion,
-        "loss_mask": [0] * len(prompt.input_ids) + [1] * len(completion),
+        "input_ids": prompt.input_ids + answer.completion,
+        "loss_mask": [0] * len(prompt.input_ids) + [1] * answer.generated,
     }
 
 
@@ -115,7 +113,7 @@ def sample_row(row: dict[str, Any], likelihood: float, prompt: Prompt, tokenizer
         "key": prompt.key,
         "prompt_ids": prompt.input_ids,
         "text": tokenizer.decode(answer.token_ids, skip_special_tokens=True),
-        "token_ids": row["completion"],
+        "token_ids": answer.completion,
         "truncated": answer.truncated,
         "seed": prompt.seed,
         "log_likelihood": likelihood,

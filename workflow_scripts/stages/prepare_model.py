@@ -6,19 +6,21 @@ python -m workflow_scripts.stages.prepare_model --settings JSON [--parent MANIFE
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 from workflow_scripts.artefact import RANDOM_WEIGHTS, inherited, point_to
 from workflow_scripts.distill.archives import fetch_member
 from workflow_scripts.distill.models import (
     TOKENIZER_FILES,
-    ModelError,
     convert_gguf,
     hub_snapshot,
     load_tokenizer,
+    make_savable,
     model_facts,
     open_model,
     prune_layers,
@@ -34,7 +36,9 @@ def prepare_model(args: Arguments) -> None:
     ((name, source),) = args.settings.models.items()
     if isinstance(source, (FolderModel, HubModel)):
         folder = existing_folder(source)
-        point_to(folder, args.out, "model", {"name": name, "source": source.source, **model_facts(folder)})
+        facts = model_facts(folder)
+        check_saving(folder)
+        point_to(folder, args.out, "model", {"name": name, "source": source.source, **facts})
         return
     if restore(args.out):
         return
@@ -73,13 +77,25 @@ def warnings_of(args: Arguments) -> dict[str, list[str]]:
 
 
 def existing_folder(source: FolderModel | HubModel) -> Path:
-    """Folder of a model that is not ours. Raises ModelError when it is missing or has no config.json."""
-    if isinstance(source, HubModel):
-        return hub_snapshot(source.repo_id, source.revision)
-    folder = Path(source.path).expanduser()
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"model folder {folder} does not exist or has no config.json: check the path in the configuration")
-    return folder
+    """Folder of a model that is not ours."""
+    return hub_snapshot(source.repo_id, source.revision) if isinstance(source, HubModel) else Path(source.path).expanduser()
+
+
+def check_saving(folder: Path) -> None:
+    """Save once what later stages will save with weights; what was repaired for that is a warning of the record.
+
+    Raises ModelError when it cannot be saved.
+    """
+    with tempfile.TemporaryDirectory() as scratch, Progress("input") as progress:
+        if (folder / "generation_config.json").is_file():
+            generation = GenerationConfig.from_pretrained(folder)
+            if make_savable(generation, folder):
+                progress.warnings.append(
+                    f"{folder / 'generation_config.json'} sets sampling without do_sample; it is saved with it"
+                )
+                print(f"warning: {progress.warnings[-1]}", flush=True)
+            generation.save_pretrained(scratch)
+        load_tokenizer(folder).save_pretrained(scratch)
 
 
 if __name__ == "__main__":

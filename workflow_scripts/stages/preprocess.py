@@ -119,9 +119,15 @@ def preprocess(args: Arguments) -> None:
             "dropped": found.faults.by_reason,
         }
         progress.metrics = counts | content
+        if template.end_id not in facts["end_token_ids"]:
+            progress.warnings.append(
+                f"the chat template ends a turn with {tokenizer.decode([template.end_id])}, which {facts['name']} does not "
+                "state as an end: it stops answers, too"
+            )
         if found.faults.rows:
             progress.warnings.append(found.faults.sentence(found.read))
-            print(f"warning: {progress.warnings[-1]}", flush=True)
+        for warning in progress.warnings:
+            print(f"warning: {warning}", flush=True)
     tokenizer.save_pretrained(build / "tokenizer")
     files = inventory(build)
     identity = {"corpus_sha256": files["train.parquet"]["sha256"], "tokenizer_sha256": facts["tokenizer_sha256"]}

@@ -14,7 +14,7 @@ from workflow_scripts.artefact import open_artefact
 from workflow_scripts.distill import corpus
 from workflow_scripts.distill.backends import check_backend, open_backend
 from workflow_scripts.distill.batching import by_length
-from workflow_scripts.distill.generation import Answer, Prompt, prompt_tokens, that_fit
+from workflow_scripts.distill.generation import Answer, Prompt, ends_of_turns, prompt_tokens, that_fit
 from workflow_scripts.distill.models import compute_dtype, load_tokenizer, open_model
 from workflow_scripts.distill.seeds import prompt_seed
 from workflow_scripts.progress import Progress
@@ -26,7 +26,7 @@ def synthetic_generation(args: Arguments) -> None:
     """Answer the prompts of one part."""
     settings, part = args.settings, Part.parse(args.extra["part"])
     options = settings.synthetic_data.generation
-    corpus_folder, _ = open_artefact(args.inputs["corpus"], "corpus")
+    corpus_folder, facts = open_artefact(args.inputs["corpus"], "corpus")
     teacher_folder, teacher = open_model(args.inputs["teacher"])
     check_backend(options, "synthetic_data.generation")
     tokenizer = load_tokenizer(corpus_folder / "tokenizer")
@@ -47,7 +47,7 @@ def synthetic_generation(args: Arguments) -> None:
                 compute_dtype(settings.training.dtype),
                 settings.model.attn_implementation,
                 max(len(prompt.input_ids) for prompt in prompts),
-                tokenizer.eos_token_id,
+                ends_of_turns(teacher, facts),
                 tokenizer.pad_token_id,
             )
         progress.phase("work")
@@ -69,11 +69,11 @@ def synthetic_generation(args: Arguments) -> None:
 
 
 def answer_row(prompt: Prompt, answer: Answer, tokenizer: Any) -> dict[str, Any]:
-    """What the merge needs of one answer; the completion ends with the end token when the teacher ended by itself."""
+    """What the merge needs of one answer; the completion ends with its end token when the teacher ended by itself."""
     return {
         "example_id": prompt.key,
         "prompt_ids": prompt.input_ids,
-        "completion": answer.token_ids + ([] if answer.truncated else [tokenizer.eos_token_id]),
+        "completion": answer.completion,
         "text": tokenizer.decode(answer.token_ids, skip_special_tokens=True),
         "length": len(answer.token_ids),
         "generated": answer.generated,

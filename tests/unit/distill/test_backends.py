@@ -64,7 +64,7 @@ def options(**changes: Any) -> Generation:
 
 def test_vllm_gets_tokens_and_a_seed_per_prompt_and_its_tokens_are_counted(vllm: Recorded) -> None:
     check_backend(options(), "synthetic_data.generation")
-    write = open_backend(options(), Path("/models/teacher"), torch.bfloat16, "sdpa", 3, EOS, PAD)
+    write = open_backend(options(), Path("/models/teacher"), torch.bfloat16, "sdpa", 3, [EOS], PAD)
     (answers,) = list(write(PROMPTS))
     assert vllm.made == {
         "model": "/models/teacher",
@@ -80,20 +80,20 @@ def test_vllm_gets_tokens_and_a_seed_per_prompt_and_its_tokens_are_counted(vllm:
     shared = {"n": 1, "temperature": 0.7, "top_p": 0.9, "max_tokens": 4, "stop_token_ids": [EOS], "detokenize": False}
     assert vllm.sampling == [shared | {"logit_bias": {98: -100.0, 99: -100.0}}] * 3, "padding rows are banned"
     assert answers == [
-        Answer("p0", [9, 9], generated=3, truncated=False),
-        Answer("p1", [9, 9, 9, 9], generated=4, truncated=True),
-        Answer("p2", [], generated=1, truncated=False),
+        Answer("p0", [9, 9], EOS),
+        Answer("p1", [9, 9, 9, 9], None),
+        Answer("p2", [], EOS),
     ]
 
 
 def test_greedy_asks_vllm_for_temperature_zero(vllm: Recorded) -> None:
-    write = open_backend(options(decoding_strategy="greedy"), Path("m"), torch.float32, "sdpa", 3, EOS, PAD)
+    write = open_backend(options(decoding_strategy="greedy"), Path("m"), torch.float32, "sdpa", 3, [EOS], PAD)
     list(write(PROMPTS))
     assert [(params["temperature"], params["top_p"]) for params in vllm.sampling] == [(0.0, 1.0)] * 3
 
 
 def test_beside_a_judge_vllm_takes_half_of_the_memory(vllm: Recorded) -> None:
-    open_backend(options(), Path("m"), torch.float32, "sdpa", 3, EOS, PAD, judge=object())
+    open_backend(options(), Path("m"), torch.float32, "sdpa", 3, [EOS], PAD, judge=object())
     assert vllm.made["gpu_memory_utilization"] == 0.5
 
 
@@ -108,7 +108,7 @@ def test_a_missing_vllm_is_said_with_the_key(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_transformers_writes_with_the_judge_when_there_is_one(toy_model) -> None:
     chosen = options(backend="transformers", decoding_strategy="greedy")
-    write = open_backend(chosen, Path("/nowhere"), torch.float32, "sdpa", 3, EOS, PAD, judge=toy_model)
+    write = open_backend(chosen, Path("/nowhere"), torch.float32, "sdpa", 3, [EOS], PAD, judge=toy_model)
     answers = {answer.key: answer for batch in write(PROMPTS) for answer in batch}
     tokens = list(PROMPTS[1].input_ids)
     for _ in range(4):

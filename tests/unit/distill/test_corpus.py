@@ -111,13 +111,13 @@ def test_dropped_pairs_are_counted_by_reason() -> None:
 @pytest.mark.parametrize(
     ("answer", "text", "reason"),
     [
-        (Answer(0, [], 1, False), "", "empty"),
-        (Answer(0, [5] * 4, 4, True), "cut", "truncated"),
-        (Answer(0, [5], 2, False), "x", "too_short"),
-        (Answer(0, [5] * 9, 10, False), "x", "too_long"),
-        (Answer(0, [5] * 4, 5, False), "I cannot help", "refusal"),
-        (Answer(0, [5] * 4, 5, False), "again", "duplicate"),
-        (Answer(0, [5] * 4, 5, False), "new", None),
+        (Answer(0, [], 2), "", "empty"),
+        (Answer(0, [5] * 4, None), "cut", "truncated"),
+        (Answer(0, [5], 2), "x", "too_short"),
+        (Answer(0, [5] * 9, 2), "x", "too_long"),
+        (Answer(0, [5] * 4, 2), "I cannot help", "refusal"),
+        (Answer(0, [5] * 4, 2), "again", "duplicate"),
+        (Answer(0, [5] * 4, 2), "new", None),
     ],
 )
 def test_filters(answer, text, reason) -> None:

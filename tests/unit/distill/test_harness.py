@@ -43,7 +43,7 @@ def test_a_local_task_gives_the_accuracy_of_our_own_computation(toy_model, monke
     monkeypatch.chdir(REPOSITORY)
     tokenizer = toy_tokenizer()
     options = Evaluation(lm_eval_tasks=["capitals"], lm_eval_include_path=str(TASKS), lm_eval_batch_size=4)
-    found = harness.run(toy_model, tokenizer, options, harness.check(options))
+    found = harness.run(toy_model, tokenizer, [2], options, harness.check(options))
     rows = [json.loads(line) for line in (TASKS / "capitals.jsonl").read_text().splitlines()]
     right = {"acc": 0, "acc_norm": 0}
     for row in rows:
@@ -64,7 +64,7 @@ def test_a_local_task_gives_the_accuracy_of_our_own_computation(toy_model, monke
         assert entry["stderr"] == pytest.approx((share * (1 - share) / (len(rows) - 1)) ** 0.5)
         assert (entry["higher_is_better"], entry["examples"], entry["version"]) == (True, 6, 1.0)
     assert right["acc"] != right["acc_norm"], "the two metrics differ on these choices, so that they are told apart"
-    limited = harness.run(toy_model, tokenizer, options.model_copy(update={"lm_eval_limit": 2}), harness.check(options))
+    limited = harness.run(toy_model, tokenizer, [2], options.model_copy(update={"lm_eval_limit": 2}), harness.check(options))
     assert limited["metrics"]["capitals/acc"]["examples"] == 2
 
 

@@ -39,7 +39,8 @@ def corpus_of(folder, path, rows: int = 10) -> dict:
 @pytest.fixture
 def folder(tmp_path, tokenizer, monkeypatch):  # noqa: F811
     tokenizer.save_pretrained(tmp_path / "teacher")
-    facts = {"schema": "artefact/1", "kind": "model", "path": "teacher", "max_position_embeddings": 4096}
+    facts = {"schema": "artefact/1", "kind": "model", "name": "t", "path": "teacher", "max_position_embeddings": 4096}
+    facts |= {"end_token_ids": [tokenizer.eos_token_id]}
     write_json(tmp_path / "teacher.json", facts | {"tokenizer_sha256": "t"})
     monkeypatch.delenv("STAGE_STATE_DIR", raising=False)
     return tmp_path
@@ -131,3 +132,12 @@ def test_a_corpus_without_user_turns_has_no_questions(folder) -> None:
     assert made["splits"]["train"]["examples"] == 8, "the baseline can learn from it"
     with pytest.raises(CorpusError, match="no row of the train split has a user turn to answer"):
         questions(folder / "corpus-plain.jsonl-8", "train", 5)
+
+
+def test_a_template_that_ends_turns_with_a_token_that_the_model_does_not_state_is_said(folder, capsys) -> None:
+    facts = read_json(folder / "teacher.json")
+    write_json(folder / "teacher.json", facts | {"end_token_ids": [3]})
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    made = corpus_of(folder, folder / "rows.jsonl")
+    assert made["end_token_id"] == facts["end_token_ids"][0]
+    assert "ends a turn with <|endoftext|>, which t does not state as an end" in capsys.readouterr().out
