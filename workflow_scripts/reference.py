@@ -35,11 +35,12 @@ Generated from `workflow_scripts/settings/` by `make reference`; do not edit. `c
 JSON schema for editors.
 
 An experiment is a file `config/experiments/<name>.yaml`, deep-merged over `config/base.yaml`; the command line beats both:
-`snakemake --configfile overlay.yaml` (`--config` turns nested numbers into text, which is refused). Adding a file adds the
-target `<name>`. What several experiments have in common stands in `config/shared/<name>.yaml`: the key `extends: <name>` in an
-experiment (or in another shared file) puts it between base.yaml and the file itself. The sections %s
-hold for the whole campaign and are refused in an experiment's file. Unknown keys, wrong types and values out of bounds are
-refused with one line that names key, value and bound. Write numbers as YAML reads them: `2.0e-5`, not `2e-5` (which is text).
+`snakemake --configfile overlay.yaml`, or `--config training='{learning_rate: 1e-4}'`. Adding a file adds the target `<name>`.
+What several experiments have in common stands in `config/shared/<name>.yaml`: the key `extends: <name>` in an experiment (or in
+another shared file) puts it between base.yaml and the file itself. The sections %s hold
+for the whole campaign and are refused in an experiment's file. Unknown keys, keys that stand twice, wrong types and values out
+of bounds are refused with one line that names key, value and bound. `2e-5` and `1_000` are numbers. The first line of each
+shipped file tells editors the schema.
 """
 REAL_SIZES = """
 ## Real sizes
@@ -89,8 +90,10 @@ def real_sizes() -> str:
 
 
 def editor_schema() -> dict[str, Any]:
-    """JSON schema of a merged configuration, with the one key that is gone after merging."""
+    """JSON schema of any file of the configuration: none has all required keys, and one key is gone after merging."""
     schema = Settings.model_json_schema()
+    for part in (schema, *schema["$defs"].values()):
+        part.pop("required", None)
     schema["properties"][EXTENDS] = {"type": "string", "description": "Name of a file of config/shared that this one changes."}
     return schema
 

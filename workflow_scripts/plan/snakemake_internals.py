@@ -23,6 +23,7 @@ from workflow_scripts.artefact import sha256
 from workflow_scripts.plan.plan import Plan
 from workflow_scripts.plan.slices import NOTHING, leaves, line
 from workflow_scripts.settings import SettingsError, load_experiments
+from workflow_scripts.settings.load import read_yaml
 
 NO_LIMIT = 4096  # cores, as profiles/slurm has it
 
@@ -31,6 +32,8 @@ def read_plan(workflow: Any, config: Mapping[str, Any]) -> Plan:
     """The plan of all experiments, the command line on top of their files. Raises WorkflowError with one line per fault."""
     folder = Path(workflow.basedir, "config")
     try:
+        for file in dict.fromkeys([*workflow.configfiles, *workflow.config_settings.configfiles]):
+            read_yaml(Path(file))  # Snakemake has read it, and has seen no key that stands twice
         return Plan(load_experiments(folder, config, workflow.config_settings.overwrite_config))
     except SettingsError as error:
         raise WorkflowError(str(error)) from None

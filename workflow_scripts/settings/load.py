@@ -23,14 +23,25 @@ from workflow_scripts.settings.schema import CAMPAIGN_SECTIONS, Settings
 
 EXPERIMENT_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
 RESERVED_NAMES = ("models", "corpus", "teacher", "reference", "state", "downloads", "all", *STAGES, *rule_names())
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's parser is ten times as fast
 _SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)  # as in wandb.api_key, which belongs into WANDB_API_KEY
 EXTENDS = "extends"
-_SHAPELESS_NUMBER = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
 
 
 class SettingsError(UserError):
     """A configuration that cannot be used; the message has one line per fault."""
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # libyaml is ten times as fast
+    """A safe loader that refuses a key that stands twice in one mapping: the second would silently replace the first."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """A mapping. Raises SettingsError with key and both lines."""
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key.value, str) and lines.setdefault(key.value, line) != line:
+                raise SettingsError(f"key `{key.value}` stands in line {lines[key.value]} and in line {line}: make them one")
+        return cast(dict[Any, Any], super().construct_mapping(node, deep))
 
 
 class Experiments(dict[str, Settings]):
@@ -60,11 +71,13 @@ def deep_merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str,
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping. Raises SettingsError when the file is missing, unreadable or no mapping."""
+    """Read a YAML mapping. Raises SettingsError when the file is missing, unreadable, no mapping, or has a key twice."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
         raise SettingsError(f"configuration file {path} does not exist") from None
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
@@ -199,10 +212,7 @@ def _explain(fault: dict[str, Any], where: str) -> str:
     message = fault["msg"].removeprefix("Value error, ")
     if isinstance(value, dict):
         return f"{where}: {key}: {message}"
-    hint = ""
-    if isinstance(value, str) and fault["type"] in ("float_type", "int_type") and _SHAPELESS_NUMBER.match(value):
-        hint = " (YAML reads a number like 2e-5 as text: write 2.0e-5, without quotes, in a file)"
-    return f"{where}: {key} = {value!r}: {message}{hint}"
+    return f"{where}: {key} = {value!r}: {message}"
 
 
 def _fields_at(location: list[str]) -> list[str]:

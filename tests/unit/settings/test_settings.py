@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import copy
 import itertools
+import json
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 
@@ -37,7 +39,12 @@ def load(tmp_path: Path, overlays: dict[str, dict], overrides: dict | None = Non
         ({"trainng": {}}, "unknown key trainng = {}; did you mean 'training'?"),
         ({"training": {"learning_rat": 0.1}}, "unknown key training.learning_rat = 0.1; did you mean 'learning_rate'?"),
         ({"dpo": {"judge_labeling": {"margin": 1}}}, "dpo.judge_labeling.margin = 1; did you mean 'min_margin'?"),
-        ({"training": {"learning_rate": "2e-5"}}, "training.learning_rate = '2e-5': .*write 2.0e-5, without quotes, in a file"),
+        ({"training": {"learning_rate": "fast"}}, "training.learning_rate = 'fast': Input should be a valid number"),
+        ({"training": {"learning_rate": "nan"}}, "training.learning_rate = 'nan': Input should be a valid number"),
+        ({"training": {"batch_size": "2.5"}}, "training.batch_size = '2.5': Input should be a valid integer"),
+        ({"training": {"batch_size": True}}, "training.batch_size = True: Input should be a valid integer"),
+        ({"training": {"packing": "1"}}, "training.packing = '1': Input should be a valid boolean"),
+        ({"experiment": {"description": 5}}, "experiment.description = 5: Input should be a valid string"),
         ({"training": {"learning_rate": 2.0}}, "training.learning_rate = 2.0: Input should be less than 1"),
         ({"training": {"energy_budget_kwh": 0}}, "training.energy_budget_kwh = 0: .*greater than 0"),
         ({"training": {"optimizer": "adam_8bit"}}, "training.optimizer = 'adam_8bit': .*'adamw', 'adafactor' or 'adamw_8bit'"),
@@ -237,3 +244,66 @@ def test_extends_outside_the_files_of_experiments_is_said_in_its_own_words() -> 
         SettingsError, match="base.yaml: extends = 'olmo2' belongs in a file of config/experiments or config/shared"
     ):
         validate({"extends": "olmo2"}, "base.yaml")
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ({"learning_rate": "2e-5"}, 2e-5),
+        ({"learning_rate": "1_0e-5"}, 1e-4),
+        ({"learning_rate": ".5"}, 0.5),
+        ({"token_budget": "1_000"}, 1000),
+        ({"token_budget": "1e6"}, 1_000_000),
+        ({"token_budget": 5.0e6}, 5_000_000),
+        ({"energy_budget_kwh": "3"}, 3.0),
+        ({"max_epochs": "2"}, 2),
+    ],
+)
+def test_text_that_is_a_number_is_one(tmp_path, section, expected) -> None:
+    """As YAML 1.1 and `--config` leave it."""
+    found = load(tmp_path, {"one": {"pipeline": "kd", "training": section}})["one"].training
+    value = getattr(found, next(iter(section)))
+    assert value == expected and type(value) is type(expected)
+
+
+def test_numbers_in_lists_and_in_the_registry_are_numbers_too(tmp_path) -> None:
+    overlay = {
+        "pipeline": "kd",
+        "distillation": {"cache_temperatures": ["1e0", "2"]},
+        "models": {"smollm2-64m-pruned": {"source": "pruned", "of": "smollm2-135m-instruct", "keep_layers": ["0", "1"]}},
+        "scatter": {"logit_caching": "1"},
+    }
+    found = load(tmp_path, {"one": {"pipeline": "kd"}}, overlay)["one"]
+    assert found.distillation.cache_temperatures == [1.0, 2.0] and found.scatter.logit_caching == 1
+    assert found.models["smollm2-64m-pruned"].keep_layers == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "training:\n  a: 1\nexperiment:\n  seed: 5\ntraining:\n  b: 2\n",
+            "key `training` stands in line 1 and in line 5: make them one",
+        ),
+        ("training:\n  a: 1\n  b:\n    c: 1\n    c: 1\n", "key `c` stands in line 4 and in line 5"),
+        ('{"a": {"b": 1,\n"b": 2}}', "key `b` stands in line 1 and in line 2"),
+        ("a: [{x: 1}, {x: 1}]\nb: {x: 1}\n", None),
+        ("a: &one {x: 1}\nb: {<<: *one, x: 2}\n", None),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused_with_both_lines(tmp_path, text, expected) -> None:
+    (tmp_path / "f.yaml").write_text(text)
+    if expected is None:
+        assert read_yaml(tmp_path / "f.yaml")
+        return
+    with pytest.raises(SettingsError, match=f"f.yaml: {expected}"):
+        read_yaml(tmp_path / "f.yaml")
+
+
+def test_every_shipped_file_names_the_schema_for_editors_and_holds_to_it() -> None:
+    schema = json.loads((REPOSITORY / "config" / "schema.json").read_text())
+    for path in (REPOSITORY / "config").rglob("*.yaml"):
+        first = path.read_text().splitlines()[0]
+        named = first.removeprefix("# yaml-language-server: $schema=")
+        assert named != first and (path.parent / named).resolve() == REPOSITORY / "config" / "schema.json", path
+        jsonschema.validate(read_yaml(path), schema)
