@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import random
 import tempfile
@@ -174,3 +175,10 @@ def read_table(path: Path, columns: list[str] | None = None) -> list[dict[str, A
     with path.open("rb") as handle:  # a path is a path: no pattern, no address of a store
         rows: list[dict[str, Any]] = pq.read_table(handle, columns=columns).to_pylist()
     return rows
+
+
+def read_dataset(path: Path, cache: Path) -> Any:
+    """A Parquet file as a `datasets.Dataset`, cached in the folder `cache`; `datasets` takes a path for a pattern."""
+    from datasets import Dataset
+
+    return Dataset.from_parquet(glob.escape(str(path)), cache_dir=str(cache))

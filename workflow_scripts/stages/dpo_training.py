@@ -13,10 +13,9 @@ import math
 from typing import Any
 
 import torch
-from datasets import Dataset
 
 from workflow_scripts.artefact import inherited, open_artefact
-from workflow_scripts.distill import training
+from workflow_scripts.distill import corpus, training
 from workflow_scripts.distill.arguments import arguments, check_optimizer
 from workflow_scripts.distill.budget import EnergyBudget
 from workflow_scripts.distill.models import check_context, load_model, load_tokenizer, model_facts, open_model
@@ -41,7 +40,7 @@ def dpo_training(args: Arguments) -> None:
     check_optimizer(options.optimizer)
     pairs_folder, _ = open_artefact(args.inputs["preferences"], "preference_dataset")
     policy_folder, policy = open_model(args.inputs["policy"])
-    pairs = Dataset.from_parquet(str(pairs_folder / "train.parquet"), cache_dir=str(state_dir() / "datasets"))
+    pairs = corpus.read_dataset(pairs_folder / "train.parquet", state_dir() / "datasets")
     corpus_folder, _ = open_artefact(args.inputs["corpus"], "corpus")
     tokenizer = load_tokenizer(corpus_folder / "tokenizer")
     lengths = [len(p) + max(len(c), len(r)) for p, c, r in zip(*(pairs[name] for name in COLUMNS), strict=True)]
@@ -65,7 +64,7 @@ def dpo_training(args: Arguments) -> None:
         training.compile_layers(model, state_dir() / "compiled")
     held_out = None
     if options.eval_steps:
-        held_out = Dataset.from_parquet(str(pairs_folder / "evaluation.parquet"), cache_dir=str(state_dir() / "datasets"))
+        held_out = corpus.read_dataset(pairs_folder / "evaluation.parquet", state_dir() / "datasets")
     trainer = PreferenceTrainer(
         model=model,
         args=arguments(options, settings.experiment.seed, step_count, checkpoints, log_interval, **own),

@@ -28,6 +28,6 @@ def link_checkpoints(out: Path) -> Path:
     link = out.parent.parent / "checkpoints"
     link.parent.mkdir(parents=True, exist_ok=True)
     temporary = link.with_name(f".checkpoints.{os.getpid()}")
-    temporary.symlink_to(os.path.relpath(folder, link.parent))
+    temporary.symlink_to(os.path.relpath(folder.resolve(), link.parent.resolve()))
     temporary.replace(link)
     return folder

@@ -1,0 +1,41 @@
+"""Paths are paths: brackets, blanks and stars are no patterns, and symbolic links are followed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from workflow_scripts.distill import corpus
+from workflow_scripts.stages.runtime.tracking import link_checkpoints
+
+ODD = "res [1] {a} *é"
+
+
+@pytest.fixture
+def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("STAGE_STATE_DIR", str(tmp_path / ODD / "state"))
+    (tmp_path / ODD).mkdir()
+    return tmp_path / ODD
+
+
+def test_pairs_are_read_from_an_odd_path_and_nowhere_else(odd: Path) -> None:
+    corpus.write_table(odd / "train.parquet", [{"prompt_ids": [1, 2], "chosen_ids": [3], "rejected_ids": [4]}])
+    (odd.parent / "res 1 {a} é").mkdir()
+    corpus.write_table(
+        odd.parent / "res 1 {a} é" / "train.parquet", [{"prompt_ids": [9], "chosen_ids": [9], "rejected_ids": [9]}]
+    )
+    assert corpus.read_dataset(odd / "train.parquet", odd / "cache").to_list() == [
+        {"prompt_ids": [1, 2], "chosen_ids": [3], "rejected_ids": [4]}
+    ]
+    assert corpus.read_table(odd / "train.parquet", ["chosen_ids"]) == [{"chosen_ids": [3]}]
+
+
+def test_the_link_to_the_checkpoints_holds_where_the_output_lies_behind_a_symbolic_link(odd: Path) -> None:
+    real = odd.parent / "elsewhere" / "deep" / "folder"
+    real.mkdir(parents=True)
+    (odd / "runs").symlink_to(real)
+    checkpoints = link_checkpoints(odd / "runs" / "experiment" / "final_model" / "manifest.json")
+    (checkpoints / "checkpoint-1").mkdir()
+    link = odd / "runs" / "experiment" / "checkpoints"
+    assert link.is_symlink() and (link / "checkpoint-1").is_dir() and not link.readlink().is_absolute()
