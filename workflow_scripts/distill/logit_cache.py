@@ -1,9 +1,10 @@
 """The teacher's logits on disk, in shards of examples: top k per completion position, or random draws (random_draws.py).
 
 A position of the cache is a token that carries loss: row i of an example predicts the i-th loss token, from the hidden
-state one token before it. Of the top k, per position: ids (uint16, plus one packed bit when the vocabulary exceeds 65,536),
-raw logits in the teacher's type (bfloat16 or float32, so nothing is lost) and logsumexp(z / T) (float32) for each temperature
-of the cache. Examples are found by id, never by order. The manifest names the format.
+state one token before it. Of the top k, per position: ids (uint16, plus one packed bit when the vocabulary exceeds 65,536, or
+plus a byte when it exceeds 131,072), raw logits in the teacher's type (bfloat16 or float32, so nothing is lost) and
+logsumexp(z / T) (float32) for each temperature of the cache. Examples are found by id, never by order. The manifest names the
+format.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from workflow_scripts.distill.seeds import prompt_seed
 from workflow_scripts.errors import UserError
 
 _LOW_BITS = 1 << 16
-MAX_VOCABULARY = 2 * _LOW_BITS
+MAX_VOCABULARY = 1 << 24
 
 
 class CacheError(UserError):
@@ -51,7 +52,9 @@ class Shard:
             "logits": self.logits.contiguous(),
             "lse": self.lse.float().contiguous(),
         }
-        if vocab_size > _LOW_BITS:
+        if vocab_size > 2 * _LOW_BITS:
+            found["ids_high_byte"] = (self.ids // _LOW_BITS).to(torch.uint8)
+        elif vocab_size > _LOW_BITS:
             high = (self.ids >= _LOW_BITS).numpy().astype(np.uint8)
             found["ids_high"] = torch.from_numpy(np.packbits(high.reshape(-1)))
         return found
@@ -165,7 +168,9 @@ class LogitCache:
             drawn = read_draws(handle, column, place.positions, place.entries[column])
             return drawn.teacher(self._facts["draws"], temperature, self._facts["k"])
         ids = handle.get_slice("ids")[place.positions].to(torch.int64)
-        if "ids_high" in handle.keys():  # noqa: SIM118  (a safetensors handle is no mapping)
+        if "ids_high_byte" in handle.keys():  # noqa: SIM118  (a safetensors handle is no mapping)
+            ids = ids + handle.get_slice("ids_high_byte")[place.positions].to(torch.int64) * _LOW_BITS
+        elif "ids_high" in handle.keys():  # noqa: SIM118
             ids = ids + self._high_bits(handle, place.positions.start, place.positions.stop, ids.shape[1])
         logits = handle.get_slice("logits")[place.positions].float()
         return SparseTeacher(ids, logits, handle.get_slice("lse")[place.positions][:, column].clone())

@@ -5,8 +5,8 @@ unbiased estimate of every token's probability (Anshumann et al. 2025, "Sparse L
 of its own, the same for all temperatures, so what is drawn depends neither on its batch nor on its shard.
 
 An entry is 3 bytes: the low 16 bits of the id (`ids`, uint16), and its 17th bit with a count from 1 to 127 (`counts`, uint8); a
-larger count takes several entries. A position adds its number of entries (uint16) and the distribution's entropy [nats]
-(float16). A draw is good for its own T only.
+larger count takes several entries. A vocabulary above 131,072 adds a byte with the bits above (`ids_high`, uint8). A position
+adds its number of entries (uint16) and the distribution's entropy [nats] (float16). A draw is good for its own T only.
 """
 
 from __future__ import annotations
@@ -70,9 +70,12 @@ class DrawnShard:
             by_example = torch.stack([part.sum() for part in drawn.entries.split(self.positions)])
             found |= {
                 f"ids.{number}": (drawn.ids % _LOW_BITS).to(torch.uint16),
-                f"counts.{number}": (drawn.counts + _HIGH_ID * (drawn.ids >= _LOW_BITS)).to(torch.uint8),
+                f"counts.{number}": (drawn.counts + _HIGH_ID * (drawn.ids // _LOW_BITS % 2)).to(torch.uint8),
                 f"entries.{number}": drawn.entries.to(torch.uint16),
                 f"entropy.{number}": drawn.entropy.half(),
+                **(
+                    {f"ids_high.{number}": (drawn.ids // (2 * _LOW_BITS)).to(torch.uint8)} if vocab_size > 2 * _LOW_BITS else {}
+                ),
                 f"entries_per_example.{number}": by_example,
             }
         return found
@@ -99,6 +102,8 @@ def read_draws(handle: Any, number: int, positions: slice, entries: slice) -> Dr
     """Draws of the `number`-th temperature at some positions of an open shard, whose entries are known."""
     counts = handle.get_slice(f"counts.{number}")[entries].to(torch.int64)
     ids = handle.get_slice(f"ids.{number}")[entries].to(torch.int64)
+    if f"ids_high.{number}" in handle.keys():  # noqa: SIM118  (a safetensors handle is no mapping)
+        ids += handle.get_slice(f"ids_high.{number}")[entries].to(torch.int64) * (2 * _LOW_BITS)
     return Draws(
         ids=ids + torch.where(counts >= _HIGH_ID, _LOW_BITS, 0),
         counts=counts % _HIGH_ID,

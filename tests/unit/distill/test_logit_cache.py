@@ -79,20 +79,24 @@ def test_a_shuffled_padded_kd_batch_is_the_sum_of_its_examples(tmp_path, toy_mod
     assert (alone > 0.1).all()
 
 
-def test_ids_above_65535_survive_packing(tmp_path) -> None:
-    ids = torch.tensor([[0, 65535, 65536], [100351, 7, 70000], [131071, 65537, 1]])
+@pytest.mark.parametrize("vocabulary", [65_536, 100_352, 131_072, 151_936, 201_088, 262_144, 1 << 24])
+def test_ids_of_every_size_survive_packing_at_a_byte_more_than_two_each_at_most(tmp_path, vocabulary: int) -> None:
+    ids = torch.tensor([[0, 65535, 65536], [100351, 7, 70000], [131071, 131072, 1]]) % vocabulary
+    ids[1, 1] = vocabulary - 1
     shard = logit_cache.Shard([1, 2], [1, 2], ids, torch.zeros(3, 3), torch.zeros(3, 1))
     build = tmp_path / "build"
     build.mkdir()
     path = build / "shard-00000.safetensors"
-    logit_cache.write_shard(path, shard, 100352)
+    logit_cache.write_shard(path, shard, vocabulary)
+    size = sum(tensor.numel() * tensor.element_size() for name, tensor in shard.tensors(vocabulary).items() if "ids" in name)
+    assert size <= ids.numel() * (2 if vocabulary <= 65_536 else 3)
     facts = {"temperatures": [1.0], "shards": [{"file": path.name}]}
     publish(build, tmp_path / "cache" / "manifest.json", "logit_cache", facts)
     cache = LogitCache(*open_artefact(tmp_path / "cache" / "manifest.json", "logit_cache"))
     assert cache.teacher(1, 1.0, 1).ids.tolist() == ids[:1].tolist()
     assert cache.teacher(2, 1.0, 2).ids.tolist() == ids[1:].tolist()
-    with pytest.raises(CacheError, match="131073 tokens"):
-        logit_cache.write_shard(path, shard, 131073)
+    with pytest.raises(CacheError, match="16777217 tokens"):
+        logit_cache.write_shard(path, shard, (1 << 24) + 1)
 
 
 def test_a_question_that_the_cache_cannot_answer_is_refused(tmp_path, toy_model) -> None:

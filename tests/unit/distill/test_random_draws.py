@@ -62,21 +62,23 @@ def test_counts_are_those_of_inverting_the_distribution_one_by_one(temperature: 
     assert begin == len(found.ids)
 
 
-def test_ids_over_65535_and_counts_over_127_survive_packing(tmp_path) -> None:
+@pytest.mark.parametrize("vocabulary", [131_072, 262_144, 1 << 20])
+def test_ids_over_65535_and_counts_over_127_survive_packing(tmp_path, vocabulary: int) -> None:
     """A position with 1,000 draws, 700 of them of one token, and one whose draws are all of one token."""
-    counts = [{70000: 700, 65535: 127, 131071: 128, 5: 45}, {65536: 1000}, {0: 254, 1: 255, 2: 491}]
+    last = vocabulary - 1
+    counts = [{70000: 700, 65535: 127, last: 128, 5: 45}, {65536: 1000}, {0: 254, 1: 255, last - 1: 491}]
     pieces = []
     for wanted in counts:
         tokens = torch.tensor([token for token, count in wanted.items() for _ in range(count)])
-        p = torch.zeros(131072, dtype=torch.float64)
+        p = torch.zeros(vocabulary, dtype=torch.float64)
         p[list(wanted)] = torch.tensor(list(wanted.values()), dtype=torch.float64) / 1000
         middles = (p.cumsum(0)[tokens.sort().values] - p[tokens.sort().values] / 2)[None]
         pieces.append(draw(p.log().clamp(min=-200).float()[None], middles, 1.0))
     shard = DrawnShard([8, 9], [1, 2], [Draws.join(pieces)])
     assert shard.draws[0].counts.max() == 127 and shard.width() == 6 + 1 + 2 + 1
-    cache = LogitCache(*open_artefact(save(tmp_path, [shard], 1000, [1.0], 131072), "logit_cache"))
+    cache = LogitCache(*open_artefact(save(tmp_path, [shard], 1000, [1.0], vocabulary), "logit_cache"))
     for found, wanted in zip([cache.teacher(8, 1.0, 1), cache.teacher(9, 1.0, 2)], [counts[:1], counts[1:]], strict=True):
-        for row, expected in zip(dense(found, 131072, 1.0), wanted, strict=True):
+        for row, expected in zip(dense(found, vocabulary, 1.0), wanted, strict=True):
             assert {int(i): round(1000 * float(row[i])) for i in row.nonzero()[:, 0]} == expected
 
 
