@@ -77,6 +77,7 @@ class Pipeline:
     evaluates: Reads = ()  # what its evaluation reads beside what every one does
     starts_with: str = "student"
     teacher_output: str = "teacher_output"  # the training's input that holds what the teacher made
+    one_vocabulary: bool = False  # teacher and student exchange token ids
     checks_teacher: bool = False  # the training checks that its input was made by this teacher
     from_policy: bool = False  # may start from another experiment's model (`model.policy`)
     judged_on_pairs: bool = False  # the evaluation has margins on held-out pairs
@@ -198,6 +199,7 @@ PIPELINES = {
                 *("distillation.alpha", "distillation.temperature", *_CACHE),
                 Where("distillation.sampling", "top_k", ("distillation.tail",)),
             ),
+            one_vocabulary=True,
             checks_teacher=True,
             boamps="knowledge distillation",
         ),

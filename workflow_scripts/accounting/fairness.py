@@ -80,6 +80,9 @@ def quality_refusal(summaries: Iterable[ExperimentSummary], quality: str) -> str
         checks = {f"{quality} was asked differently": {name: q.conditions(quality) for name, q in judged.items()}}
     else:
         checks = {"the evaluation split differs": {name: (q.split_sha256 or "unknown")[:12] for name, q in judged.items()}}
+        if quality != "bits_per_byte":
+            known = {name: q.tokenizer_sha256[:12] for name, q in judged.items() if q.tokenizer_sha256}
+            checks[f"{quality} counts tokens of different vocabularies, bits_per_byte does not"] = known
         if quality in AGREEMENT:
             checks[f"{quality} is to different teachers"] = {name: str(q.teacher) for name, q in judged.items()}
     for complaint, values in checks.items():

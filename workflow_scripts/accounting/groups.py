@@ -13,7 +13,7 @@ from workflow_scripts.energy.uncertainty import Energy, mean
 
 AVERAGED = (
     *("total_kwh", "total_with_lineage_kwh", "teacher_kwh", "student_kwh", "evaluation_kwh"),
-    *("joules_per_token", "tokens_per_second", "cross_entropy", "kl_to_teacher", "top1_agreement"),
+    *("joules_per_token", "tokens_per_second", "cross_entropy", "bits_per_byte", "kl_to_teacher", "top1_agreement"),
 )
 
 

@@ -15,7 +15,7 @@ from workflow_scripts.pipelines import teacher_of, training_of
 from workflow_scripts.progress import TOKEN_TYPES
 
 ROLES = ("prerun", "data", "teacher", "student", "evaluation")  # of the stages in a summary
-LOWER_IS_BETTER = {"cross_entropy": True, "kl_to_teacher": True, "top1_agreement": False}
+LOWER_IS_BETTER = {"cross_entropy": True, "bits_per_byte": True, "kl_to_teacher": True, "top1_agreement": False}
 
 
 def sum_of(values: list[float | None]) -> float | None:
@@ -231,7 +231,9 @@ class Evaluation(Open):
     model: str | None = None
     teacher: str | None = None
     split_sha256: str | None = None
+    tokenizer_sha256: str | None = None
     cross_entropy: float | None = None
+    bits_per_byte: float | None = None
     perplexity: float | None = None
     kl_to_teacher: float | None = None
     top1_agreement: float | None = None

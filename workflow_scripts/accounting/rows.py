@@ -113,7 +113,7 @@ class ExperimentRow(Row):
             "joules_per_token": training.joules_per_token if training else None,
             "joules_per_token_uncertainty": per_token.half_width if per_token else None,
             "tokens_per_second": training.tokens_per_second if training else None,
-            **{key: getattr(quality, key) for key in ("cross_entropy", "kl_to_teacher", "top1_agreement")},
+            **{key: getattr(quality, key) for key in ("cross_entropy", "bits_per_byte", "kl_to_teacher", "top1_agreement")},
             "untrained_cross_entropy": references["student"].cross_entropy if "student" in references else None,
             "teacher_cross_entropy": references["teacher"].cross_entropy if "teacher" in references else None,
             "preference_margin": quality.preference.mean_margin if quality.preference else None,

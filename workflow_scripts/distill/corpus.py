@@ -6,7 +6,7 @@ import glob
 import hashlib
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from workflow_scripts.distill.templates import render
 
 _IN_MEMORY = 20_000  # rows that are put in order at once
 _FLUSH = 500
+_NO_LIMIT = 1 << 40
+SIDES = ("chosen", "rejected")
 
 
 def tokenise_all(tokenizer: Any, conversations: Sequence[Messages], max_length: int) -> list[dict[str, Any] | RowFault]:
@@ -43,6 +45,31 @@ def _tokens(encoding: Any, spans: list[tuple[int, int]], max_length: int) -> dic
         if first is not None and last is not None:
             mask[first : last + 1] = 1
     return {"input_ids": ids[:max_length], "loss_mask": mask[:max_length], "truncated": len(ids) > max_length}
+
+
+def tokenise_answer(tokenizer: Any, prompt: Messages, answer: str, truncated: bool) -> tuple[list[int], list[int]] | None:
+    """Prompt and completion of an answer that another tokenizer's model wrote; None where the chat template refuses them.
+
+    The completion ends with the end token unless the answer was `truncated`.
+    """
+    (row,) = tokenise_all(tokenizer, [[*prompt, {"role": "assistant", "content": answer}]], _NO_LIMIT)
+    if isinstance(row, RowFault):
+        return None
+    marked = np.flatnonzero(row["loss_mask"])
+    end = int(marked[-1]) + 1
+    begin = end - int(np.argmin(row["loss_mask"][:end][::-1]))
+    ids = row["input_ids"].tolist()
+    return ids[:begin], ids[begin : end - truncated]
+
+
+def tokenise_pair(tokenizer: Any, row: dict[str, Any]) -> dict[str, Any] | None:
+    """Token ids and counts of a preference pair with another tokenizer; None where its chat template refuses the pair."""
+    sides = [tokenise_answer(tokenizer, row["prompt"], row[side][0]["content"], row[f"{side}_truncated"]) for side in SIDES]
+    if sides[0] is None or sides[1] is None:
+        return None
+    (prompt, chosen), (_, rejected) = sides[0], sides[1]
+    ids = {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
+    return ids | {"chosen_tokens": len(chosen), "rejected_tokens": len(rejected)}
 
 
 def loss_tokens(row: dict[str, Any]) -> int:
@@ -175,6 +202,13 @@ def read_table(path: Path, columns: list[str] | None = None) -> list[dict[str, A
     with path.open("rb") as handle:  # a path is a path: no pattern, no address of a store
         rows: list[dict[str, Any]] = pq.read_table(handle, columns=columns).to_pylist()
     return rows
+
+
+def conversations(path: Path) -> Iterator[tuple[int, Messages]]:
+    """Example id and turns of the rows of a tokenised corpus, in a stream."""
+    with path.open("rb") as handle, pq.ParquetFile(handle) as file:
+        for batch in file.iter_batches(batch_size=_FLUSH, columns=["example_id", "messages"]):
+            yield from ((row["example_id"], row["messages"]) for row in batch.to_pylist())
 
 
 def read_dataset(path: Path, cache: Path) -> Any:

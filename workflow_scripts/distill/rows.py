@@ -29,6 +29,7 @@ ROLES = {
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot"), "assistant"),
     **dict.fromkeys(("tool", "function", "observation", "ipython"), "tool"),
 }
+NOT_RENDERED = "a role that the chat template does not render"
 _BLOCK = 1 << 20
 _BATCH = 500
 _BETWEEN = re.compile(r"[\s,]*")
@@ -216,7 +217,7 @@ def conversation(
     messages = [_turn(turn) for turn in STYLES[chosen][1](row)]
     for message in messages:
         if message["role"] not in roles:
-            raise RowFault("a role that the chat template does not render", message["role"])
+            raise RowFault(NOT_RENDERED, message["role"])
         for key, value in (placeholders or {}).items():
             message["content"] = message["content"].replace("{{" + key + "}}", value)
     answers = [message["content"] for message in messages if message["role"] == "assistant"]

@@ -40,7 +40,7 @@ class Agreement:
 def add_agreement(
     sums: Agreement,
     model: Any,
-    teacher: Any,
+    teacher: Any | None,
     rows: Sequence[dict[str, Any]],
     pad_id: int,
     vocabulary: int,
@@ -48,19 +48,21 @@ def add_agreement(
 ) -> None:
     """Add a batch of rows to `sums`. Embeddings padded beyond the tokenizer's `vocabulary` are cut off.
 
-    The teacher itself, as the model, is computed once.
+    The teacher itself, as the model, is computed once; without a teacher its sums stay 0.
     """
     batch = pad_rows(rows, pad_id)
     mine = hidden_states(model, batch)
-    other = mine if teacher is model else hidden_states(teacher, batch)
+    other = mine if teacher is model or teacher is None else hidden_states(teacher, batch)
     targets = batch.targets().to(mine.device)
     for begin in range(0, len(targets), chunk):
         part = slice(begin, begin + chunk)
         log_s = torch.log_softmax(model.lm_head(mine[part])[:, :vocabulary].float(), -1)
         log_p = log_s
-        if teacher is not model:
+        if teacher is not model and teacher is not None:
             log_p = torch.log_softmax(teacher.lm_head(other[part])[:, :vocabulary].float(), -1).to(log_s.device)
         sums.negative_log_likelihood -= log_s.gather(1, targets[part, None]).double().sum().item()
+        if teacher is None:
+            continue
         sums.kl_to_teacher += torch.nn.functional.kl_div(log_s, log_p, log_target=True, reduction="sum").item()
         sums.same_argmax += int((log_s.argmax(-1) == log_p.argmax(-1)).sum())
     sums.tokens += len(targets)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from pathlib import Path
 
 from workflow_scripts.settings import Settings, SettingsError
-from workflow_scripts.settings.models import FolderModel, HubModel, ModelSource, RandomModel
+from workflow_scripts.settings.models import FolderModel, HubModel, ModelSource, PrunedModel, RandomModel
 
 TEMPLATES = Path(__file__).parents[1] / "distill" / "chat_templates"
 
@@ -46,15 +47,36 @@ def files_at(named: str) -> list[str]:
     return [f"./{p}" if str(p).startswith("-") else str(p) for p in found]  # an option's dash is none of a path's
 
 
+def one_tokenizer(teacher: str, student: str, settings: Settings) -> None:
+    """Raise SettingsError where folders on disk tell that teacher and student have different tokenizers; others tell later."""
+    files = [_tokenizer_file(name, settings) for name in (teacher, student)]
+    if files[0] is None or files[1] is None or files[0].read_bytes() == files[1].read_bytes():
+        return
+    models = [json.loads(file.read_text(encoding="utf-8")).get("model", {}) for file in files if file is not None]
+    if models[0].get("vocab") != models[1].get("vocab"):
+        raise SettingsError(
+            f"model.student = {student!r} has another tokenizer than model.teacher = {teacher!r}: choose models of one family, or "
+            "set model.student_chat_template (sft, dpo, baseline) to give the student its own"
+        )
+
+
+def _tokenizer_file(name: str, settings: Settings) -> Path | None:
+    """tokenizer.json of a model that is a folder on disk, or is pruned from one."""
+    _, source = named_model(name, settings)
+    if isinstance(source, PrunedModel):
+        return _tokenizer_file(source.of, settings) if source.of in settings.models else None
+    file = Path(source.path).expanduser() / "tokenizer.json" if isinstance(source, FolderModel) else None
+    return file if file is not None and file.is_file() else None
+
+
 def task_files(settings: Settings) -> list[str]:
     """Evaluation task files of the user's own, and the data beside them."""
     folder = settings.evaluation.lm_eval_include_path
     return files_at(folder) if folder else []
 
 
-def template_files(settings: Settings) -> list[str]:
-    """The chat template's file, shipped or the user's."""
-    choice = settings.model.chat_template
+def template_files(choice: str) -> list[str]:
+    """A chat template's file, shipped or the user's."""
     if choice == "tokenizer":
         return []
     if choice.endswith(".jinja"):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from workflow_scripts.pipelines import PIPELINES, STAGES, TEACHER_STAGES, Pipeline, Split, Stage
-from workflow_scripts.plan.names import digest, files_at, files_of, named_model, task_files, template_files
+from workflow_scripts.plan.names import digest, files_at, files_of, named_model, one_tokenizer, task_files, template_files
 from workflow_scripts.plan.slices import Content, canonical, cut, settings_fingerprint, value_at, without_locations
 from workflow_scripts.settings import Experiments, Settings, SettingsError
 from workflow_scripts.settings.load import followers
@@ -61,7 +61,7 @@ class ExperimentPlan:
     shared: dict[str, str]  # stage name in the summary -> record file outside the experiment
     references: dict[str, str]  # student | teacher -> evaluation.json of the untrained model
     final: str  # manifest of the trained model
-    check: str  # proof that teacher and student share the vocabulary
+    check: list[str]  # proof that teacher and student share the vocabulary, where they do
 
 
 class Plan:
@@ -105,15 +105,21 @@ class Plan:
         student = self._model(settings.model.student, settings)
         models = {"teacher": self.model_manifest(teacher), "student": self.model_manifest(student)}
         corpus = self._corpus(settings, teacher)
+        own = settings.model.student_chat_template is not None
+        if not own:
+            one_tokenizer(settings.model.teacher, settings.model.student, settings)
+        learnt = self._corpus_again(settings, corpus, student) if own else corpus
         shared = {
             "prepare_model_teacher": self.model_record(teacher),
             "prepare_model_student": self.model_record(student),
             "prerun": f"{self.output.root}/prerun/{settings.hardware.host_kind}/stages/prerun.json",
             "preprocess": f"{self.output.root}/corpus/{corpus}/stages/preprocess.json",
         }
+        if own:
+            shared["preprocess_student"] = f"{self.output.root}/corpus/{learnt}/stages/preprocess.json"
         start = self.final_manifest(settings.model.policy) if settings.model.policy else models["student"]
-        training = {pipeline.starts_with: start, "corpus": self.corpus_manifest(corpus)}
-        evaluation = {"model": self.final_manifest(name), "corpus": self.corpus_manifest(corpus), "teacher": models["teacher"]}
+        training = {pipeline.starts_with: start, "corpus": self.corpus_manifest(learnt)}
+        evaluation = {"model": self.final_manifest(name), "corpus": self.corpus_manifest(learnt), "teacher": models["teacher"]}
         if pipeline.teacher:
             stage = STAGES[pipeline.teacher]
             artefact = self._teacher(stage, settings, corpus, teacher)
@@ -132,11 +138,11 @@ class Plan:
             evaluation=Job(judged, evaluation, task_files(settings)),
             shared=shared,
             references={
-                "student": self._reference(settings, student, corpus, models["teacher"]),
+                "student": self._reference(settings, student, learnt, models["teacher"]),
                 "teacher": self._reference(settings, teacher, corpus, models["teacher"]),
             },
             final=evaluation["model"],
-            check=f"{self.output.root}/models/{student}/checks/{teacher}.json",
+            check=[] if own else [f"{self.output.root}/models/{student}/checks/{teacher}.json"],
         )
 
     # ---- models, corpus, teacher artefacts, references
@@ -168,7 +174,17 @@ class Plan:
         artefact = f"{settings.data.dataset_choice}-{digest(canonical(content), self._identity(teacher))}"
         source = settings.data.datasets[settings.data.dataset_choice]
         files = [file for path in source.paths() for file in files_at(path)]
-        self.corpora[artefact] = Job(content, {"teacher": self.model_manifest(teacher)}, files + template_files(settings))
+        self.corpora[artefact] = Job(
+            content, {"teacher": self.model_manifest(teacher)}, files + template_files(settings.model.chat_template)
+        )
+        return artefact
+
+    def _corpus_again(self, settings: Settings, corpus: str, student: str) -> str:
+        """The same rows with the student's own tokenizer and template."""
+        content = cut(settings, (*STAGES["preprocess"].reads, "model.student_chat_template"), ("model.chat_template",))
+        artefact = f"{settings.data.dataset_choice}-{digest(canonical(content), corpus, self._identity(student))}"
+        inputs = {"teacher": self.model_manifest(student), "corpus": self.corpus_manifest(corpus)}
+        self.corpora[artefact] = Job(content, inputs, template_files(str(settings.model.student_chat_template)))
         return artefact
 
     def _teacher(self, stage: Stage, settings: Settings, corpus: str, teacher: str) -> str:

@@ -41,6 +41,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
 _QUALITY = {
     "cross_entropy": "held-out cross entropy [nats/token], lower is better",
+    "bits_per_byte": "held-out bits per byte of the answers, lower is better",
     "kl_to_teacher": "KL to the teacher [nats/token], lower is better",
     "top1_agreement": "top-1 agreement with the teacher, higher is better",
 }

@@ -22,6 +22,7 @@ from workflow_scripts.report.rounding import number
 METRICS = {
     "cross_entropy": "Cross entropy [nats/token]",
     "perplexity": "Perplexity",
+    "bits_per_byte": "Bits per byte of the answers",
     "kl_to_teacher": "KL divergence from the teacher [nats/token]",
     "top1_agreement": "Top-1 agreement with the teacher",
 }

@@ -8,7 +8,7 @@ from pydantic import Field, StringConstraints
 
 from workflow_scripts.settings.section import Name, Section
 
-Quality = Annotated[str, StringConstraints(pattern=r"^(cross_entropy|kl_to_teacher|top1_agreement|[^/]+/[^/]+)$")]
+Quality = Annotated[str, StringConstraints(pattern=r"^(cross_entropy|bits_per_byte|kl_to_teacher|top1_agreement|[^/]+/[^/]+)$")]
 
 
 class Comparison(Section):
@@ -18,6 +18,6 @@ class Comparison(Section):
     baseline: Name | None = Field(None, description="The experiment that break-even is counted against.")
     quality: Quality = Field(
         "cross_entropy",
-        description="Quality axis: cross_entropy, kl_to_teacher, top1_agreement, or a metric of evaluation.lm_eval_tasks as "
-        "<task>/<metric>, gsm8k/exact_match,strict-match for one.",
+        description="Quality axis: cross_entropy, bits_per_byte (across vocabularies), kl_to_teacher, top1_agreement, or a "
+        "metric of evaluation.lm_eval_tasks as <task>/<metric>, gsm8k/exact_match,strict-match for one.",
     )

@@ -20,6 +20,11 @@ class Model(Section):
     chat_template: Text = Field(
         "smollm2",
         description="Name of a shipped template or path of a .jinja file, with {% generation %} markers around "
-        "assistant turns. `tokenizer` takes the student tokenizer's own.",
+        "assistant turns. `tokenizer` takes the teacher tokenizer's own.",
+    )
+    student_chat_template: Text | None = Field(
+        None,
+        description="Null: the student has the teacher's tokenizer. Else it has its own, and this is its template, named as "
+        "chat_template is; all text is then tokenised for it (not for kd, which exchanges token ids).",
     )
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = Field("sdpa", description="Attention kernel.")

@@ -94,6 +94,15 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _own_tokenizer_only_for_text(self) -> Settings:
+        if self.model.student_chat_template is not None and PIPELINES[self.pipeline].one_vocabulary:
+            raise ValueError(
+                f"model.student_chat_template gives the student a tokenizer of its own, but {self.pipeline} exchanges token "
+                "ids with the teacher: choose a student with the teacher's tokenizer, or another pipeline"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _no_more_parts_than_units(self) -> Settings:
         stage = PIPELINES[self.pipeline].teacher
         if stage and (split := STAGES[stage].split):

@@ -21,7 +21,7 @@ def check_tokenizers(args: Arguments) -> None:
         raise TokenizerError(
             f"model.teacher {teacher['name']!r} and model.student {student['name']!r} have different tokenizers "
             f"({teacher['tokens']} and {student['tokens']} tokens): distillation on token ids needs one vocabulary: choose "
-            "models of one family"
+            "models of one family, or set model.student_chat_template (sft, dpo, baseline) to give the student its own"
         )
     write_json(args.out, {"tokenizer_sha256": teacher["tokenizer_sha256"], "tokens": teacher["tokens"]})
 

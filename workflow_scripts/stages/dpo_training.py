@@ -10,6 +10,7 @@ folder, so that a resumed attempt does not pay for them again.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,11 +39,12 @@ def dpo_training(args: Arguments) -> None:
         return
     settings, options = args.settings, args.settings.training
     check_optimizer(options.optimizer)
-    pairs_folder, _ = open_artefact(args.inputs["preferences"], "preference_dataset")
+    pairs_folder, made = open_artefact(args.inputs["preferences"], "preference_dataset")
     policy_folder, policy = open_model(args.inputs["policy"])
-    pairs = corpus.read_dataset(pairs_folder / "train.parquet", state_dir() / "datasets")
-    corpus_folder, _ = open_artefact(args.inputs["corpus"], "corpus")
+    corpus_folder, facts = open_artefact(args.inputs["corpus"], "corpus")
     tokenizer = load_tokenizer(corpus_folder / "tokenizer")
+    other = tokenizer if made["tokenizer_sha256"] != facts["tokenizer_sha256"] else None
+    pairs = read_pairs(pairs_folder, made, "train", other)
     lengths = [len(p) + max(len(c), len(r)) for p, c, r in zip(*(pairs[name] for name in COLUMNS), strict=True)]
     check_context(policy, max(lengths), "the longest pair", "data.max_sequence_length or dpo.generation.max_new_tokens")
     run, log_interval = start_tracking(args.extra["wandb"], args.content)
@@ -64,7 +66,7 @@ def dpo_training(args: Arguments) -> None:
         training.compile_layers(model, state_dir() / "compiled")
     held_out = None
     if options.eval_steps:
-        held_out = corpus.read_dataset(pairs_folder / "evaluation.parquet", state_dir() / "datasets")
+        held_out = read_pairs(pairs_folder, made, "evaluation", other)
     trainer = PreferenceTrainer(
         model=model,
         args=arguments(options, settings.experiment.seed, step_count, checkpoints, log_interval, **own),
@@ -86,9 +88,28 @@ def dpo_training(args: Arguments) -> None:
     build = build_dir(args.out)
     trainer.accelerator.unwrap_model(trainer.model).save_pretrained(build, state_dict=weights)
     tokenizer.save_pretrained(build)
-    facts = model_facts(build) | inherited(args.inputs.values())
-    publish(build, args.out, "model", {"name": args.extra["name"], "source": "trained", **facts})
+    published = model_facts(build) | inherited(args.inputs.values())
+    publish(build, args.out, "model", {"name": args.extra["name"], "source": "trained", **published})
     run.finish()  # last: the model does not wait for its tracking, nor depend on it
+
+
+def read_pairs(folder: Path, made: dict[str, Any], split: str, tokenizer: Any | None) -> Any:
+    """Pairs of one split, cached in the state folder; with a `tokenizer` they are tokenised for it.
+
+    Raises CorpusError when none is left.
+    """
+    pairs = corpus.read_dataset(folder / f"{split}.parquet", state_dir() / "datasets")
+    if tokenizer is None:
+        return pairs
+    found = [{**row, **ids} for row in pairs if (ids := corpus.tokenise_pair(tokenizer, row))]
+    print(f"{len(found)} of {len(pairs)} {split} pairs tokenised for the student", flush=True)
+    if not found:
+        raise corpus.CorpusError(
+            "dpo: the student's chat template refuses every pair: choose another model.student_chat_template"
+        )
+    path = state_dir() / f"{made['files'][f'{split}.parquet']['sha256'][:16]}.parquet"
+    corpus.write_table(path, found)
+    return corpus.read_dataset(path, state_dir() / "datasets")
 
 
 def pair_work(row: dict[str, Any]) -> ExampleWork:

@@ -40,7 +40,10 @@ def evaluation(args: Arguments) -> None:
     dtype = compute_dtype(settings.training.dtype)
     model = load_model(folder, dtype, settings.model.attn_implementation)
     same = folder == teacher_folder
-    teacher = model if same else load_model(teacher_folder, dtype, settings.model.attn_implementation)
+    one_vocabulary = teacher_facts["tokenizer_sha256"] == corpus_facts["tokenizer_sha256"]
+    teacher = (
+        model if same else load_model(teacher_folder, dtype, settings.model.attn_implementation) if one_vocabulary else None
+    )
     rows = corpus.read_table(corpus_folder / "evaluation.parquet")
     with Progress("input", total=sum(len(row["input_ids"]) for row in rows)) as progress:
         sums = Agreement()
@@ -57,13 +60,16 @@ def evaluation(args: Arguments) -> None:
         result: dict[str, Any] = {
             "model": model_facts["name"],
             "teacher": teacher_facts["name"],
-            "split_sha256": corpus_facts["files"]["evaluation.parquet"]["sha256"],
+            "split_sha256": corpus_facts["split_sha256"],
+            "tokenizer_sha256": corpus_facts["tokenizer_sha256"],
             "examples": len(rows),
             "tokens": sums.tokens,
             "cross_entropy": sums.negative_log_likelihood / sums.tokens,
             "perplexity": math.exp(min(700.0, sums.negative_log_likelihood / sums.tokens)),
-            "kl_to_teacher": sums.kl_to_teacher / sums.tokens,
-            "top1_agreement": sums.same_argmax / sums.tokens,
+            "bits_per_byte": sums.negative_log_likelihood / math.log(2) / answer_bytes(rows, tokenizer),
+            "kl_to_teacher": sums.kl_to_teacher / sums.tokens if teacher is not None else None,
+            "top1_agreement": sums.same_argmax / sums.tokens if teacher is not None else None,
+            "no_agreement_because": None if teacher is not None else "the teacher has another tokenizer",
             "generation": generation_speed(model, rows, tokenizer, ends, settings, progress),
             "preference": None,
             "tasks": None,
@@ -71,8 +77,10 @@ def evaluation(args: Arguments) -> None:
         if "preferences" in args.inputs:
             reference_folder, _ = open_model(args.inputs["reference"])
             reference = load_model(reference_folder, dtype, settings.model.attn_implementation)
-            pairs, _ = open_artefact(args.inputs["preferences"], "preference_dataset")
-            result["preference"] = margins(model, reference, pairs, tokenizer, settings, progress)
+            pairs, pair_facts = open_artefact(args.inputs["preferences"], "preference_dataset")
+            result["preference"] = margins(
+                model, reference, pair_rows(pairs, pair_facts, corpus_facts, tokenizer), tokenizer, settings, progress
+            )
         progress.metrics = {k: v for k, v in result.items() if isinstance(v, float)}
         if tasks is not None:
             result["tasks"] = harness.run(model, tokenizer, ends, settings.evaluation, tasks)
@@ -128,15 +136,35 @@ def generation_speed(
     }
 
 
+def answer_bytes(rows: list[dict[str, Any]], tokenizer: Any) -> int:
+    """UTF-8 bytes of the text that carries loss: what bits are counted by, whatever the vocabulary. End tokens are no text."""
+    return sum(
+        len(
+            tokenizer.decode(
+                [token for token, on in zip(row["input_ids"], row["loss_mask"], strict=True) if on], skip_special_tokens=True
+            ).encode()
+        )
+        for row in rows
+    )
+
+
+def pair_rows(folder: Path, made: dict[str, Any], facts: dict[str, Any], tokenizer: Any) -> list[dict[str, Any]]:
+    """Held-out pairs with token ids of the corpus's tokenizer."""
+    found = corpus.read_table(folder / "evaluation.parquet")
+    if made["tokenizer_sha256"] == facts["tokenizer_sha256"]:
+        return found
+    return [row | ids for row in found if (ids := corpus.tokenise_pair(tokenizer, row))]
+
+
 def margins(
-    model: Any, reference: Any, pairs: Path, tokenizer: Any, settings: Settings, progress: Progress
+    model: Any, reference: Any, pairs: list[dict[str, Any]], tokenizer: Any, settings: Settings, progress: Progress
 ) -> dict[str, float]:
     """Implicit reward margin beta * ((log p - log p_ref)(chosen) - (log p - log p_ref)(rejected)) on held-out pairs.
 
     Rafailov et al. 2023, eq. 6. `accuracy` is the share of pairs with a positive margin.
     """
     rows = []
-    for pair in corpus.read_table(pairs / "evaluation.parquet"):
+    for pair in pairs:
         for side in ("chosen", "rejected"):
             prompt, completion = pair["prompt_ids"], pair[f"{side}_ids"]
             mask = [0] * len(prompt) + [1] * len(completion)

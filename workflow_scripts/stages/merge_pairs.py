@@ -97,6 +97,8 @@ def pair_row(
         "rejected": [{"role": "assistant", "content": worst.text}],
         "chosen_score": preference.score(best, method),
         "rejected_score": preference.score(worst, method),
+        "chosen_truncated": best.truncated,
+        "rejected_truncated": worst.truncated,
         "chosen_seed": best.seed,
         "rejected_seed": worst.seed,
         "chosen_tokens": len(best.token_ids),

@@ -1,7 +1,9 @@
 """preprocess: read a corpus, split it by content, tokenise it once with the teacher's vocabulary.
 
-    python -m workflow_scripts.stages.preprocess --settings JSON --teacher MANIFEST
+    python -m workflow_scripts.stages.preprocess --settings JSON --teacher MANIFEST [--corpus MANIFEST]
         --download_dir DIR --out MANIFEST
+
+With `--corpus` the rows of that corpus are tokenised again, for the student that `--teacher` is then.
 
 Writes train.parquet and evaluation.parquet with example_id (number of the row in the corpus), messages, input_ids, loss_mask,
 truncated. The corpus is read twice in a stream: which rows can be used and what their prompts are, then the chosen rows. Memory
@@ -20,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from workflow_scripts.artefact import inventory
+from workflow_scripts.artefact import inventory, open_artefact
 from workflow_scripts.distill import corpus, rows
 from workflow_scripts.distill.archives import fetch_member
 from workflow_scripts.distill.models import ModelError, load_tokenizer, open_model
-from workflow_scripts.distill.templates import check_template, install_chat_template
+from workflow_scripts.distill.templates import Template, check_template, install_chat_template
 from workflow_scripts.progress import Progress
 from workflow_scripts.settings.data import DatasetSource
 from workflow_scripts.stages.runtime.common import Arguments, build_dir, publish, restore, run_stage
@@ -82,9 +84,14 @@ def preprocess(args: Arguments) -> None:
             f"data.max_sequence_length = {data.max_sequence_length}, but the teacher's context is "
             f"{facts['max_position_embeddings']} tokens: shorten it"
         )
+    again = "corpus" in args.inputs
+    choice = str(settings.model.student_chat_template) if again else settings.model.chat_template
     tokenizer = load_tokenizer(teacher)
-    install_chat_template(tokenizer, settings.model.chat_template)
-    template = check_template(tokenizer, settings.model.chat_template)
+    install_chat_template(tokenizer, choice)
+    template = check_template(tokenizer, choice)
+    if again:
+        tokenise_again(args, tokenizer, template, facts)
+        return
     read = open_source(source, Path(args.extra["download_dir"]))
     turns = partial(rows.conversation, style=source.format, placeholders=source.placeholders, roles=template.roles)
     with Progress("input", total=None) as progress:
@@ -131,7 +138,45 @@ def preprocess(args: Arguments) -> None:
     tokenizer.save_pretrained(build / "tokenizer")
     files = inventory(build)
     identity = {"corpus_sha256": files["train.parquet"]["sha256"], "tokenizer_sha256": facts["tokenizer_sha256"]}
+    identity["split_sha256"] = files["evaluation.parquet"]["sha256"]
     publish(build, args.out, "corpus", {**identity, "splits": counts, **content, "end_token_id": template.end_id})
+
+
+def tokenise_again(args: Arguments, tokenizer: Any, template: Template, facts: dict[str, Any]) -> None:
+    """The rows of another corpus in its order with another tokenizer; those that its template cannot render are counted."""
+    folder, made = open_artefact(args.inputs["corpus"], "corpus")
+    length, faults, build = args.settings.data.max_sequence_length, rows.Faults(), build_dir(args.out)
+    counts: dict[str, Any] = {}
+    with Progress("input", total=None) as progress:
+        for name in ("train", "evaluation"):
+            split = Split(name, build / f"{name}.parquet", made["splits"][name]["examples"])
+            for position, (example, messages) in enumerate(corpus.conversations(folder / f"{name}.parquet")):
+                (tokens,) = corpus.tokenise_all(tokenizer, [messages], length)
+                if unknown := {message["role"] for message in messages} - template.roles:
+                    tokens = rows.RowFault(rows.NOT_RENDERED, ", ".join(unknown))
+                if isinstance(tokens, rows.RowFault):
+                    faults.add(f"row {example}", tokens)
+                    continue
+                split.add(position, example, messages, tokens)
+                progress.add(examples=1, input=len(tokens["input_ids"]))
+            split.close(length)
+            counts[name] = split.counts
+        progress.metrics = counts | {"dropped": faults.by_reason}
+        if faults.rows:
+            progress.warnings.append(faults.sentence(sum(entry["examples"] for entry in made["splits"].values())))
+            print(f"warning: {progress.warnings[-1]}", flush=True)
+    tokenizer.save_pretrained(build / "tokenizer")
+    files = inventory(build)
+    whole = counts["evaluation"]["examples"] == made["splits"]["evaluation"]["examples"]
+    content = {
+        "corpus_sha256": files["train.parquet"]["sha256"],
+        "tokenizer_sha256": facts["tokenizer_sha256"],
+        "split_sha256": made["split_sha256"] if whole else files["evaluation.parquet"]["sha256"],
+        "splits": counts,
+        "dropped": faults.by_reason,
+        "end_token_id": template.end_id,
+    }
+    publish(build, args.out, "corpus", content)
 
 
 def survey(found: Iterable[rows.Row], turns: Callable[[Any], rows.Messages]) -> Survey:
@@ -173,4 +218,4 @@ def open_source(source: DatasetSource, downloads: Path) -> Callable[[], Iterator
 
 
 if __name__ == "__main__":
-    run_stage(preprocess, ["teacher"], ["download_dir"])
+    run_stage(preprocess, ["teacher", "corpus?"], ["download_dir"])

@@ -15,7 +15,7 @@ from workflow_scripts.artefact import LOGIT_FORMATS, inherited, open_artefact, r
 from workflow_scripts.distill import training
 from workflow_scripts.distill.arguments import arguments, check_optimizer
 from workflow_scripts.distill.budget import EnergyBudget
-from workflow_scripts.distill.corpus import loss_tokens, read_table
+from workflow_scripts.distill.corpus import CorpusError, loss_tokens, read_table, tokenise_answer
 from workflow_scripts.distill.logit_cache import LogitCache
 from workflow_scripts.distill.losses import KdLoss
 from workflow_scripts.distill.models import check_context, load_model, load_tokenizer, model_facts, open_model
@@ -101,10 +101,31 @@ def training_data(
     kind = read_json(made)["kind"]
     folder, facts = open_artefact(made, kind)
     if kind != "logit_cache":
-        return read_table(folder / "train.parquet"), None
+        rows = read_table(folder / "train.parquet")
+        if facts["tokenizer_sha256"] != corpus["tokenizer_sha256"]:
+            rows = tokenise_for(load_tokenizer(corpus_folder / "tokenizer"), rows)
+        return rows, None
     cache = LogitCache(folder, facts)
     cache.check(cache_facts(args, corpus), args.settings.distillation.temperature)
     return read_table(corpus_folder / "train.parquet"), cache
+
+
+def tokenise_for(tokenizer: Any, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows that another tokenizer's teacher wrote, tokenised for the student.
+
+    Raises CorpusError when its template refuses all.
+    """
+    found = []
+    for row in rows:
+        if tokens := tokenise_answer(
+            tokenizer, row["messages"][:-1], row["messages"][-1]["content"], row.get("truncated", False)
+        ):
+            mask = [0] * len(tokens[0]) + [1] * len(tokens[1])
+            found.append(row | {"input_ids": tokens[0] + tokens[1], "loss_mask": mask})
+    if not found:
+        raise CorpusError("the student's chat template refuses every answer: choose another model.student_chat_template")
+    print(f"{len(found)} of {len(rows)} answers tokenised for the student", flush=True)
+    return found
 
 
 def cache_facts(args: Arguments, corpus: dict[str, Any]) -> dict[str, Any]:

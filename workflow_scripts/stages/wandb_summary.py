@@ -19,7 +19,7 @@ from workflow_scripts.artefact import ArtefactError, write_json
 from workflow_scripts.stages.runtime.wandb_run import Run, WandbChoice, energy_metrics, logged_name, run_id
 
 QUALITIES = (
-    *("cross_entropy", "perplexity", "kl_to_teacher", "top1_agreement"),
+    *("cross_entropy", "bits_per_byte", "perplexity", "kl_to_teacher", "top1_agreement"),
     *("mean_margin", "accuracy", "tokens_per_second"),
 )
 

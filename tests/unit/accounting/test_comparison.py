@@ -226,6 +226,16 @@ def test_qualities_on_different_splits_are_not_compared() -> None:
     assert "kl_to_teacher is to different teachers (gold: t; kd: another)" in refused
 
 
+def test_tokens_of_different_vocabularies_are_compared_by_bits_per_byte_only() -> None:
+    quality = {"split_sha256": "s", "teacher": "t", "cross_entropy": 3.0, "bits_per_byte": 1.5}
+    gold = baseline(quality=quality | {"tokenizer_sha256": "a" * 64})
+    other = kd("kd", 600, 700, quality=quality | {"tokenizer_sha256": "b" * 64, "bits_per_byte": 1.0})
+    refused = compared(gold, other)["pareto_refused"]
+    assert "cross_entropy counts tokens of different vocabularies, bits_per_byte does not (gold: aaaa" in refused
+    comparison = compared(gold, other, quality="bits_per_byte")
+    assert comparison["pareto_refused"] is None and comparison["pareto"] == ["gold", "kd"]
+
+
 def test_energies_of_different_boundaries_are_not_subtracted() -> None:
     both = [("cpu", "RAPL", 5.0, 500), ("gpu", "NVML total energy counter", 5.0, 100)]
     other = kd("kd", 600, 600, stage={"parts": both})
