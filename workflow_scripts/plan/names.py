@@ -47,16 +47,19 @@ def files_at(named: str) -> list[str]:
     return [f"./{p}" if str(p).startswith("-") else str(p) for p in found]  # an option's dash is none of a path's
 
 
-def one_tokenizer(teacher: str, student: str, settings: Settings) -> None:
-    """Raise SettingsError where folders on disk tell that teacher and student have different tokenizers; others tell later."""
+def one_tokenizer(settings: Settings) -> None:
+    """Raise SettingsError where folders on disk tell that a student has not the teacher's tokenizer; others tell later."""
+    if settings.model.student_chat_template is not None:
+        return
+    teacher, student = settings.model.teacher, settings.model.student
     files = [_tokenizer_file(name, settings) for name in (teacher, student)]
     if files[0] is None or files[1] is None or files[0].read_bytes() == files[1].read_bytes():
         return
     models = [json.loads(file.read_text(encoding="utf-8")).get("model", {}) for file in files if file is not None]
     if models[0].get("vocab") != models[1].get("vocab"):
         raise SettingsError(
-            f"model.student = {student!r} has another tokenizer than model.teacher = {teacher!r}: choose models of one family, or "
-            "set model.student_chat_template (sft, dpo, baseline) to give the student its own"
+            f"model.student = {student!r} has another tokenizer than model.teacher = {teacher!r}: choose models of one family, "
+            "or set model.student_chat_template (sft, dpo, baseline) to give the student its own"
         )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from workflow_scripts.pipelines import PIPELINES, STAGES, TEACHER_STAGES, Pipeline, Split, Stage
 from workflow_scripts.plan.names import digest, files_at, files_of, named_model, one_tokenizer, task_files, template_files
-from workflow_scripts.plan.slices import Content, canonical, cut, settings_fingerprint, value_at, without_locations
+from workflow_scripts.plan.slices import Content, canonical, comparable, cut, settings_fingerprint, value_at, without_locations
 from workflow_scripts.settings import Experiments, Settings, SettingsError
 from workflow_scripts.settings.load import followers
 from workflow_scripts.settings.models import PrunedModel, RandomModel
@@ -106,9 +106,8 @@ class Plan:
         models = {"teacher": self.model_manifest(teacher), "student": self.model_manifest(student)}
         corpus = self._corpus(settings, teacher)
         own = settings.model.student_chat_template is not None
-        if not own:
-            one_tokenizer(settings.model.teacher, settings.model.student, settings)
-        learnt = self._corpus_again(settings, corpus, student) if own else corpus
+        learnt = self._corpus(settings, student, corpus) if own else corpus
+        one_tokenizer(settings)
         shared = {
             "prepare_model_teacher": self.model_record(teacher),
             "prepare_model_student": self.model_record(student),
@@ -168,23 +167,23 @@ class Plan:
         self.models[key] = job
         return key
 
-    def _corpus(self, settings: Settings, teacher: str) -> str:
-        """The corpus is tokenised with the teacher's vocabulary, so students of one family share it and all that follows."""
-        content = cut(settings, STAGES["preprocess"].reads)
-        artefact = f"{settings.data.dataset_choice}-{digest(canonical(content), self._identity(teacher))}"
-        source = settings.data.datasets[settings.data.dataset_choice]
-        files = [file for path in source.paths() for file in files_at(path)]
-        self.corpora[artefact] = Job(
-            content, {"teacher": self.model_manifest(teacher)}, files + template_files(settings.model.chat_template)
-        )
-        return artefact
+    def _corpus(self, settings: Settings, model: str, of: str | None = None) -> str:
+        """The corpus has the teacher's vocabulary, so students of one family share it and all that follows.
 
-    def _corpus_again(self, settings: Settings, corpus: str, student: str) -> str:
-        """The same rows with the student's own tokenizer and template."""
-        content = cut(settings, (*STAGES["preprocess"].reads, "model.student_chat_template"), ("model.chat_template",))
-        artefact = f"{settings.data.dataset_choice}-{digest(canonical(content), corpus, self._identity(student))}"
-        inputs = {"teacher": self.model_manifest(student), "corpus": self.corpus_manifest(corpus)}
-        self.corpora[artefact] = Job(content, inputs, template_files(str(settings.model.student_chat_template)))
+        With `of`: the rows of that corpus for a student with a tokenizer of its own.
+        """
+        reads, choice = STAGES["preprocess"].reads, settings.model.student_chat_template if of else settings.model.chat_template
+        content = (
+            cut(settings, (*reads, "model.student_chat_template"), ("model.chat_template",)) if of else cut(settings, reads)
+        )
+        artefact = f"{settings.data.dataset_choice}-{digest(canonical(content), *([of] if of else []), self._identity(model))}"
+        inputs = {"teacher": self.model_manifest(model), **({"corpus": self.corpus_manifest(of)} if of else {})}
+        files = (
+            []
+            if of
+            else [file for path in settings.data.datasets[settings.data.dataset_choice].paths() for file in files_at(path)]
+        )
+        self.corpora[artefact] = Job(content, inputs, files + template_files(str(choice)))
         return artefact
 
     def _teacher(self, stage: Stage, settings: Settings, corpus: str, teacher: str) -> str:
@@ -386,23 +385,3 @@ def _parts_of(record: Path) -> int | None:
     except json.JSONDecodeError:
         return None
     return parts
-
-
-def comparable(settings: Settings) -> dict[str, object]:
-    """What experiments that are compared should agree on; None where a pipeline has no such choice."""
-    training = settings.training
-    packs = "training.packing" not in STAGES[PIPELINES[settings.pipeline].training].ignores
-    return {
-        "seed": settings.experiment.seed,
-        "starting model": settings.model.policy or settings.model.student,
-        "optimizer": training.optimizer,
-        "schedule": training.schedule_type,
-        "token budget": training.token_budget,
-        "effective batch": training.batch_size * training.gradient_accumulation_steps,
-        "dtype": training.dtype,
-        "energy budget [kWh]": training.energy_budget_kwh or "none",
-        "packing": training.packing if packs else None,
-        "gradient checkpointing": training.gradient_checkpointing,
-        "compilation": training.compile,
-        "intermediate evaluations, every [steps]": training.eval_steps or "never",
-    }

@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter
 
-from workflow_scripts.pipelines import LOCATIONS, Reads, Where
+from workflow_scripts.pipelines import LOCATIONS, PIPELINES, STAGES, Reads, Where
 from workflow_scripts.settings import Settings, SettingsError
 
 Content = dict[str, Any]  # a slice: nested, with the configuration's names
@@ -134,3 +134,23 @@ def canonical(content: BaseModel | Mapping[str, Any]) -> str:
     """JSON in which equal settings have equal text: validated values, sorted keys, no spaces."""
     values = content.model_dump(mode="json") if isinstance(content, BaseModel) else content
     return json.dumps(values, sort_keys=True, separators=(",", ":"))
+
+
+def comparable(settings: Settings) -> dict[str, object]:
+    """What experiments that are compared should agree on; None where a pipeline has no such choice."""
+    training = settings.training
+    packs = "training.packing" not in STAGES[PIPELINES[settings.pipeline].training].ignores
+    return {
+        "seed": settings.experiment.seed,
+        "starting model": settings.model.policy or settings.model.student,
+        "optimizer": training.optimizer,
+        "schedule": training.schedule_type,
+        "token budget": training.token_budget,
+        "effective batch": training.batch_size * training.gradient_accumulation_steps,
+        "dtype": training.dtype,
+        "energy budget [kWh]": training.energy_budget_kwh or "none",
+        "packing": training.packing if packs else None,
+        "gradient checkpointing": training.gradient_checkpointing,
+        "compilation": training.compile,
+        "intermediate evaluations, every [steps]": training.eval_steps or "never",
+    }

@@ -14,8 +14,8 @@ import yaml
 
 from workflow_scripts import reference
 from workflow_scripts.pipelines import PIPELINES, STAGES
-from workflow_scripts.plan.plan import Plan, comparable
-from workflow_scripts.plan.slices import canonical, cut
+from workflow_scripts.plan.plan import Plan
+from workflow_scripts.plan.slices import canonical, comparable, cut
 from workflow_scripts.settings import SettingsError, load_experiments
 from workflow_scripts.settings.load import deep_merge, read_yaml, validate
 from workflow_scripts.settings.schema import Settings
