@@ -61,9 +61,11 @@ class Row:
         if not isinstance(self.raw, bytes):
             return self.raw
         try:
-            return json.loads(self.raw.decode("utf-8"))
+            return json.loads(self.raw.decode("utf-8").rstrip())
         except UnicodeDecodeError:
             raise RowFault("not UTF-8") from None
+        except json.JSONDecodeError as error:
+            raise RowFault("not valid JSON", f"{error.msg} at column {error.colno}") from None
         except (ValueError, RecursionError) as error:
             raise RowFault("not valid JSON", str(error)) from None
 

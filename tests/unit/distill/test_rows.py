@@ -79,6 +79,9 @@ def test_a_bad_line_has_its_place_and_the_others_are_read(tmp_path: Path) -> Non
         with pytest.raises(RowFault, match=reason):
             found[number].value()
         assert found[number].place == f"d.jsonl, line {number + 1}"
+    with pytest.raises(RowFault) as caught:
+        found[1].value()
+    assert caught.value.detail == "Expecting ':' delimiter at column 22"
 
 
 def test_a_folder_of_shards_in_order_without_the_other_splits(tmp_path: Path) -> None:
