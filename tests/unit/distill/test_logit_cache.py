@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, Qwen3Config
 
 from workflow_scripts.artefact import ArtefactError, open_artefact, publish
 from workflow_scripts.distill import logit_cache
@@ -20,10 +21,11 @@ MADE_FROM = {"corpus_sha256": "c" * 64, "tokenizer_sha256": "t" * 64, "teacher_w
 
 
 def make(tmp_path, model, k: int = 8, temperatures=(1.0, 2.0), vocab_size: int = 97):
+    """A cache of ROWS in two shards."""
     build = tmp_path / "build"
     build.mkdir()
     for number, part in enumerate((ROWS[:3], ROWS[3:])):
-        shard = logit_cache.teacher_rows(model, part, k, list(temperatures), pad_id=0, vocabulary=97, chunk=4)
+        shard = logit_cache.teacher_rows(model, part, k, list(temperatures), pad_id=0, vocabulary=vocab_size, chunk=4)
         logit_cache.write_shard(build / f"shard-{number:05d}.safetensors", shard, vocab_size)
     entries = [{"file": path.name} for path in sorted(build.glob("*.safetensors"))]
     facts = {"format": "top_k/1", "k": k, "temperatures": list(temperatures), "shards": entries, **MADE_FROM}
@@ -43,6 +45,33 @@ def test_cached_logits_equal_a_live_forward(tmp_path, toy_model) -> None:
             assert found.ids.tolist() == top.indices.tolist()
             torch.testing.assert_close(found.logits, top.values, rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(found.lse, torch.logsumexp(live / temperature, -1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [Qwen3Config, Gemma3TextConfig])
+@pytest.mark.parametrize("vocabulary", [151_936, 262_144])
+def test_kd_from_a_teacher_of_a_large_vocabulary(tmp_path, shape, vocabulary: int) -> None:
+    """Random weights in the shape of Qwen 3 and Gemma 3: the loss from the cache is that of all logits, tail as a bucket."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8}
+    config = shape(**sizes, num_key_value_heads=1, vocab_size=vocabulary, initializer_range=1.0, tie_word_embeddings=True)
+    teacher, student = (AutoModelForCausalLM.from_config(config).eval() for _ in range(2))
+    with torch.no_grad():
+        teacher.get_input_embeddings().weight[131_072:] *= 3  # likely tokens
+    cache = LogitCache(*open_artefact(make(tmp_path, teacher, vocab_size=vocabulary), "logit_cache"))
+    row = ROWS[0]
+    batch = Collator([row], [], pad_id=0, cache=cache, temperature=1.0)([{"row": 0}])
+    terms = _distillation_forward(student, **batch, kd=KdLoss(alpha=0.0, temperature=1.0, tail="ghost"))
+    with torch.no_grad():
+        z, s = (model(torch.tensor([row["input_ids"]])).logits[0, 1:-1].double() for model in (teacher, student))
+    top = z.topk(8, dim=-1).indices
+    assert int(top.max()) >= 131_072, "ids need more than 17 bits"
+    p, q = z.softmax(-1), s.softmax(-1)
+    inside = (p.gather(1, top) * (p.gather(1, top) / q.gather(1, top)).log()).sum(-1)
+    rest = [1 - found.gather(1, top).sum(-1) for found in (p, q)]
+    expected = (inside + rest[0] * (rest[0] / rest[1]).log()).sum()
+    torch.testing.assert_close(terms["loss"].detach().double(), expected, rtol=1e-4, atol=1e-4)
+    terms["loss"].backward()
+    assert student.get_input_embeddings().weight.grad.isfinite().all()
 
 
 def test_a_bf16_cache_is_as_near_to_a_live_forward_as_two_live_forwards_are(tmp_path, toy_model) -> None:

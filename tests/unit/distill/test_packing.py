@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, MistralConfig, Olmo2Config, Qwen2Config
+from transformers import Gemma3TextConfig, LlamaConfig, MistralConfig, Olmo2Config, Qwen2Config, Qwen3Config
 from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_position_ids
 
 from tests.helpers.tiny_training import VOCABULARY, model, rows, train
@@ -32,7 +32,7 @@ def alone(of, data) -> torch.Tensor:
         return torch.cat([of(input_ids=torch.tensor([row["input_ids"]]), use_cache=False).logits[0] for row in data])
 
 
-@pytest.mark.parametrize("config", [LlamaConfig, Olmo2Config, Qwen2Config])
+@pytest.mark.parametrize("config", [LlamaConfig, Olmo2Config, Qwen2Config, Qwen3Config])
 @pytest.mark.parametrize("attention", [ROWWISE, "sdpa", "eager"])
 def test_packed_logits_equal_those_of_each_row_alone(config, attention: str) -> None:
     data = rows(6)
@@ -46,9 +46,13 @@ def test_packed_logits_equal_those_of_each_row_alone(config, attention: str) -> 
     assert expected.std() > 0.01
 
 
-def test_a_sliding_window_is_kept_by_the_mask(tmp_path: Path) -> None:
+MIXED = {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"], "head_dim": 16}
+
+
+@pytest.mark.parametrize(("kind", "more"), [(MistralConfig, {}), (Gemma3TextConfig, MIXED)])
+def test_a_sliding_window_is_kept_by_the_mask(tmp_path: Path, kind, more) -> None:
     """Rows longer than the window: the mask path is taken, and is right."""
-    config = MistralConfig(**SIZES, sliding_window=4)
+    config = kind(**SIZES, **more, sliding_window=4)
     config.save_pretrained(tmp_path)
     assert attention_for("sdpa", True, tmp_path) == "sdpa"
     data = rows(6)
@@ -58,7 +62,7 @@ def test_a_sliding_window_is_kept_by_the_mask(tmp_path: Path) -> None:
             input_ids=batch.input_ids, position_ids=positions, row_lengths=lengths, use_cache=False
         ).logits[0]
     torch.testing.assert_close(found, alone(model("eager", config), data), rtol=1e-5, atol=1e-5)
-    wide = alone(model("eager", MistralConfig(**SIZES, sliding_window=None)), data)
+    wide = alone(model("eager", kind(**SIZES, **more, sliding_window=64)), data)
     assert (found - wide).abs().max() > 1e-3, "the window matters on these rows"
 
 
