@@ -20,6 +20,7 @@ from workflow_scripts.distill.templates import render
 _IN_MEMORY = 20_000  # rows that are put in order at once
 _FLUSH = 500
 _NO_LIMIT = 1 << 40
+_TURN = ("role", "content")
 SIDES = ("chosen", "rejected")
 
 
@@ -141,6 +142,11 @@ def split(prompts: Sequence[int], train: int, evaluation: int, seed: int) -> tup
     return training[:train], held_out, len(rest) - len(training)
 
 
+def _lists(parts: Sequence[Any], values: Any) -> Any:
+    """A column of lists, from the lists and their items one after the other."""
+    return pa.ListArray.from_arrays(pa.array(np.cumsum([0, *map(len, parts)]), pa.int32()), values)
+
+
 class ShuffledTable:
     """A Parquet file written in another order than its rows come in, with few rows in memory. Equal rows give equal bytes."""
 
@@ -169,8 +175,21 @@ class ShuffledTable:
             self._flush(bucket)
 
     def _flush(self, bucket: int) -> None:
-        batch = pa.RecordBatch.from_pylist(self._buffers[bucket], self.SCHEMA)
-        self._buffers[bucket] = []
+        rows, self._buffers[bucket] = self._buffers[bucket], []
+        turns = [message for row in rows for message in row["messages"]]
+        said = pa.StructArray.from_arrays([pa.array([turn[key] for turn in turns], pa.string()) for key in _TURN], list(_TURN))
+        tokens = {
+            key: pa.array(np.concatenate([np.asarray(row[key], kind) for row in rows] or [np.empty(0, kind)]))
+            for key, kind in (("input_ids", np.int32), ("loss_mask", np.int8))
+        }
+        columns = {
+            "messages": _lists([row["messages"] for row in rows], said),
+            **{key: _lists([row[key] for row in rows], values) for key, values in tokens.items()},
+        }
+        plain = {key: [row[key] for row in rows] for key in ("position", "example_id", "truncated")}
+        batch = pa.RecordBatch.from_arrays(
+            [columns[f.name] if f.name in columns else pa.array(plain[f.name], f.type) for f in self.SCHEMA], schema=self.SCHEMA
+        )
         if bucket not in self._writers:
             self._writers[bucket] = pa.ipc.new_file(self._file(bucket), self.SCHEMA)
         self._writers[bucket].write_batch(batch)
