@@ -7,6 +7,7 @@ import hashlib
 import random
 import tempfile
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +90,13 @@ def questions(folder: Path, split_name: str, limit: int) -> dict[int, Messages]:
 
     Raises CorpusError when none has a user turn.
     """
-    rows = read_table(folder / f"{split_name}.parquet", ["example_id", "messages"])
-    found = [(row["example_id"], prompt) for row in rows if (prompt := prompt_of(row["messages"]))]
+    rows = conversations(folder / f"{split_name}.parquet")
+    found = dict(islice(((example, prompt) for example, turns in rows if (prompt := prompt_of(turns))), limit))
     if not found:
         raise CorpusError(
             f"data: no row of the {split_name} split has a user turn to answer: choose another corpus or pipeline"
         )
-    return dict(found[:limit])
+    return found
 
 
 def keys(messages: Messages) -> tuple[int, int]:
@@ -216,10 +217,10 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     pq.write_table(pa.Table.from_pylist(rows), path, compression="zstd")
 
 
-def read_table(path: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
-    """Rows of a Parquet file, whole or some `columns`."""
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """Rows of a Parquet file."""
     with path.open("rb") as handle:  # a path is a path: no pattern, no address of a store
-        rows: list[dict[str, Any]] = pq.read_table(handle, columns=columns).to_pylist()
+        rows: list[dict[str, Any]] = pq.read_table(handle).to_pylist()
     return rows
 
 
