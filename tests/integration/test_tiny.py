@@ -262,7 +262,10 @@ def test_differing_tokenizers_are_refused_before_anything_expensive(finished: Wo
     ("rows", "message"),
     [
         ([], "error: data: the corpus is empty"),
-        ([{"messages": [{"role": "user", "content": "x"}]}] * 20, "has no assistant turn, so nothing to learn"),
+        (
+            [{"messages": [{"role": "user", "content": "x"}]}] * 20,
+            "20 of 20 rows of the corpus cannot be used: no assistant turn: 20 (first: rows.json, line 1)",
+        ),
     ],
 )
 def test_a_corpus_that_cannot_be_used_is_named(finished: Workflow, rows: list, message: str) -> None:
