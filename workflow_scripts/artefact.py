@@ -85,6 +85,17 @@ def refusal_in(words: str) -> str | None:
     return next((reason for code in REFUSALS if (reason := os.strerror(code)) in words), None)
 
 
+def files_under(folder: Path) -> list[Path]:
+    """All files of a user's folder, in order; links to other folders are followed, each folder once."""
+    found, seen = [], {folder.resolve()}
+    for root, folders, names in os.walk(folder, followlinks=True):
+        new = {name: Path(root, name).resolve() for name in folders}
+        folders[:] = [name for name, real in new.items() if real not in seen]
+        seen |= set(new.values())
+        found += [path for name in names if (path := Path(root, name)).is_file()]
+    return sorted(found)
+
+
 def inventory(folder: Path) -> dict[str, dict[str, Any]]:
     """Size [bytes] and SHA-256 of every file under `folder` but its card, by relative path."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST and p != folder / CARD)

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from workflow_scripts.artefact import files_under
 from workflow_scripts.errors import UserError
 
 Messages = list[dict[str, str]]
@@ -101,7 +102,7 @@ def shards(path: Path, split: str) -> list[Path]:
         if not _known(path):
             raise CorpusError(f"data: {path} is none of {', '.join(SUFFIXES)} (.json and .jsonl also with .gz): convert it")
         return [path]
-    found = sorted(file for file in path.rglob("*") if file.is_file() and _known(file) and not file.name.startswith((".", "_")))
+    found = [file for file in files_under(path) if _known(file) and not file.name.startswith((".", "_"))]
     of_splits = [file for file in found if _SPLIT.match(file.name)]
     if of_splits:
         found = [file for file in of_splits if (match := _SPLIT.match(file.name)) and match[1] == split]

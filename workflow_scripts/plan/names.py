@@ -8,6 +8,7 @@ import os
 import re
 from pathlib import Path
 
+from workflow_scripts.artefact import files_under
 from workflow_scripts.settings import Settings, SettingsError
 from workflow_scripts.settings.models import FolderModel, HubModel, ModelSource, PrunedModel, RandomModel
 
@@ -43,7 +44,7 @@ def files_of(source: ModelSource) -> list[str]:
 def files_at(named: str) -> list[str]:
     """Files at a path that the configuration names; a missing one is left to the stage, which says so."""
     path = Path(named).expanduser()
-    found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else []
+    found = [path] if path.is_file() else files_under(path) if path.is_dir() else []
     return [f"./{p}" if str(p).startswith("-") else str(p) for p in found]  # an option's dash is none of a path's
 
 

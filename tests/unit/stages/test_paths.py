@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from workflow_scripts.distill import corpus
+from workflow_scripts.distill.rows import read_rows
+from workflow_scripts.plan.names import files_at
 from workflow_scripts.stages.runtime.tracking import link_checkpoints
 
 ODD = "res [1] {a} *é"
@@ -39,3 +41,13 @@ def test_the_link_to_the_checkpoints_holds_where_the_output_lies_behind_a_symbol
     (checkpoints / "checkpoint-1").mkdir()
     link = odd / "runs" / "experiment" / "checkpoints"
     assert link.is_symlink() and (link / "checkpoint-1").is_dir() and not link.readlink().is_absolute()
+
+
+def test_shards_behind_links_are_found_once_by_the_stage_and_by_the_plan(odd: Path) -> None:
+    (odd.parent / "real").mkdir()
+    (odd.parent / "real" / "b.jsonl").write_text('{"n": 2}\n')
+    (odd / "a.jsonl").write_text('{"n": 1}\n')
+    (odd / "more").symlink_to(odd.parent / "real")
+    (odd.parent / "real" / "back").symlink_to(odd)
+    assert [row.value()["n"] for row in read_rows([odd])] == [1, 2]
+    assert files_at(str(odd)) == [str(odd / "a.jsonl"), str(odd / "more" / "b.jsonl")]
