@@ -227,7 +227,10 @@ class Tasks(Open):
 
 
 class RowSums(Closed):
-    """Sums over the loss tokens of every held-out row, in the split's order; a quality is their sum per token. Null without a teacher."""
+    """Sums over the loss tokens of every held-out row, in the split's order; null without a teacher of this vocabulary.
+
+    A quality is their sum per token.
+    """
 
     tokens: list[int]
     cross_entropy: list[float]
