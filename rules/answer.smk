@@ -3,7 +3,7 @@
 #                          reads <root>/forecast.json where `make forecast` has left one: no input, so it makes nothing stale
 #   export_model, export_policy -> <output_dir>/final_model/README.md (final_policy/): the model card; <run_dir>/boamps/
 #   wandb_summary       -> <run_dir>/wandb.json: final energies and qualities are in the experiment's W&B run; where it is enabled
-#   comparison          -> <root>/comparison/    tables, break-even, figures of the report
+#   comparison          -> <root>/comparison/    tables, verdicts, figures of the report
 
 
 report: "../workflow_scripts/report/captions/report.rst"
@@ -14,8 +14,10 @@ SHOWN = {  # output: file, category in Snakemake's report, label
     "answer": ("answer.html", "Answer", "the comparison on one page"),
     "energy": ("energy_by_stage.svg", "Energy", "energy by stage"),
     "quality": ("energy_quality.svg", "Quality", "energy and quality"),
+    "rows": ("quality_by_row.svg", "Quality", "quality by row"),
     "reuse": ("cost_by_reuse.svg", "Reuse", "cost over reuses"),
-    "break_even": ("break_even.csv", "Reuse", "break-even N*"),
+    "break_even": ("break_even.csv", "Reuse", "verdicts and N*"),
+    "levels": ("energy_to_quality.csv", "Quality", "energy to quality"),
     "repayment": ("repayment.csv", "Reuse", "tokens until repaid T*"),
     "power": ("power.svg", "Course", "power over time"),
     "loss": ("loss_by_joules.svg", "Course", "loss over joules"),
@@ -84,12 +86,7 @@ RULES += [
         above_idle=False,
         extra=lambda wildcards, input, output: [
             *("--summary", *input.summaries),
-            *("--quality", PLAN.comparison.quality),
-            *(
-                ["--baseline", PLAN.comparison.baseline]
-                if PLAN.comparison.baseline
-                else []
-            ),
+            *PLAN.comparison_options(),
         ],
     ),
 ]

@@ -183,7 +183,7 @@ STAGES = {
         Stage("experiment_summary", "accounting"),
         Stage("export", "accounting"),
         Stage("wandb_summary", "accounting"),
-        Stage("comparison", "accounting", ("comparison.quality", "comparison.baseline")),
+        Stage("comparison", "accounting", ("comparison.quality", "comparison.baseline", "comparison.target_quality")),
     )
 }
 

@@ -147,3 +147,32 @@ def write(folder: Path, *summaries: dict) -> list[str]:
         path.write_text(json.dumps(content))
         paths.append(str(path))
     return paths
+
+
+def measured(
+    name: str, seed: int, points: list[tuple[float, float]], teacher: float | None = None, rows: int = 40, **more
+) -> dict:
+    """A run with intermediate evaluations: (joules, loss) of each, the last one the final model's."""
+    *earlier, (whole, final) = points
+    harder = [(0.01 * (number - (rows - 1) / 2)) for number in range(rows)]
+    sums = {"cross_entropy": [10 * (final + d) for d in harder], "kl_to_teacher": [1.0] * rows, "top1_agreement": [5] * rows}
+    content: dict = {
+        "comparable": {"seed": seed, "token budget": 100},
+        "seedless_fingerprint": f"settings of {name}",
+        "quality": {"split_sha256": "s" * 64, "cross_entropy": final, "rows": {"tokens": [10] * rows, **sums}},
+        "evaluations_on_the_way": {
+            **{"count": len(earlier), "seconds": 1.0, "joules": 0.0, "reason": None},
+            "points": [{"step": i, "eval_loss": q, "training_joules": j} for i, (j, q) in enumerate(earlier, 1)],
+        },
+        **more,
+    }
+    label = f"{name}_seed{seed}"
+    return (
+        baseline(label, whole, **content) if teacher is None else kd(label, teacher, whole, cache=f"cache of {name}", **content)
+    )
+
+
+def course(joules: float, loss: float, evaluations: int = 6) -> list[tuple[float, float]]:
+    """Points of a training that ends at `joules` with `loss`, which falls as the root of the joules rises."""
+    shares = [(i + 1) / evaluations for i in range(evaluations)]
+    return [(joules * share, loss + (share**-0.5 - 1)) for share in shares]

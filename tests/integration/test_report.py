@@ -5,6 +5,7 @@ Needs Chromium (Debian's package `chromium`): skipped without it, unless REQUIRE
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -17,12 +18,15 @@ import pytest
 from PIL import Image
 
 from tests.conftest import Workflow
+from workflow_scripts.accounting.rows import Comparison
+from workflow_scripts.report.sentences import sentences
 
 CATEGORIES = ("Answer", "Course", "Energy", "Quality", "Reuse", "Tables")
 SENTENCES = {  # figure -> what only its caption says, and colours [RGB] that it draws
     "energy_by_stage.svg": ("one segment per stage", [(0, 114, 178), (86, 180, 233), (204, 121, 167)]),
-    "energy_quality.svg": ("The dotted staircase is the front", [(0, 114, 178), (213, 94, 0)]),
-    "cost_by_reuse.svg": ("Where a curve crosses it lies N*", [(213, 94, 0), (0, 158, 115)]),
+    "energy_quality.svg": ("At one height, further left is cheaper", [(0, 114, 178), (213, 94, 0)]),
+    "quality_by_row.svg": ("Right of the line is better", [(0, 0, 0)]),
+    "cost_by_reuse.svg": ("where a curve crosses it lies N*", [(213, 94, 0), (0, 158, 115)]),
     "power.svg": ("The area under a curve is the energy on the bill", [(0, 114, 178), (86, 180, 233), (204, 121, 167)]),
     "loss_by_joules.svg": ("A curve does not start at 0", [(0, 114, 178), (213, 94, 0)]),
 }
@@ -104,15 +108,24 @@ def test_every_figure_is_drawn_and_explained(browser: str, report: Path, figure:
         assert near > 60, f"{figure}: {near} pixels of {colour}"
 
 
-def test_the_answer_page_says_what_differs_and_what_pays(browser: str, report: Path, tiny_run: Workflow) -> None:
-    comparison = tiny_run.json("results/comparison/comparison.json")
+@pytest.mark.parametrize("width", [390, 1200])
+def test_the_answer_page_says_what_the_runs_hold(browser: str, report: Path, tiny_run: Workflow, width: int) -> None:
+    comparison = Comparison.read(tiny_run.path("results/comparison/comparison.json"))
     page = tiny_run.path("results/comparison/answer.html")
-    shown = text_of(chromium(browser, page, "--dump-dom"))
-    said = f"Beware ({len(comparison['warnings'])})" if comparison["warnings"] else "The experiments agree on everything"
-    assert said in shown
-    for row in comparison["break_even"]:
-        assert row["verdict"] in shown
-    for text in comparison["warnings"]:
+    dom = chromium(browser, page, "--dump-dom", f"--window-size={width},2000")
+    shown = html.unescape(text_of(dom))
+    said = sentences(comparison)
+    assert len(said) == 3 and not {row.kind for row in comparison.answers} - {"undetermined", "not comparable"}, "one seed"
+    for text in (*(part for pair in said for part in pair), *comparison.warnings):
         assert " ".join(text.split()) in shown
+    assert dom.count("<svg") == 4 and dom.count("<title>") > 4, "figures stand in the page, with words on their points"
+    assert page.stat().st_size < 3_000_000
+    picture = report.with_name(f"answer-{width}.png")
+    chromium(browser, page, f"--screenshot={picture}", f"--window-size={width},3000")
+    pixels = np.asarray(Image.open(picture).convert("RGB")).astype(int)
+    assert (pixels[:, -4:] > 250).all(), "nothing stands over the right edge"
+
+
+def test_the_answer_page_stands_in_the_report(browser: str, report: Path) -> None:
     dom = chromium(browser, opened(report, "results/comparison/answer.html"), "--dump-dom")
     assert re.search(r"<iframe[^>]+src=\"data:text/html", dom)

@@ -141,6 +141,18 @@ def test_training_lowers_the_held_out_loss_of_every_student(tiny_run: Workflow) 
     assert rows["demo_kd"]["teacher_cross_entropy"] == pytest.approx(1.7, abs=0.5), "the real teacher talks sense"
 
 
+def test_the_rows_of_an_evaluation_add_up_to_its_qualities(tiny_run: Workflow) -> None:
+    splits = set()
+    for experiment in EXPERIMENTS:
+        found = tiny_run.json(f"results/{experiment}/evaluation.json")
+        rows, tokens = found["rows"], sum(found["rows"]["tokens"])
+        splits.add(tuple(rows["tokens"]))
+        assert len(rows["tokens"]) == found["examples"] and tokens == found["tokens"]
+        for quality in ("cross_entropy", "kl_to_teacher", "top1_agreement"):
+            assert sum(rows[quality]) / tokens == pytest.approx(found[quality], abs=1e-5)
+    assert len(splits) == 1, "the same rows in the same order for all"
+
+
 def test_the_template_gives_the_teachers_own_text(tiny_run: Workflow) -> None:
     from transformers import AutoTokenizer
 

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from workflow_scripts.accounting.model import ExperimentSummary
-from workflow_scripts.accounting.rows import ExperimentRow, GroupRow, stage_key
-from workflow_scripts.energy.uncertainty import Energy, mean
+from workflow_scripts.accounting.rows import ExperimentRow, GroupRow
+from workflow_scripts.energy.uncertainty import Energy
 
 AVERAGED = (
-    *("total_kwh", "total_with_lineage_kwh", "teacher_kwh", "student_kwh", "evaluation_kwh"),
+    *("total_kwh", "method_kwh", "beside_kwh", "teacher_kwh", "student_kwh", "lineage_kwh", "evaluation_kwh"),
     *("joules_per_token", "tokens_per_second", "cross_entropy", "bits_per_byte", "kl_to_teacher", "top1_agreement"),
 )
 
 
 @dataclass(frozen=True)
 class Group:
-    """Summaries of the runs of one experiment, by a name of their own. Costs are means over the runs, None when unknown."""
+    """Summaries of the runs of one experiment, by a name of their own."""
 
     name: str
     runs: list[ExperimentSummary]
@@ -40,32 +40,10 @@ class Group:
         return any(s.of("teacher") for s in self.runs)
 
     @property
-    def teacher(self) -> Energy | None:
-        """Energy of the teacher's output, 0 without one; an artefact that the runs share counts once."""
-        if not self.has_teacher:
-            return Energy(0.0)
-        distinct: dict[Hashable, Energy] = {}
-        for summary in self.runs:
-            spent = summary.spent("teacher")
-            if spent is None:
-                return None
-            distinct[frozenset(stage_key(n, r) for n, r in summary.own.items() if r.role == "teacher")] = spent
-        return mean(list(distinct.values()))
-
-    @property
-    def student(self) -> Energy | None:
-        """Energy of the trainings, those of starting policies included."""
-        both = [(s.spent("student"), s.before) for s in self.runs]
-        return self._mean([own + before if own is not None and before is not None else None for own, before in both])
-
-    @property
-    def total(self) -> Energy | None:
-        """Energy of everything."""
-        return self._mean([s.with_policy for s in self.runs])
-
-    def _mean(self, figures: Sequence[Energy | None]) -> Energy | None:
-        known = [figure for figure in figures if figure is not None]
-        return mean(known) if len(known) == len(figures) else None
+    def method_energies(self) -> list[Energy]:
+        """What the method cost in each run; empty when one is not known."""
+        known = [energy for s in self.runs if (energy := s.method_energy) is not None]
+        return known if len(known) == len(self.runs) else []
 
 
 def group(summaries: Sequence[ExperimentSummary]) -> list[Group]:

@@ -15,6 +15,7 @@ from workflow_scripts.pipelines import teacher_of, training_of
 from workflow_scripts.progress import TOKEN_TYPES
 
 ROLES = ("prerun", "data", "teacher", "student", "evaluation")  # of the stages in a summary
+CACHE = "logit_caching"
 LOWER_IS_BETTER = {"cross_entropy": True, "bits_per_byte": True, "kl_to_teacher": True, "top1_agreement": False}
 
 
@@ -225,6 +226,18 @@ class Tasks(Open):
     metrics: dict[str, TaskMetric] = Field(default_factory=dict)
 
 
+class RowSums(Closed):
+    """Sums over the loss tokens of every held-out row, in the split's order; null without a teacher of this vocabulary.
+
+    A quality is their sum per token.
+    """
+
+    tokens: list[int]
+    cross_entropy: list[float]
+    kl_to_teacher: list[float] | None
+    top1_agreement: list[int] | None
+
+
 class Evaluation(Open):
     """evaluation.json: how good a model is on held-out text. A quality is one of its fields, or a task's metric by name."""
 
@@ -237,6 +250,7 @@ class Evaluation(Open):
     perplexity: float | None = None
     kl_to_teacher: float | None = None
     top1_agreement: float | None = None
+    rows: RowSums | None = None
     preference: Preference | None = None
     generation: Generation | None = None
     tasks: Tasks | None = None
@@ -364,10 +378,26 @@ class ExperimentSummary(Document):
         return Energy(self.lineage.total_energy_kwh * KWH).with_errors_of(trainings)
 
     @property
-    def with_policy(self) -> Energy | None:
-        """All stages and the training of the starting policy; None when it is not known or a stage is missing."""
-        own, before = self.spent(), self.before
-        return own + before if own is not None and before is not None and not self.problems else None
+    def used_share(self) -> float:
+        """The share of its logit cache that the training has used, by examples; 1 where not known, or of other teachers.
+
+        What filters have dropped from a teacher's texts had to be made; a row of a cache that no step has read had not.
+        """
+        cache, training = self.own.get(CACHE), self.training
+        made, used = cache.work.examples if cache else None, training.work.examples if training else None
+        return min(1.0, used / made) if made and used else 1.0
+
+    @property
+    def method_energy(self) -> Energy | None:
+        """What the method costs: teacher (the share that was used), training, starting policy; None when one is not known.
+
+        Prerun, data and evaluation are no part of it.
+        """
+        student, before = self.spent("student"), self.before
+        teacher = self.spent("teacher") if self.of("teacher") else Energy(0.0)
+        if teacher is None or student is None or before is None or self.problems:
+            return None
+        return student + before + teacher.scaled(self.used_share)
 
     @property
     def problems(self) -> list[Problem]:

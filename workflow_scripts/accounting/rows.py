@@ -8,19 +8,16 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
-from workflow_scripts.accounting.model import ExperimentSummary, SummaryStage
-from workflow_scripts.energy.model import Document, StageRecord
+from workflow_scripts.accounting.model import ExperimentSummary, SummaryStage, sum_of
+from workflow_scripts.accounting.verdicts import Cause, Kind
+from workflow_scripts.energy.model import Closed, Document, StageRecord
 from workflow_scripts.energy.uncertainty import KWH, Energy
 
 StageKey = tuple[str, float]
+BESIDE = ("prerun", "data", "evaluation")  # roles that are no part of what a method costs
 Users = dict[StageKey, list[str]]  # run of a stage -> names of the experiments that use it
-Status = Literal["pays", "never", "unknown", "refused"]
-HOLDS = {
-    "runs": "instruments and runs",
-    "instruments": "instruments only: one run says nothing of its repeatability",
-    "one instrument": "none: one run each, by one instrument, whose error cancels; repeat with other seeds",
-    "unknown": "none: an instrument's uncertainty is not known",
-}
+Properties = Literal["energy", "boundary", "evaluation split", "starting model", "hardware", "uncertainty"]
+What = Properties | Literal["cpu share", "another meter", "gpu processes"]  # what forbids a comparison
 
 
 def stage_key(stage: str, record: StageRecord) -> StageKey:
@@ -85,8 +82,8 @@ class ExperimentRow(Row):
     experiment: str
     pipeline: str
     group: str
-    total_with_lineage_kwh: float | None
-    total_with_lineage_uncertainty_kwh: float | None
+    method_kwh: float | None
+    method_uncertainty_kwh: float | None
     lineage_kwh: float | None
 
     @classmethod
@@ -102,7 +99,8 @@ class ExperimentRow(Row):
             "experiment": summary.experiment_name,
             "pipeline": summary.pipeline,
             "group": group,
-            **_kwh("total_with_lineage", summary.with_policy),
+            **_kwh("method", summary.method_energy),
+            "beside_kwh": sum_of([roles[role].kwh for role in BESIDE if roles[role].stages]),
             "lineage_kwh": summary.before.kwh if summary.before and summary.lineage else None,
             **{f"{role}_kwh": entry.kwh for role, entry in roles.items()},
             **{f"{role}_uncertainty_kwh": roles[role].uncertainty_kwh for role in ("teacher", "student")},
@@ -175,66 +173,102 @@ class GroupRow(Row):
     group: str
     members: list[str]
     runs: int
-    pareto: bool = False
     pareto_probability: float | None = None
 
 
-class Verdict(Row):
-    """A verdict with its 95 % interval: a bound is null where it is infinite, `basis` is what the interval holds."""
+class Refusal(Closed):
+    """Why energies are not compared: the property, the stage of the experiment that has it, and its value."""
+
+    what: What
+    experiment: str
+    stage: str | None = None
+    value: str = ""
+
+
+class Answer(Row):
+    """What may be said of a method against the baseline; `kind` is the answer, `at_equal` that at the quality `target`.
+
+    `reuses` is N* there, `saved` the share of the baseline's energy that the method saves, `better` the advantage of its final
+    model; each with the bounds of its 95 % interval, null where they are not known (the upper one of N*: or infinite).
+    `equal_tokens` is N* of the whole trainings, the published formula, at whatever quality they end. `work_apart`: start-up and
+    saves are told apart from the joules to a quality.
+    """
 
     experiment: str
-    verdict: str = ""
-    status: Status = "unknown"
     runs: int
+    baseline_runs: int
+    kind: Kind
+    at_equal: Kind | None = None
+    cause: Cause | None = None
+    refusals: list[Refusal] = Field(default_factory=list)
+    target: float | None = None
+    teacher_kwh: float | None = None
+    teacher_used: float | None = None
+    baseline_kwh: float | None = None
+    method_kwh: float | None = None
+    reuses: float | None = None
+    reuses_low: float | None = None
+    reuses_high: float | None = None
+    saved: float | None = None
+    saved_low: float | None = None
+    saved_high: float | None = None
+    better: float | None = None
+    better_low: float | None = None
+    better_high: float | None = None
+    final: float | None = None
+    baseline_final: float | None = None
+    equal_tokens_saved: float | None = None
+    equal_tokens: float | None = None
+    equal_tokens_low: float | None = None
+    equal_tokens_high: float | None = None
+    repeatability: float | None = None
+    seeds_needed: int | None = None
+    worsened: bool = False
+    work_apart: bool = True
+    scenarios: dict[str, Kind] = Field(default_factory=dict)
+
+
+class Repayment(Row):
+    """T*: tokens served until making the student is repaid, against serving its teacher; needs a quality that was asked for.
+
+    Joules per token are means over all experiments of one architecture. `why_not` says why there is no T*.
+    """
+
+    experiment: str
+    tokens: float | None = None
     low: float | None = None
     high: float | None = None
-    never_probability: float | None = None
-    basis: Literal["runs", "instruments", "one instrument", "unknown"] | None = None
-
-    @computed_field
-    @property
-    def interval(self) -> str | None:
-        """What the interval holds, or why there is none."""
-        return f"95 %, {self.holds}" if self.basis in ("runs", "instruments") else self.holds
-
-    @property
-    def holds(self) -> str | None:
-        """`interval` without its level."""
-        return HOLDS[self.basis] if self.basis else None
-
-
-class BreakEven(Verdict):
-    """N*: reuses of the teacher's output until it beats the baseline's training energy."""
-
-    reuses: float | None = None
-    teacher_kwh: float | None = None
-    saved_kwh: float | None = None
-    saving_pct: float | None = None
-
-
-class Repayment(Verdict):
-    """T*: tokens served until making the student is repaid, against serving its teacher."""
-
-    reference: str | None = None
-    tokens: float | None = None
     extra_kwh: float | None = None
     reference_j_per_token: float | None = None
     student_j_per_token: float | None = None
+    pooled: int = 0
+    why_not: Literal["no target", "target not reached", "energy", "not measured", "boundary", "never"] | None = None
 
 
 class Amortised(Row):
-    """E(N) of an experiment with its 95 % interval, and the probability to cost less than the baseline."""
+    """E(N) of an experiment to `target`, or of whole trainings where it is null, with its 95 % interval over seeds."""
 
     experiment: str
+    target: float | None
     reuses: int
     amortised_kwh: float
     low_kwh: float | None
     high_kwh: float | None
-    teacher_share_kwh: float
-    student_kwh: float
     baseline_kwh: float | None
-    cheaper_probability: float | None
     here: bool
+
+
+class Level(Row):
+    """Energy to a quality of a method or the baseline, and N* there where both reach it, with 95 % intervals over seeds."""
+
+    experiment: str
+    quality: float
+    kwh: float
+    low_kwh: float | None
+    high_kwh: float | None
+    reuses: float | None = None
+    reuses_low: float | None = None
+    reuses_high: float | None = None
 
 
 class Campaign(Row):
@@ -247,6 +281,16 @@ class Campaign(Row):
     without_figure: list[str]
 
 
+class Source(Row):
+    """How the joules of a component were obtained in the compared stages, shared ones once; the largest uncertainty of any."""
+
+    component: str
+    method: str
+    energy_class: str
+    kwh: float
+    uncertainty_pct: float | None
+
+
 class Comparison(Document):
     """comparison.json. `differs` names the properties that must agree for a fair comparison and do not."""
 
@@ -254,8 +298,9 @@ class Comparison(Document):
     quality: str
     baseline: str | None
     experiments: list[ExperimentRow]
-    break_even: list[BreakEven]
-    pareto: list[str]
+    target: float | None
+    answers: list[Answer]
+    levels: list[Level]
     warnings: list[str]
     differs: list[str]
     pareto_refused: str | None
@@ -264,6 +309,7 @@ class Comparison(Document):
     repayment: list[Repayment]
     amortised: list[Amortised]
     campaign: Campaign
+    sources: list[Source]
     skipped: list[dict[str, str]]
     counts: dict[str, int]
 

@@ -26,43 +26,38 @@ def log_likelihoods(model: Any, rows: Sequence[dict[str, Any]], pad_id: int, chu
     return [part.double().sum().item() for part in torch.cat(parts).cpu().split(counts)]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Agreement:
-    """Sums over loss tokens: negative log-likelihood of the text, KL(teacher || model) [nats], equal argmax, tokens."""
+    """Sums over a row's loss tokens: negative log-likelihood, KL(teacher || model) [nats], equal argmax; and their number."""
 
-    negative_log_likelihood: float = 0.0
-    kl_to_teacher: float = 0.0
-    same_argmax: int = 0
-    tokens: int = 0
+    negative_log_likelihood: float
+    kl_to_teacher: float
+    same_argmax: int
+    tokens: int
 
 
 @torch.no_grad()
-def add_agreement(
-    sums: Agreement,
-    model: Any,
-    teacher: Any | None,
-    rows: Sequence[dict[str, Any]],
-    pad_id: int,
-    vocabulary: int,
-    chunk: int = 256,
-) -> None:
-    """Add a batch of rows to `sums`. Embeddings padded beyond the tokenizer's `vocabulary` are cut off.
+def agreements(
+    model: Any, teacher: Any | None, rows: Sequence[dict[str, Any]], pad_id: int, vocabulary: int, chunk: int = 256
+) -> list[Agreement]:
+    """A batch of rows, row by row. Embeddings padded beyond the tokenizer's `vocabulary` are cut off.
 
-    The teacher itself, as the model, is computed once; without a teacher its sums stay 0.
+    The teacher itself, as the model, is computed once; without a teacher its sums mean nothing.
     """
     batch = pad_rows(rows, pad_id)
     mine = hidden_states(model, batch)
     other = mine if teacher is model or teacher is None else hidden_states(teacher, batch)
     targets = batch.targets().to(mine.device)
+    parts = []
     for begin in range(0, len(targets), chunk):
         part = slice(begin, begin + chunk)
         log_s = torch.log_softmax(model.lm_head(mine[part])[:, :vocabulary].float(), -1)
         log_p = log_s
         if teacher is not model and teacher is not None:
             log_p = torch.log_softmax(teacher.lm_head(other[part])[:, :vocabulary].float(), -1).to(log_s.device)
-        sums.negative_log_likelihood -= log_s.gather(1, targets[part, None]).double().sum().item()
-        if teacher is None:
-            continue
-        sums.kl_to_teacher += torch.nn.functional.kl_div(log_s, log_p, log_target=True, reduction="sum").item()
-        sums.same_argmax += int((log_s.argmax(-1) == log_p.argmax(-1)).sum())
-    sums.tokens += len(targets)
+        loss = -log_s.gather(1, targets[part, None])[:, 0]
+        divergence = torch.nn.functional.kl_div(log_s, log_p, log_target=True, reduction="none").sum(-1)
+        parts.append(torch.stack([loss, divergence, (log_s.argmax(-1) == log_p.argmax(-1)).float()]).double().cpu())
+    counts = batch.predicts.sum(1).tolist()
+    sums = [part.sum(1).tolist() for part in torch.cat(parts, dim=1).split(counts, dim=1)]
+    return [Agreement(loss, kl, int(same), n) for (loss, kl, same), n in zip(sums, counts, strict=True)]

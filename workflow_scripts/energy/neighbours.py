@@ -9,6 +9,7 @@ import secrets
 import socket
 from pathlib import Path
 
+ANOTHER_METER = "other meter(s) ran on this host at the same time"  # in its warning
 _SOCKETS = Path("/proc/net/unix")
 _PREFIX = "energy-meter/"
 _NAME = re.compile(_PREFIX + r"([0-9]+)-[0-9a-f]+/([A-Za-z0-9_.-]{1,60})")
@@ -57,9 +58,7 @@ class Neighbours:
         if not self.seen:
             return []
         count, stages = len(self.seen), ", ".join(sorted(set(self.seen.values())))
-        return [
-            f"{count} other meter(s) ran on this host at the same time ({stages}): host-level joules are in all their records"
-        ]
+        return [f"{count} {ANOTHER_METER} ({stages}): host-level joules are in all their records"]
 
     def leave(self) -> None:
         """Be found no more."""

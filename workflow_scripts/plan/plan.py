@@ -265,6 +265,12 @@ class Plan:
         """What the comparison reads of the configuration."""
         return Job(cut(next(iter(self._settings.values())), STAGES["comparison"].reads))
 
+    def comparison_options(self) -> list[str]:
+        """Arguments of the comparison beside its summaries."""
+        asked = self.comparison
+        known = {"--quality": asked.quality, "--baseline": asked.baseline, "--target": asked.target_quality}
+        return [text for key, value in known.items() if value is not None for text in (key, str(value))]
+
     def summary_job(self, name: str) -> Job:
         """What the summary states of the configuration."""
         return Job({"comparable": comparable(self.experiments[name].settings)})

@@ -5,10 +5,12 @@ Every file is byte-equal for equal input. A figure that has nothing to show says
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import tempfile
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,14 @@ import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter
 
+from workflow_scripts.accounting.answer import Answers
 from workflow_scripts.accounting.model import ExperimentSummary
-from workflow_scripts.accounting.rows import BreakEven, Comparison
+from workflow_scripts.accounting.rows import Comparison
+from workflow_scripts.energy.model import StageRecord
+from workflow_scripts.energy.uncertainty import KWH
 from workflow_scripts.report.rounding import number, rounded, unit_of
 
 matplotlib.rcParams["svg.hashsalt"] = "comparison"  # else ids in the file are random
@@ -39,6 +44,9 @@ ROLE_STYLE = {
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
+SIZE = (5.4, 3.9)  # inches: read on a phone's width
+TIP = "tip: "
+DOTS = 2000  # of held-out rows, more make the page heavy
 _QUALITY = {
     "cross_entropy": "held-out cross entropy [nats/token], lower is better",
     "bits_per_byte": "held-out bits per byte of the answers, lower is better",
@@ -48,17 +56,21 @@ _QUALITY = {
 
 
 def energy_by_stage(summaries: list[ExperimentSummary], path: Path, unlike: list[str]) -> None:
-    """Stacked bars: every stage of each experiment in the style of its role; a stage without a figure is named at the bar."""
+    """Stacked bars: every stage in the style of its role, phases but the work itself paler; what has no figure is named."""
     known = [sum(spent.kwh for r in s.own.values() if (spent := r.spent) is not None) for s in summaries]
     factor, unit = unit_of(max(known, default=0.0))
-    figure, axes = plt.subplots(figsize=(9, 1.9 + 0.6 * len(summaries)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(6.6, 1.5 + 0.42 * len(summaries)), layout="constrained")
     names, right = [], 0.0
     for row, summary in enumerate(summaries):
         left, whole = 0.0, summary.spent() if not summary.problems else None
         for role, (colour, hatch) in ROLE_STYLE.items():
-            for width in (spent.kwh * factor for r in summary.of(role) if (spent := r.spent) is not None):
-                axes.barh(row, width, left=left, color=colour, hatch=hatch, edgecolor="white", linewidth=0.8, height=0.7)
-                left += width
+            for record in (r for r in summary.of(role) if r.spent is not None):
+                for phase, joules in _phases(record).items():
+                    style = {"color": colour, "hatch": hatch, "edgecolor": "white", "alpha": 1.0 if phase == "work" else 0.5}
+                    width = joules / KWH * factor
+                    (bar,) = axes.barh(row, width, left=left, linewidth=0.8, height=0.7, **style)
+                    bar.set_gid(tip(f"{summary.experiment_name}, {record.stage_name}, {phase}: {rounded(width, 3)} {unit}"))
+                    left += width
         label, end = f"{rounded(left, 3)} {unit}", left
         if whole is not None and (spread := whole.uncertainty_kwh) is not None:
             axes.errorbar(left, row, xerr=spread * factor, color="black", capsize=4, linewidth=1.2)
@@ -78,98 +90,136 @@ def energy_by_stage(summaries: list[ExperimentSummary], path: Path, unlike: list
     save(figure, path, unlike)
 
 
-def energy_quality(comparison: Comparison, path: Path) -> None:
-    """Energy against quality, one point per experiment (mean of its runs); the Pareto front is filled and joined."""
-    quality, refused = comparison.quality, comparison.pareto_refused
-    known = [(row, row.column("total_with_lineage_kwh_mean"), row.column(f"{quality}_mean")) for row in comparison.groups]
-    points = [(row, x, y) for row, x, y in known if x is not None and y is not None]
-    if not points or comparison.quality_refused:
-        empty(path, refused or f"no experiment has both an energy and {quality}")
+def _phases(record: StageRecord) -> dict[str, float]:
+    """Joules of a stage by phase, what no phase has as `rest`; all of it as `work` where the record has no phases."""
+    whole = record.spent.value if record.spent else 0.0
+    known = {name: phase.joules for name, phase in record.phases.items() if phase.joules}
+    if not known or sum(known.values()) > whole * 1.001:
+        return {"work": whole}
+    rest = whole - sum(known.values())
+    return known | ({"rest": rest} if rest > 0.001 * whole else {})
+
+
+def energy_quality(comparison: Comparison, answers: Answers, path: Path) -> None:
+    """Energy to every quality with its band over seeds; the final models as points, filled where the front is likely theirs."""
+    arms = {name: arm for name, arm in answers.arms.items() if arm.judged}
+    if comparison.quality_refused or not arms:
+        empty(path, comparison.pareto_refused or f"no experiment has both an energy and {comparison.quality}")
         return
-    factor, unit = unit_of(max(x for _, x, _ in points))
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    front = sorted((x * factor, y) for row, x, y in points if row.pareto)
-    axes.step([x for x, _ in front], [y for _, y in front], ":", where="post", color="#777777", zorder=1)
-    half_widths = {row.experiment: row.total_with_lineage_uncertainty_kwh for row in comparison.experiments}
-    for i, (row, x, y) in enumerate(points):
-        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-        # the instruments' half-width, from two runs on the runs' spread if that is larger
-        spreads = [*(half_widths[name] for name in row.members), row.column("total_with_lineage_kwh_sd")]
-        spread = max((width * factor for width in spreads if width is not None), default=None)
-        dy = row.column(f"{quality}_sd")
-        axes.errorbar(x * factor, y, xerr=spread, yerr=dy, color=colour, alpha=0.6, zorder=2, capsize=4, linewidth=1.2)
-        fill, label = colour if row.pareto else "white", row.group + (f" (mean of {row.runs} runs)" if row.runs > 1 else "")
-        axes.plot(x * factor, y, marker, markersize=9, color=colour, markerfacecolor=fill, linestyle="", label=label, zorder=3)
-    axes.margins(x=0.12, y=0.15)
-    axes.set_xlabel(f"energy of the experiment, its starting policy's included [{unit}]")
-    axes.set_ylabel(_QUALITY.get(quality, quality))
+    ends = {name: float(arm.over_seeds(lambda run: run.joules[-1]).mean()) / KWH for name, arm in arms.items()}
+    factor, unit = unit_of(max(ends.values()))
+    figure, axes = plt.subplots(figsize=SIZE, layout="constrained")
+    chances = {row.group: row.pareto_probability or 0.0 for row in comparison.groups}
+    finals = {row.group: row.column(f"{comparison.quality}_mean") for row in comparison.groups}
+    for i, (name, arm) in enumerate(arms.items()):
+        colour, own = COLOURS[i % len(COLOURS)], [row for row in comparison.levels if row.experiment == name]
+        axes.plot([r.kwh * factor for r in own], [r.quality for r in own], color=colour, linestyle=DASHES[i % len(DASHES)])
+        if own and own[0].low_kwh is not None:
+            band = ([(row.column(key) or 0.0) * factor for row in own] for key in ("low_kwh", "high_kwh"))
+            axes.fill_betweenx([row.quality for row in own], *band, color=colour, alpha=0.15, linewidth=0)
+        for run in arm.runs:
+            axes.plot(run.joules / KWH * factor, np.abs(run.loss), ".", color=colour, markersize=3, alpha=0.5)
+        (point,) = axes.plot(
+            ends[name] * factor, finals[name], MARKERS[i % len(MARKERS)], color=colour, markersize=8, label=name
+        )
+        point.set(markerfacecolor=colour if chances[name] >= 0.5 else "white")
+        point.set_gid(tip(f"{name}: {rounded(ends[name] * factor, 3)} {unit}, {comparison.quality} {rounded(finals[name], 4)}"))
+    axes.set_xlim(left=0)
+    axes.set_xlabel(f"energy of the training's work, with its starting policy's [{unit}]")
+    axes.set_ylabel(textwrap.fill(_QUALITY.get(comparison.quality, comparison.quality), 34))
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside upper center", ncol=columns(row.group for row, _, _ in points), frameon=False)
-    title = f"no Pareto front: {refused}" if refused else "filled, dotted line: Pareto front"
-    axes.set_title(textwrap.fill(title, 90), fontsize=9, loc="right")
-    save(figure, path, comparison.differs)
+    figure.legend(loc="outside upper center", ncol=columns(arms), frameon=False)
+    save(figure, path, [])
 
 
 def cost_by_reuse(comparison: Comparison, path: Path) -> None:
-    """E(N) against N with its 95 % band, the baseline as a level, N* marked with its interval."""
-    rows = [row for row in comparison.amortised if row.teacher_share_kwh > 0]
+    """E(N) against N with its band over seeds and the baseline's level, and below N* at every quality."""
+    rows, stars = comparison.amortised, [row for row in comparison.levels if row.reuses_low is not None]
     if not rows:
-        empty(path, "no experiment with a teacher's output has a known cost")
+        empty(path, "no method with a teacher's output has a known cost")
         return
-    by_name = {name: [r for r in rows if r.experiment == name] for name in dict.fromkeys(r.experiment for r in rows)}
-    factor, unit = unit_of(max(r.amortised_kwh for r in rows))
-    figure, axes = plt.subplots(figsize=(8.5, 5.4), layout="constrained")
-    order, baseline = [row.group for row in comparison.groups], rows[0].baseline_kwh
-    stars = {row.experiment: row for row in comparison.break_even}
-    for name, own in by_name.items():
-        i, label = order.index(name), name
-        colour = COLOURS[i % len(COLOURS)]
-        reuses = [r.reuses for r in own]
-        axes.plot(reuses, [r.amortised_kwh * factor for r in own], color=colour, linestyle=DASHES[i % len(DASHES)])
-        if own[0].low_kwh is not None:
-            low, high = ([(r.column(key) or 0.0) * factor for r in own] for key in ("low_kwh", "high_kwh"))
-            axes.fill_between(reuses, low, high, color=colour, alpha=0.12, linewidth=0)
-        star = stars.get(name)
-        if star is not None:
-            label += f": {_pays(star)}"
-        axes.plot([], [], color=colour, linestyle=DASHES[i % len(DASHES)], marker=MARKERS[i % len(MARKERS)], label=label)
-        here = next(r for r in own if r.here)
-        axes.plot(here.reuses, here.amortised_kwh * factor, MARKERS[i % len(MARKERS)], color=colour, markersize=7)
-        if star is not None and star.reuses and baseline is not None:
-            _mark(axes, star, star.reuses, baseline * factor, reuses[-1], colour)
-    if baseline is not None:
-        label = f"{comparison.baseline}: no teacher"
-        axes.axhline(baseline * factor, color="black", linewidth=1.2, label=label)
-    axes.set_xscale("log")
-    axes.set_xlim(0.9, max(r.reuses for r in rows) * 1.1)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("N, students that use the teacher's output (markers: as many as here)")
-    axes.set_ylabel(f"teacher's output / N + training [{unit}]")
-    axes.grid(alpha=0.3, which="both")
-    figure.legend(loc="outside upper center", ncol=1 if len(by_name) < 5 else 2, frameon=False)
-    save(figure, path, comparison.differs)
+    factor, unit = unit_of(max(row.amortised_kwh for row in rows))
+    height = SIZE[1] * (1.7 if stars else 1.0)
+    figure, grid = plt.subplots(1 + bool(stars), 1, figsize=(SIZE[0], height), layout="constrained", squeeze=False)
+    order = [row.group for row in comparison.groups]
+    for name in dict.fromkeys(row.experiment for row in rows):
+        i, own = order.index(name), [row for row in rows if row.experiment == name]
+        style = {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i % len(DASHES)]}
+        where = "whole trainings" if own[0].target is None else f"to {rounded(own[0].target, 4)}"
+        once = " (without an interval)" if own[0].low_kwh is None else ""
+        axes, reuses = grid[0][0], [row.reuses for row in own]
+        axes.plot(reuses, [row.amortised_kwh * factor for row in own], label=f"{name}, {where}{once}", **style)
+        _band(axes, reuses, [(row.low_kwh, row.high_kwh) for row in own], factor, style["color"])
+        (level,) = axes.plot(reuses, [(row.baseline_kwh or 0.0) * factor for row in own], color="black", linewidth=0.9)
+        level.set_gid(
+            tip(
+                f"{comparison.baseline} to the same quality as {name}: {rounded((own[0].baseline_kwh or 0) * factor, 3)} {unit}"
+            )
+        )
+        here = next(row for row in own if row.here)
+        (marker,) = axes.plot(here.reuses, here.amortised_kwh * factor, MARKERS[i % len(MARKERS)], color=style["color"])
+        marker.set_gid(tip(f"{name}, used by {here.reuses} here: {rounded(here.amortised_kwh * factor, 3)} {unit} each"))
+        if points := [row for row in stars if row.experiment == name]:
+            below, quality = grid[1][0], [row.quality for row in points]
+            below.plot(quality, [row.reuses for row in points], label=name, **style)
+            far = 10 * max(row.reuses or 0.0 for row in stars)
+            bounds = [(r.reuses_low, r.reuses_high or far) if r.reuses_low is not None else (None, None) for r in points]
+            _band(below, quality, bounds, 1.0, style["color"])
+            below.set_ylim(bottom=0.5, top=far)
+    grid[0][0].set(xscale="log", xlabel="N, trainings that use the teacher's output", ylabel=f"teacher / N + training [{unit}]")
+    grid[0][0].set_ylim(bottom=0)
+    if stars:
+        grid[1][0].set(yscale="log", xlabel=f"{comparison.quality} to reach", ylabel="N*: reuses until it pays")
+    for axes in grid[:, 0]:
+        axes.grid(alpha=0.3, which="both")
+    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside upper center", frameon=False)
+    save(figure, path, [])
 
 
-def _pays(star: BreakEven) -> str:
-    """The break-even in a few words."""
-    if star.reuses is None:
-        return star.status
-    text = f"pays from N* = {star.reuses:.3g}"
-    if star.low is None:
-        return f"{text} (one run: no interval)" if star.basis == "one instrument" else text
-    high = f"{star.high:.3g}" if star.high is not None else "never"
-    return f"{text} (95 %: {star.low:.3g} to {high}{'' if star.basis == 'runs' else '; meters only, one run'})"
+def _band(axes: Any, xs: list[Any], bounds: Sequence[tuple[float | None, float | None]], factor: float, colour: Any) -> None:
+    """An interval along a curve, where it is known."""
+    known = [
+        (x, b[0] * factor, b[1] * factor) for x, b in zip(xs, bounds, strict=True) if b[0] is not None and b[1] is not None
+    ]
+    if known:
+        axes.fill_between(*zip(*known, strict=True), color=colour, alpha=0.15, linewidth=0)
 
 
-def _mark(axes: Any, star: BreakEven, reuses: float, level: float, last: int, colour: str) -> None:
-    """N* on the baseline's level: a star, and a bar for its interval, to the edge where the upper bound is `never`."""
-    if reuses > last:
-        return  # beyond the axis; the legend has the number
-    axes.plot(reuses, level, marker="*", markersize=15, color=colour, markeredgecolor="black", zorder=4)
-    if star.low is not None:
-        right = min(star.high, last) if star.high is not None else last
-        axes.plot([star.low, right], [level, level], color=colour, linewidth=4, alpha=0.5, zorder=3)
+def quality_by_row(comparison: Comparison, answers: Answers, path: Path) -> None:
+    """By held-out row, how much better than the baseline's each final model is, mean over seeds; and the 95 % of the mean."""
+    base = answers.arms.get(comparison.baseline or "")
+    pairs = [(row, answers.comparable[row.experiment]) for row in comparison.answers if row.experiment in answers.comparable]
+    if (
+        base is None
+        or not pairs
+        or any(len(r.rows) != len(base.runs[0].rows) or not len(r.rows) for _, a in pairs for r in a.runs)
+    ):
+        empty(path, "no method is comparable, or the evaluations kept no loss by row")
+        return
+    figure, axes = plt.subplots(figsize=(SIZE[0], 1.3 + 0.6 * len(pairs)), layout="constrained")
+    theirs, tokens = np.mean([run.rows for run in base.runs], axis=0), np.maximum(base.runs[0].tokens, 1)
+    for i, (row, arm) in enumerate(pairs):
+        colour = COLOURS[[each.group for each in comparison.groups].index(row.experiment) % len(COLOURS)]
+        gained = (theirs - np.mean([run.rows for run in arm.runs], axis=0)) / tokens
+        shown = gained[:: math.ceil(len(gained) * len(pairs) / DOTS)]
+        axes.scatter(shown, i + np.linspace(-0.25, 0.25, len(shown)), s=9, color=colour, alpha=0.4, linewidths=0)
+        middle, low, high = row.better or 0.0, row.better_low, row.better_high
+        if low is not None and high is not None:
+            axes.errorbar(middle, i, xerr=[[middle - low], [high - middle]], color="black", capsize=5, zorder=3)
+        (point,) = axes.plot(middle, i, "D", color="black", zorder=3)
+        point.set_gid(tip(f"{row.experiment}: {rounded(middle, 3)} better than {comparison.baseline}"))
+    axes.axvline(0, color="#777777", linewidth=1)
+    axes.set_yticks(range(len(pairs)), [row.experiment for row, _ in pairs])
+    axes.locator_params(axis="x", nbins=5)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"better than {comparison.baseline} by, in {comparison.quality} (dots: held-out rows)")
+    axes.grid(alpha=0.3)
+    save(figure, path, [])
+
+
+def tip(text: str) -> str:
+    """The id of an element that says this text when a pointer rests on it."""
+    return TIP + text
 
 
 def columns(names: Iterable[str]) -> int:
@@ -195,3 +245,5 @@ def save(figure: Any, path: Path, unlike: list[str]) -> None:
         figure.supxlabel(note, fontsize=9, color="#A03000", weight="bold")
     figure.savefig(path, metadata={"Date": None}, bbox_inches="tight", pad_inches=0.1)
     plt.close(figure)
+    drawn = path.read_text(encoding="utf-8")
+    path.write_text(re.sub(f'<g id="{TIP}([^"]*)">', r"<g><title>\1</title>", drawn), encoding="utf-8")

@@ -3,17 +3,34 @@ r"""The comparison as a page (answer.html, opens offline), as Markdown, and as L
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
 from tabulate import tabulate
 
-from workflow_scripts.accounting.rows import Campaign, Comparison, ExperimentRow, GroupRow, Verdict, names
-from workflow_scripts.report.rounding import number, unit_of
+from workflow_scripts.accounting.rows import Campaign, Comparison, ExperimentRow, GroupRow, names
+from workflow_scripts.report.rounding import number, rounded, unit_of
+from workflow_scripts.report.sentences import QUESTION, refusal, sentences
 
 NOTE = "Empty: not known, or does not apply. ±: half-width by the meters' uncertainties, or standard deviation over runs."
+FIGURES = {
+    "energy_quality.svg": "Energy to a quality",
+    "cost_by_reuse.svg": "Cost over reuses of the teacher's output",
+    "energy_by_stage.svg": "Energy by stage and phase",
+    "quality_by_row.svg": "Quality by held-out row",
+}
+WHY_NOT = {
+    "no target": "set comparison.target_quality",
+    "target not reached": "does not reach the quality",
+    "energy": "an energy is not known",
+    "not measured": "joules per token were not measured",
+    "boundary": "boundaries differ",
+    "never": "never: a token of the student costs no less",
+}
+HEAVIEST = 600_000  # bytes of a figure on the page; a heavier one (of hundreds of runs) stands in its own file alone
 PAGES = ("answer.html", "comparison.md", "comparison.tex")
 _LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -60,22 +77,34 @@ def template(name: str) -> Template:
     return environment.get_template(name)
 
 
-def render(comparison: Comparison, name: str) -> str:
-    """One of PAGES: what to beware of, the experiments, when teachers pay, when students are repaid."""
-    campaign = campaign_text(comparison.campaign)
-    return template(f"{name}.j2").render(
-        tables=answer_tables(comparison),
-        warnings=comparison.warnings,
-        note=NOTE,
-        campaign=campaign,
-        caption=f"{basis(comparison)} {NOTE} The stages of all experiments together, shared ones once: {campaign}.",
-    )
+def render(comparison: Comparison, name: str, drawn: Mapping[str, str] | None = None) -> str:
+    """One of PAGES: the sentences, what the runs cannot tell, the tables, how the joules were obtained, warnings.
+
+    `drawn` are the figures of the page, SVG by title.
+    """
+    said = sentences(comparison)
+    known = {
+        "question": QUESTION,
+        "said": [text for text, _ in said],
+        "remedies": list(dict.fromkeys(text for _, text in said if text)),
+        "refusals": list(dict.fromkeys(refusal(found) for row in comparison.answers for found in row.refusals)),
+        "tables": answer_tables(comparison),
+        "warnings": comparison.warnings,
+        "caption": f"{basis(comparison)} {NOTE} All stages together, shared ones once: {campaign_text(comparison.campaign)}.",
+        "figures": {title: Markup(svg) for title, svg in (drawn or {}).items()},
+    }
+    return template(f"{name}.j2").render(known)
 
 
 def write(comparison: Comparison, folder: Path) -> None:
-    """Write all pages."""
+    """Write all pages; the figures are those of the folder."""
+    drawn = {}
+    for file, title in FIGURES.items():
+        svg = (folder / file).read_text(encoding="utf-8")
+        if len(svg) < HEAVIEST:
+            drawn[title] = svg[svg.index("<svg") :]
     for name in PAGES:
-        (folder / name).write_text(render(comparison, name), encoding="utf-8")
+        (folder / name).write_text(render(comparison, name, drawn), encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -95,26 +124,54 @@ def _pipe(table: Table) -> str:
 
 
 def answer_tables(comparison: Comparison) -> list[Table]:
-    """Experiments, break-even of the teachers, repayment of the students."""
-    head = ["experiment", "verdict", "95 % interval", "chance of never"]
-    against = f", against {comparison.baseline}" if comparison.baseline else ""
-    pays = Table(
-        name="break-even",
-        title=f"Reuses of the teacher's output until it pays{against}",
-        head=[*head, "saved per training", "the interval holds"],
-        rows=[[*_verdict(row), _percent(row.saving_pct), row.holds or ""] for row in comparison.break_even],
-        words=(0, 1, 5),
-        empty="No baseline is named, or it is not among the experiments.",
+    """Verdicts, experiments, repayment of the students, how the joules were obtained."""
+    factor, unit = unit_of(max((row.baseline_kwh or 0.0 for row in comparison.answers), default=0.0) or 1.0)
+    verdicts = Table(
+        "verdicts",
+        f"Verdicts against {comparison.baseline}" if comparison.baseline else "Verdicts",
+        [
+            *("method", "verdict", "at quality", f"baseline [{unit}]", f"method [{unit}]", f"teacher [{unit}]", "saved (95 %)"),
+            *("N* (95 %)", "N* at equal tokens", "final quality better by (95 %)"),
+        ],
+        [
+            [
+                *(row.experiment, row.kind, number(row.target)),
+                *(number(value, None, factor) for value in (row.baseline_kwh, row.method_kwh, row.teacher_kwh)),
+                _bounds(row.saved, row.saved_low, row.saved_high, 100, " %"),
+                _bounds(row.reuses, row.reuses_low, row.reuses_high),
+                _bounds(row.equal_tokens, row.equal_tokens_low, row.equal_tokens_high),
+                _bounds(row.better, row.better_low, row.better_high),
+            ]
+            for row in comparison.answers
+        ],
+        (0, 1),
+        "No baseline is named, or it is not among the experiments.",
     )
-    served = [(row, number(row.reference_j_per_token), number(row.student_j_per_token)) for row in comparison.repayment]
     repaid = Table(
-        name="repayment",
-        title="Generated tokens until making the student is repaid, against serving its teacher",
-        head=[*head, "teacher [J/token]", "student [J/token]", "the interval holds"],
-        rows=[[*_verdict(row), teacher, student, row.holds or ""] for row, teacher, student in served],
-        words=(0, 1, 6),
+        "repayment",
+        "Generated tokens until making the student is repaid, against serving its teacher (T*)",
+        ["experiment", "T* (95 %)", "teacher [J/token]", "student [J/token]", "students pooled"],
+        [
+            [
+                *(row.experiment, WHY_NOT.get(row.why_not or "") or _bounds(row.tokens, row.low, row.high)),
+                *(number(row.reference_j_per_token), number(row.student_j_per_token), str(row.pooled or "")),
+            ]
+            for row in comparison.repayment
+        ],
+        (0, 1),
     )
-    return [_experiments(comparison), pays, repaid]
+    factor, unit = unit_of(max((row.kwh for row in comparison.sources), default=1.0) or 1.0)
+    sources = Table(
+        "sources",
+        "How the joules were obtained",
+        ["component", "method", "class", f"energy [{unit}]", "uncertainty [%]"],
+        [
+            [row.component, row.method, row.energy_class, number(row.kwh, None, factor), number(row.uncertainty_pct)]
+            for row in comparison.sources
+        ],
+        (0, 1, 2),
+    )
+    return [verdicts, _experiments(comparison), repaid, sources]
 
 
 def campaign_text(whole: Campaign) -> str:
@@ -125,32 +182,23 @@ def campaign_text(whole: Campaign) -> str:
 
 def _experiments(comparison: Comparison) -> Table:
     quality, own = comparison.quality, {row.experiment: row for row in comparison.experiments}
-    factor, unit = unit_of(max((row.total_with_lineage_kwh or 0.0 for row in own.values()), default=0.0) or 1.0)
-    energies = {"teacher": "teacher", "student": "student", "total": "total", "total_with_lineage": "total with policy"}
+    factor, unit = unit_of(max((row.method_kwh or 0.0 for row in own.values()), default=0.0) or 1.0)
+    energies = {"teacher": "teacher", "student": "training", "lineage": "policy", "method": "method", "beside": "beside it"}
     head = ["experiment", "runs", *(f"{title} [{unit}]" for title in energies.values()), "J/loss token", quality]
     rows = []
     for row in comparison.groups:
         members = [own[name] for name in row.members]
+        chance = row.pareto_probability
         rows.append(
             [
                 *(row.group, str(row.runs)),
                 *(_mean(row, members, f"{name}_kwh", f"{name}_uncertainty_kwh", factor) for name in energies),
                 _mean(row, members, "joules_per_token", "joules_per_token_uncertainty"),
                 number(row.column(f"{quality}_mean"), row.column(f"{quality}_sd")),
-                "" if comparison.pareto_refused is not None else _front(row),
-                *(
-                    "; ".join(dict.fromkeys(filter(None, (m.column(key) for m in members))))
-                    for key in ("energy_class", "boundary")
-                ),
+                "" if comparison.pareto_refused is not None else "not known" if chance is None else f"{chance:.0%}",
             ]
         )
-    return Table("experiments", "Experiments", [*head, "Pareto front (chance)", "class", "boundary"], rows)
-
-
-def _front(row: GroupRow) -> str:
-    """Whether a group is on the Pareto front, with the chance of it where that is known."""
-    chance = row.pareto_probability
-    return ("yes" if row.pareto else "no") + ("" if chance is None else f" ({chance:.0%})")
+    return Table("experiments", "What each method costs", [*head, "chance of the Pareto front"], rows)
 
 
 def _mean(row: GroupRow, members: Sequence[ExperimentRow], key: str, error: str, factor: float = 1.0) -> str:
@@ -159,11 +207,10 @@ def _mean(row: GroupRow, members: Sequence[ExperimentRow], key: str, error: str,
     return number(row.column(f"{key}_mean"), spread if spread is not None else members[0].column(error), factor)
 
 
-def _verdict(row: Verdict) -> tuple[str, str, str, str]:
-    interval = "" if row.low is None else f"{row.low:.4g} to {'never' if row.high is None else format(row.high, '.4g')}"
-    never = None if row.never_probability is None else 100 * row.never_probability
-    return (row.experiment, row.verdict, interval, _percent(never))
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g} %"
+def _bounds(value: float | None, low: float | None, high: float | None, factor: float = 1.0, unit: str = "") -> str:
+    """A value with its interval, an upper bound that is not there is `never`."""
+    if low is None:
+        return "" if value is None else f"{rounded(factor * value, 2)}{unit} (no interval)"
+    first = "never" if value is None else rounded(factor * value, 2)
+    last = "never" if high is None else rounded(factor * high, 2)
+    return f"{first}{unit} ({rounded(factor * low, 2)} to {last})"

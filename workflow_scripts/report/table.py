@@ -13,14 +13,16 @@ from tabulate import tabulate
 from workflow_scripts.accounting.rows import Comparison
 from workflow_scripts.artefact import ArtefactError
 from workflow_scripts.report.pages import basis, template
+from workflow_scripts.report.sentences import QUESTION, sentences
 
 COLUMNS = (
     ("experiment", "experiment", "{}"),
     ("teacher_kwh", "teacher kWh", "{:.6f}"),
     ("student_kwh", "student kWh", "{:.6f}"),
-    ("evaluation_kwh", "eval kWh", "{:.6f}"),
-    ("total_kwh", "total kWh", "{:.6f}"),
-    ("total_uncertainty_kwh", "+/- kWh", "{:.6f}"),
+    ("lineage_kwh", "policy kWh", "{:.6f}"),
+    ("method_kwh", "method kWh", "{:.6f}"),
+    ("method_uncertainty_kwh", "+/- kWh", "{:.6f}"),
+    ("beside_kwh", "beside it", "{:.6f}"),
     ("joules_per_token", "J/token", "{:.3f}"),
     ("cross_entropy", "CE", "{:.3f}"),
     ("untrained_cross_entropy", "CE before", "{:.3f}"),
@@ -30,7 +32,7 @@ COLUMNS = (
 
 
 def main() -> int:
-    """Print the table, the break-even lines and where the answer is. `-` stands for what does not apply or is not known."""
+    """Print the table, the sentences of the answer and where it is. `-` stands for what does not apply or is not known."""
     path = Path(sys.argv[1])
     try:
         comparison = Comparison.read(path)
@@ -43,7 +45,11 @@ def main() -> int:
     ]
     align = ("left", *("right",) * (len(COLUMNS) - 1))
     table = tabulate(cells, [title for _, title, _ in COLUMNS], "simple", colalign=align, disable_numparse=True)
-    known = {"table": table, "basis": basis(comparison), "comparison": comparison, "folder": path.parent}
+    said = sentences(comparison)
+    known = {
+        **{"table": table, "basis": basis(comparison), "comparison": comparison, "folder": path.parent},
+        **{"question": QUESTION, "said": [text for text, _ in said], "remedies": [text for _, text in said if text]},
+    }
     print(template("table.txt.j2").render(known), end="")
     if len(sys.argv) > 2:
         print(f"Report: {sys.argv[2]} (opens in a browser, offline)")

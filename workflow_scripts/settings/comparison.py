@@ -15,9 +15,14 @@ class Comparison(Section):
     """What `snakemake` without a target builds and compares."""
 
     experiments: list[Name] = Field(min_length=1, description="Names of the compared experiments.")
-    baseline: Name | None = Field(None, description="The experiment that break-even is counted against.")
+    baseline: Name | None = Field(None, description="The experiment that verdicts are against.")
     quality: Quality = Field(
         "cross_entropy",
         description="Quality axis: cross_entropy, bits_per_byte (across vocabularies), kl_to_teacher, top1_agreement, or a "
         "metric of evaluation.lm_eval_tasks as <task>/<metric>, gsm8k/exact_match,strict-match for one.",
+    )
+    target_quality: float | None = Field(
+        None,
+        description="The quality that a model must reach, on the axis of `quality`: verdicts are given there, and tokens until "
+        "repaid for students that reach it. Null: the hardest that all runs of a method and of the baseline reach.",
     )

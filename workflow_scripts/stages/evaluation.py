@@ -16,7 +16,7 @@ from workflow_scripts.distill import corpus, harness
 from workflow_scripts.distill.batching import by_length
 from workflow_scripts.distill.generation import Answer, Prompt, ends_of_turns, generate, prompt_tokens
 from workflow_scripts.distill.models import compute_dtype, load_model, load_tokenizer, open_model, vocabulary_size
-from workflow_scripts.distill.scoring import Agreement, add_agreement, log_likelihoods
+from workflow_scripts.distill.scoring import Agreement, agreements, log_likelihoods
 from workflow_scripts.errors import UserError
 from workflow_scripts.progress import Progress, attempt_seconds
 from workflow_scripts.settings import Settings
@@ -46,15 +46,20 @@ def evaluation(args: Arguments) -> None:
     )
     rows = corpus.read_table(corpus_folder / "evaluation.parquet")
     with Progress("input", total=sum(len(row["input_ids"]) for row in rows)) as progress:
-        sums = Agreement()
-        for batch in by_length(rows, settings.evaluation.batch_size, lambda row: len(row["input_ids"])):
-            add_agreement(sums, model, teacher, batch, tokenizer.pad_token_id, vocabulary_size(tokenizer))
+        found: dict[int, Agreement] = {}
+        for members in by_length(list(enumerate(rows)), settings.evaluation.batch_size, lambda item: len(item[1]["input_ids"])):
+            batch = [row for _, row in members]
+            scored = agreements(model, teacher, batch, tokenizer.pad_token_id, vocabulary_size(tokenizer))
+            found |= {index: row for (index, _), row in zip(members, scored, strict=True)}
             progress.add(
                 examples=len(batch),
                 loss=sum(corpus.loss_tokens(row) for row in batch),
                 input=sum(len(row["input_ids"]) for row in batch),
             )
-        for broken, value in ((folder, sums.negative_log_likelihood), (teacher_folder, sums.kl_to_teacher)):
+        by_row = [found[index] for index in range(len(rows))]
+        tokens = sum(row.tokens for row in by_row)
+        lost, apart = sum(row.negative_log_likelihood for row in by_row), sum(row.kl_to_teacher for row in by_row)
+        for broken, value in ((folder, lost), (teacher_folder, apart)):
             if not math.isfinite(value):
                 raise BrokenModel(f"{broken}: the model gives no finite numbers on the held-out rows: look at its weights")
         result: dict[str, Any] = {
@@ -63,13 +68,19 @@ def evaluation(args: Arguments) -> None:
             "split_sha256": corpus_facts["split_sha256"],
             "tokenizer_sha256": corpus_facts["tokenizer_sha256"],
             "examples": len(rows),
-            "tokens": sums.tokens,
-            "cross_entropy": sums.negative_log_likelihood / sums.tokens,
-            "perplexity": math.exp(min(700.0, sums.negative_log_likelihood / sums.tokens)),
-            "bits_per_byte": sums.negative_log_likelihood / math.log(2) / answer_bytes(rows, tokenizer),
-            "kl_to_teacher": sums.kl_to_teacher / sums.tokens if teacher is not None else None,
-            "top1_agreement": sums.same_argmax / sums.tokens if teacher is not None else None,
+            "tokens": tokens,
+            "cross_entropy": lost / tokens,
+            "perplexity": math.exp(min(700.0, lost / tokens)),
+            "bits_per_byte": lost / math.log(2) / answer_bytes(rows, tokenizer),
+            "kl_to_teacher": apart / tokens if teacher is not None else None,
+            "top1_agreement": sum(row.same_argmax for row in by_row) / tokens if teacher is not None else None,
             "no_agreement_because": None if teacher is not None else "the teacher has another tokenizer",
+            "rows": {
+                "tokens": [row.tokens for row in by_row],
+                "cross_entropy": [round(row.negative_log_likelihood, 6) for row in by_row],
+                "kl_to_teacher": [round(row.kl_to_teacher, 6) for row in by_row] if teacher is not None else None,
+                "top1_agreement": [row.same_argmax for row in by_row] if teacher is not None else None,
+            },
             "generation": generation_speed(model, rows, tokenizer, ends, settings, progress),
             "preference": None,
             "tasks": None,

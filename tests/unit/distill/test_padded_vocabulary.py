@@ -10,7 +10,7 @@ from workflow_scripts.distill import logit_cache
 from workflow_scripts.distill.generation import Prompt, generate
 from workflow_scripts.distill.losses import KdLoss, SparseTeacher, dense_distillation_loss, fused_distillation_loss
 from workflow_scripts.distill.models import hide_padding
-from workflow_scripts.distill.scoring import Agreement, add_agreement, log_likelihoods
+from workflow_scripts.distill.scoring import agreements, log_likelihoods
 from workflow_scripts.distill.training import _distillation_forward
 from workflow_scripts.settings.schema import Generation
 
@@ -56,10 +56,10 @@ def test_cache_likelihood_and_agreement_are_those_of_the_unpadded_model(plain, r
     assert torch.equal(mine.ids, reference.ids)
     torch.testing.assert_close((mine.logits, mine.lse), (reference.logits, reference.lse))
     assert log_likelihoods(model, ROWS, 0) == pytest.approx(log_likelihoods(plain, ROWS, 0), abs=1e-4)
-    sums = Agreement()
-    add_agreement(sums, model, padded(plain, 232 - rows), ROWS, 0, VOCABULARY)
-    assert sums.same_argmax == sums.tokens == 18 and abs(sums.kl_to_teacher) < 1e-4
-    assert -sums.negative_log_likelihood == pytest.approx(sum(log_likelihoods(plain, ROWS, 0)), abs=1e-4)
+    by_row = agreements(model, padded(plain, 232 - rows), ROWS, 0, VOCABULARY, chunk=5)
+    assert [row.same_argmax for row in by_row] == [row.tokens for row in by_row] == [sum(r["loss_mask"][1:]) for r in ROWS]
+    assert all(abs(row.kl_to_teacher) < 1e-4 for row in by_row)
+    assert [-row.negative_log_likelihood for row in by_row] == pytest.approx(log_likelihoods(plain, ROWS, 0), abs=1e-4)
 
 
 @pytest.mark.parametrize(("temperature", "tail"), [(1.0, "ghost"), (2.0, "ghost"), (2.0, "renormalise"), (1.0, "zero")])

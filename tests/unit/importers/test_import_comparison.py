@@ -46,11 +46,10 @@ def test_shared_teacher_and_break_even(imported, tmp_path) -> None:
     assert rows["sft_a"]["teacher_users"] == 2
     assert rows["sft_a"]["charged_kwh"] == pytest.approx((736_000 / 2 + 336_000) / KWH)
     assert result["campaign_kwh"] == pytest.approx((736_000 + 336_000 + 536_000 + 936_000) / KWH)
-    assert {r["experiment"]: r["reuses"] for r in result["break_even"]} == pytest.approx(
-        {"sft_a": 736 / 600, "sft_b": 736 / 400}
-    )
+    found = {row["experiment"]: row["equal_tokens"] for row in result["answers"]}
+    assert found == pytest.approx({"sft_a": 736 / 600, "sft_b": 736 / 400})
     amortised = pd.read_csv(tmp_path / "comparison" / "amortised.csv").set_index(["experiment", "reuses"])
-    assert amortised.loc[("sft_b", 4), "amortised_kwh"] == pytest.approx((736_000 / 4 + 536_000) / KWH)
+    assert amortised.loc[("sft_b", 5), "amortised_kwh"] == pytest.approx((736_000 / 5 + 536_000) / KWH)
     assert rows["gold"]["joules_per_token"] == pytest.approx(936_000 / 50_000)
     text = json.loads(Path(paths[0]).read_text())
     assert text["reuse"]["teacher_generation"] == {"experiments": 2, "names": ["sft_a", "sft_b"]}
@@ -76,9 +75,11 @@ def test_an_imported_and_a_metered_run_are_not_subtracted(imported, tmp_path) ->
     """Boundary gpu+cpu against cpu: a warning, and no break-even."""
     (gold,) = summaries.write(tmp_path / "ours", summaries.baseline("ours", 900_000.0))
     result = compare(tmp_path, [str(imported / "sft_a" / "experiment_summary.json"), gold], "ours")
-    (row,) = result["break_even"]
-    assert row["reuses"] is None
-    assert row["verdict"] == "refused: boundaries differ (cpu: ours; gpu+cpu: sft_a)"
+    (row,) = result["answers"]
+    assert (row["kind"], row["reuses"]) == ("not comparable", None)
+    assert (
+        row["refusals"][0] | {"what": "boundary", "value": "boundaries differ (cpu: ours; gpu+cpu: sft_a)"} in row["refusals"]
+    )
     assert "boundary differs: sft_a: gpu+cpu; ours: cpu" in result["warnings"]
 
 

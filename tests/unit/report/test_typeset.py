@@ -14,13 +14,14 @@ from workflow_scripts.accounting.rows import Comparison
 from workflow_scripts.report import table as terminal
 from workflow_scripts.report.pages import latex as escape
 from workflow_scripts.report.pages import render
+from workflow_scripts.report.sentences import sentences
 from workflow_scripts.stages.comparison import compare, main
 
 KWH = 3.6e6
 
 
 def comparison(tmp_path: Path, *summaries: dict, gold: str | None = "gold") -> Comparison:
-    return compare(load([Path(p) for p in write(tmp_path, *summaries)]), "cross_entropy", gold)
+    return compare(load([Path(p) for p in write(tmp_path, *summaries)]), "cross_entropy", gold)[0]
 
 
 def markdown(made: Comparison) -> str:
@@ -41,27 +42,28 @@ def made(tmp_path: Path) -> Comparison:
 
 def test_markdown_has_every_figure_with_uncertainty_class_and_boundary(made: Comparison) -> None:
     text = markdown(made)
-    table = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line.startswith("| ")]
+    lines = text.partition("## What each method costs")[2].splitlines()
+    table = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if line.startswith("| ")]
     gold = dict(zip(table[0], table[2], strict=True))
-    assert gold["student \\[kWh\\]"] == gold["total \\[kWh\\]"] == "2 ± 0.1"
-    assert gold["total with policy \\[kWh\\]"] == "2 ± 0.1" and gold["teacher \\[kWh\\]"] == ""
+    assert gold["training \\[kWh\\]"] == gold["method \\[kWh\\]"] == "2 ± 0.1"
+    assert gold["policy \\[kWh\\]"] == gold["teacher \\[kWh\\]"] == ""
     assert gold["J/loss token"] == "7200 ± 360"
-    assert (gold["class"], gold["boundary"]) == ("measured", "cpu")
-    assert gold["experiment"] == "gold" and table[3][2:5] == ["0.6 ± 0.03", "1.6 ± 0.08", "2.2 ± 0.11"]
-    assert "after 1.5 reuses" in text, "0.6 / (2 - 1.6)"
+    assert gold["experiment"] == "gold" and table[3][2:6] == ["0.6 ± 0.03", "1.6 ± 0.08", "", "2.2 ± 0.11"]
+    assert "1.5 (no interval)" in text, "0.6 / (2 - 1.6)"
+    assert "| cpu | RAPL | measured |" in text
     assert "- seed differs: gold: 2; kd\\_50%\\_&co: 1" in text
     assert "Energy: measured, boundary cpu." in text
 
 
 def test_latex_has_the_same_tables_in_booktabs(made: Comparison) -> None:
     text = latex(made)
-    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 3
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 4
     for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
-        assert text.count(rule) == 3
+        assert text.count(rule) == 4
     (line,) = (line for line in text.splitlines() if "0.6 $\\pm$ 0.03" in line)
-    assert line.strip().startswith(r"kd\_50\%\_\&co & 1 & 0.6 $\pm$ 0.03 & 1.6 $\pm$ 0.08 & 2.2 $\pm$ 0.11 &")
-    assert line.rstrip().endswith(r"& measured & cpu \\")
-    assert text.count("Energy: measured, boundary cpu.") == 3, "in each caption"
+    assert line.strip().startswith(r"kd\_50\%\_\&co & 1 & 0.6 $\pm$ 0.03 & 1.6 $\pm$ 0.08 &  & 2.2 $\pm$ 0.11 &")
+    assert r"\item kd\_50\%\_\&co: undetermined." in text
+    assert text.count("Energy: measured, boundary cpu.") == 4, "in each caption"
     assert r"  \item seed differs: gold: 2; kd\_50\%\_\&co: 1" in text
 
 
@@ -97,7 +99,7 @@ def test_special_characters(text: str, expected: str) -> None:
 def test_no_baseline_says_so_and_has_no_empty_table(tmp_path: Path) -> None:
     made = comparison(tmp_path, baseline(student=KWH), gold=None)
     assert "No baseline is named" in markdown(made)
-    assert latex(made).count(r"\begin{table}") == 2
+    assert latex(made).count(r"\begin{table}") == 3
 
 
 def test_the_comparison_writes_both_and_the_same_twice(tmp_path: Path) -> None:
@@ -119,8 +121,8 @@ def test_the_terminal_has_the_table_the_verdicts_and_the_warnings(
     assert terminal.main() == 0
     lines = capsys.readouterr().out.splitlines()
     rows = {line.split()[0]: line.split()[1:] for line in lines[:4]}
-    assert rows["gold"][:6] == ["-", "2.000000", "-", "2.000000", "0.100000", "7200.000"]
+    assert rows["gold"][:7] == ["-", "2.000000", "-", "2.000000", "0.100000", "-", "7200.000"]
     assert rows["kd_50%_&co"][:5] == ["0.600000", "1.600000", "-", "2.200000", "0.110000"]
-    assert any(line.startswith("Teacher output of kd_50%_&co pays against gold: after 1.5 reuses") for line in lines)
+    assert {f"  {text}" for text, _ in sentences(made)} <= set(lines), "the page's sentences, word for word"
     assert "warning: seed differs: gold: 2; kd_50%_&co: 1" in lines
     assert lines[-1] == "Report: report.html (opens in a browser, offline)"

@@ -1,0 +1,215 @@
+"""From summaries to the runs that are judged: curves, teachers, scenarios of their energies, and what forbids a comparison."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from workflow_scripts.accounting.fairness import boundary_difference
+from workflow_scripts.accounting.groups import Group
+from workflow_scripts.accounting.model import ExperimentSummary, SummaryStage
+from workflow_scripts.accounting.rows import Refusal, stage_key
+from workflow_scripts.accounting.verdicts import Arm, Run
+from workflow_scripts.energy.model import Component
+from workflow_scripts.energy.neighbours import ANOTHER_METER
+from workflow_scripts.energy.uncertainty import instrument
+
+CURVED = "student_train"  # its intermediate evaluations are the cross entropy of the evaluation's split; dpo's are its own loss
+OWN_HOST = 0.95  # share of the host's CPU time, from which a stage had its host for itself
+SECOND_MODEL = "second energy model"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A quality and its direction; losses are qualities times `sign`, so that lower is better."""
+
+    name: str
+    sign: float
+
+    def rows(self, summary: ExperimentSummary) -> tuple[Any, Any]:
+        """Summed losses and tokens of the held-out rows; empty where they were not kept, or of another quality."""
+        found = getattr(summary.quality.rows, self.name, None)
+        if found is None or summary.quality.rows is None:
+            return np.empty(0), np.empty(0)
+        return self.sign * np.array(found, dtype=float), np.array(summary.quality.rows.tokens, dtype=float)
+
+
+def arm_of(group: Group, axis: Axis, watts: float) -> Arm | None:
+    """The runs of a group; None where an energy of one is not known. `watts`: see `factors`."""
+    runs = [_run(summary, axis, watts) for summary in group.runs]
+    teachers: dict[Hashable, tuple[float, dict[str, float]]] = {}
+    for summary in group.runs:
+        records = {name: record for name, record in summary.own.items() if record.role == "teacher"}
+        spent = summary.spent("teacher")
+        if records and (spent is None or spent.value <= 0):
+            return None
+        if records and spent is not None:
+            key = frozenset(stage_key(name, record) for name, record in records.items())
+            teachers[key] = (spent.value * summary.used_share, factors(records.values(), watts))
+    known = [run for run in runs if run is not None]
+    return Arm(group.name, known, list(teachers.values())) if len(known) == len(runs) and not group.problems else None
+
+
+def _run(summary: ExperimentSummary, axis: Axis, watts: float) -> Run | None:
+    training, before = summary.spent("student"), summary.before
+    final = summary.quality.quality(axis.name)
+    if training is None or before is None or training.value <= 0:
+        return None
+    found, fixed = summary.evaluations_on_the_way, fixed_joules(summary)
+    whole = training.value - (found.joules if found and found.joules else 0.0) + before.value
+    points = []
+    if found and axis.name == "cross_entropy" and CURVED in summary.own:
+        known = [(p.training_joules, p.eval_loss) for p in found.points]
+        curve = [(joules, loss) for joules, loss in known if joules is not None and loss is not None]
+        points = [(max(0.0, joules - fixed[0]) + before.value, axis.sign * loss) for joules, loss in curve]
+    final = math.nan if final is None else axis.sign * final
+    points = [point for point in points if point[0] < whole - sum(fixed)] + [(whole - sum(fixed), final)]
+    rows, tokens = axis.rows(summary)
+    seed = summary.comparable.get("seed")
+    return Run(
+        np.array([joules for joules, _ in points]),
+        np.array([loss for _, loss in points]),
+        whole,
+        seed if isinstance(seed, int) else None,
+        rows,
+        tokens,
+        factors([record for record in summary.stages.values() if record.role == "student"], watts),
+    )
+
+
+def fixed_joules(summary: ExperimentSummary) -> tuple[float, float]:
+    """Joules of a training's start-up and saves, which no quality depends on; 0 where a record does not tell them apart.
+
+    A training that was resumed has several starts among its points: they stay in it.
+    """
+    training = summary.training
+    if training is None or not told_apart(summary):
+        return 0.0, 0.0
+    start, save = (training.phases.get(name) for name in ("start", "save"))
+    return (start.joules or 0.0 if start else 0.0), (save.joules or 0.0 if save else 0.0)
+
+
+def told_apart(summary: ExperimentSummary) -> bool:
+    """Whether the record of the training has its work phase by itself."""
+    training = summary.training
+    work = training.work_phase if training else None
+    return training is not None and len(training.attempts) == 1 and work is not None and work.joules is not None
+
+
+def factors(records: Iterable[SummaryStage], watts: float) -> dict[str, float]:
+    """Energy of some stages in each scenario, by the recorded one.
+
+    Every instrument at either end of its half-width, one at a time; the models of CPU and memory are two. And modelled
+    components by their second model (`crosscheck`), or, where it is not known, by wall time at `watts`.
+    """
+    whole, other = 0.0, 0.0
+    widths: dict[str, float] = {}
+    for record in records:
+        parts: list[tuple[str, Component]] = [(name, getattr(record.energy, name)) for name in record.energy.total.boundary]
+        modelled = [part for _, part in parts if part.energy_class == "modelled"]
+        known = [part.crosscheck for part in modelled if part.crosscheck is not None]
+        measured = sum(part.joules or 0.0 for _, part in parts if part.energy_class != "modelled")
+        second = sum(known) if len(known) == len(modelled) else watts * record.duration_seconds
+        whole += sum(part.joules or 0.0 for _, part in parts)
+        other += measured + second
+        for name, part in parts:
+            for place, share in record.sensors(name).items():
+                key = f"{instrument(part.method)} on {place}"
+                width = (part.joules or 0.0) * share * (part.uncertainty_pct or 0.0) / 100
+                widths[key] = widths.get(key, 0.0) + width
+    if whole <= 0:
+        return {}
+    ends = {f"{key} {sign:+}": 1 + sign * width / whole for key, width in widths.items() for sign in (1, -1) if width}
+    return ends | ({SECOND_MODEL: other / whole} if other not in (0.0, whole) else {})
+
+
+def modelled_watts(summaries: Iterable[ExperimentSummary]) -> float:
+    """Mean power [W] of everything modelled in the trainings and teachers; 0 without any."""
+    joules = seconds = 0.0
+    for record in (r for s in summaries for r in s.stages.values() if r.role in ("teacher", "student")):
+        found = [getattr(record.energy, name) for name in record.energy.total.boundary]
+        own = sum(part.joules or 0.0 for part in found if part.energy_class == "modelled")
+        joules, seconds = joules + own, seconds + (record.duration_seconds if own else 0.0)
+    return joules / seconds if seconds else 0.0
+
+
+def refusals(method: Group, baseline: Group, quality: str) -> list[Refusal]:
+    """Why a method cannot be compared with the baseline, each with the stage to repeat where there is one."""
+    both = [method, baseline]
+    found = [Refusal(what="energy", experiment=each.name, value=each.problems[0]) for each in both if each.problems]
+    if unlike := boundary_difference(both, "teacher", "student"):
+        found.append(Refusal(what="boundary", experiment=method.name, value=unlike))
+    judged = [s.quality for each in both for s in each.runs]
+    splits = {(q.split_sha256 or "unknown")[:12] for q in judged}
+    if quality != "bits_per_byte":  # the others count tokens
+        splits |= (
+            tokenizers if len(tokenizers := {f"tokenizer {(q.tokenizer_sha256 or '?')[:12]}" for q in judged}) > 1 else set()
+        )
+    if len(splits) > 1:
+        found.append(Refusal(what="evaluation split", experiment=method.name, value=", ".join(sorted(splits))))
+    starts = {str(s.comparable.get("starting model")) for s in baseline.runs}
+    for summary in method.runs:
+        start = str(summary.comparable.get("starting model"))
+        if summary.before is None or (summary.lineage is None and start not in starts):
+            found.append(Refusal(what="starting model", experiment=summary.experiment_name, value=start))
+    hardware = {name: _hardware(each) for name, each in ((method.name, method), (baseline.name, baseline))}
+    if len(set(hardware.values())) > 1:
+        listed = "; ".join(f"{name}: {value}" for name, value in hardware.items())
+        found.append(Refusal(what="hardware", experiment=method.name, value=listed))
+    return found + [refusal for each in both for summary in each.runs for refusal in contention(summary)]
+
+
+def contention(summary: ExperimentSummary) -> list[Refusal]:
+    """Compared stages that shared host or GPU with other work, or have an instrument of unknown uncertainty."""
+    found = []
+    for name, record in summary.stages.items():
+        if record.role not in ("teacher", "student") or not record.spent:
+            continue
+        where = {"experiment": record.lineage or summary.experiment_name, "stage": name}
+        if record.spent.errors is None:
+            found.append(Refusal(what="uncertainty", **where))
+        if "cpu" in record.energy.total.boundary and record.energy.cpu.scope == "host":
+            if (share := own_share(record)) is not None and share < OWN_HOST and _matters(record, summary):
+                found.append(Refusal(what="cpu share", value=f"{share:.2f}", **where))
+            if any(ANOTHER_METER in text for text in record.warnings):
+                found.append(Refusal(what="another meter", **where))
+        if others := {pid for device in record.devices for pid in (device.model_extra or {}).get("other_processes") or []}:
+            found.append(Refusal(what="gpu processes", value=str(len(others)), **where))
+    return found
+
+
+def own_share(record: SummaryStage) -> float | None:
+    """A stage's part of what it and other work have used of its hosts' CPUs; None where that is not known."""
+    used = record.cpu.job_s + record.cpu.foreign_s if record.cpu else 0.0
+    return record.cpu.job_s / used if record.cpu and used > 0 else record.energy.cpu.share
+
+
+def _matters(record: SummaryStage, summary: ExperimentSummary) -> bool:
+    """Whether a stage is over a hundredth of its role's energy: a merge of half a second shares its host with its meter."""
+    role = summary.spent(record.role)
+    return role is None or record.spent is None or record.spent.value > 0.01 * role.value
+
+
+def _hardware(group: Group) -> str:
+    """Hosts' CPUs and GPUs, with their limits, that the trainings ran on."""
+    found = set()
+    for record in (r for s in group.runs for r in s.own.values() if r.role == "student"):
+        found |= {record.cpu_words, *(device.words for device in record.devices)}
+    return ", ".join(sorted(found))
+
+
+def repeated_evaluations(groups: Sequence[Group]) -> list[list[float]]:
+    """Joules of evaluations that did equal work: same host and hardware, same input tokens, another run of it."""
+    found: dict[Hashable, dict[Hashable, float]] = {}
+    for summary in (s for each in groups for s in each.runs):
+        record = summary.own.get("evaluation")
+        if record is None or record.spent is None or not record.work.input:
+            continue
+        student = summary.references.get("student")
+        equal = (record.provenance.host, summary.hardware, record.work.input, student.model if student else None)
+        found.setdefault(equal, {})[stage_key("evaluation", record)] = record.spent.value
+    return [list(joules.values()) for joules in found.values() if len(joules) > 1]
