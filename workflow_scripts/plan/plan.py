@@ -190,8 +190,9 @@ class Plan:
         inputs = {"corpus": self.corpus_manifest(corpus), "teacher": self.model_manifest(teacher)}
         adopted = split.existing is not None and bool(value_at(settings, split.existing))
         bulk = value_at(settings, stage.location) if stage.location else None
-        parts = Job(cut(settings, stage.reads), inputs)
-        merge = Job(cut(settings, (*stage.reads, *split.reads)), inputs, files_at(bulk) if adopted and bulk else [])
+        first = ("experiment.replicate",) if settings.experiment.replicate == 1 else ()
+        parts = Job(cut(settings, stage.reads, first), inputs)
+        merge = Job(cut(settings, (*stage.reads, *split.reads), first), inputs, files_at(bulk) if adopted and bulk else [])
         raw = f"{stage.name}-{digest(parts.identity, corpus, self._identity(teacher))}"
         artefact = f"{stage.folder}-{digest(merge.identity, corpus, self._identity(teacher))}"
         if bulk is not None:
