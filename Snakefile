@@ -2,7 +2,8 @@
 
 snakemake -n                       the plan
 snakemake                          all experiments of `comparison.experiments`, compared
-snakemake <experiment>             one experiment, by the name of its file in config/experiments
+snakemake <experiment>             one experiment, by the name of its file in config/experiments: all of its runs
+snakemake <experiment>-seed0       one run of several (experiment.seeds)
 snakemake logit_caching            the teacher stages alone (also synthetic_generation, preference_dataset)
 snakemake --report report.html     the report, after a run
 snakemake --workflow-profile profiles/slurm <targets>      on a cluster
@@ -68,7 +69,7 @@ for stage in TEACHER_STAGES:
         localrule: True
 
 
-for name in [*PLAN.experiments, *PLAN.set_aside]:
+for name in PLAN.targets:
 
     rule:
         name:

@@ -23,18 +23,10 @@ from workflow_scripts.pipelines import (
 from workflow_scripts.plan.code import stage_environment
 from workflow_scripts.plan.metered import Metered
 from workflow_scripts.plan.slices import canonical
-from workflow_scripts.plan.snakemake_internals import (
-    compare_with_records,
-    cpus_of_the_jobs,
-    one_meter,
-    read_plan,
-    remember,
-)
+from workflow_scripts.plan.snakemake_internals import adapt, read_plan, remember
 
 os.environ.update(stage_environment(workflow.basedir))
-one_meter(workflow)
-compare_with_records()
-cpus_of_the_jobs()
+adapt(workflow)
 mend()
 
 PLAN = read_plan(workflow, config)
@@ -61,11 +53,15 @@ def meters(wildcards):
 
 
 def target(name):
-    """Input function of an experiment's target. Where the command line does not fit the experiment, it raises the reason."""
+    """Input function of the target of an experiment, for all of its runs. Where the command line does not fit it, it raises the reason."""
 
     def input(wildcards):
-        if name in PLAN.set_aside:
-            raise WorkflowError(PLAN.set_aside[name])
-        return [SUMMARY.format(experiment=name), *PLAN.finals(name)]
+        if reason := PLAN.refusal(name):
+            raise WorkflowError(reason)
+        return [
+            p
+            for r in PLAN.targets[name]
+            for p in (SUMMARY.format(experiment=r), *PLAN.finals(r))
+        ]
 
     return input

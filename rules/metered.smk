@@ -14,7 +14,7 @@ for metered in RULES:
             metered.logged,
         wildcard_constraints:
             **metered.constraints,
-        priority: metered.priority
+        priority: metered.turn(PLAN)
         conda:
             "../envs/conda.yaml"
         envmodules:

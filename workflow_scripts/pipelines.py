@@ -20,6 +20,8 @@ LOCATIONS = (
     "dpo_preference_dataset_path",
     "synthetic_data.synthetic_dataset_path",
 )
+# Seeds of the teacher's sampling: those of the run where `experiment.teacher_seeds` asks for it.
+TEACHER_SEEDS = ("distillation.sampling_seed", "synthetic_data.generation.seed", "dpo.generation.seed")
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class Pipeline:
 
 
 INFERENCE: Reads = ("training.dtype", "model.attn_implementation")
+TEACHER: Reads = (*INFERENCE, "experiment.replicate")
 _CACHE: Reads = (
     "distillation.sampling",
     Where("distillation.sampling", "top_k", ("distillation.top_k_logits",)),
@@ -110,7 +113,11 @@ STAGES = {
         Stage(
             "logit_caching",
             "teacher",
-            (*_CACHE, "distillation.cache_temperatures", "distillation.shard_examples", "distillation.batch_size", *INFERENCE),
+            (
+                *_CACHE,
+                *("distillation.cache_temperatures", "distillation.shard_examples", "distillation.batch_size"),
+                *TEACHER,
+            ),
             folder="logit_cache",
             location="distillation.logprob_cache_path",
             boamps="datacreation",
@@ -126,7 +133,7 @@ STAGES = {
         Stage(
             "synthetic_generation",
             "teacher",
-            ("synthetic_data.max_gen_examples", "synthetic_data.generation", *INFERENCE),
+            ("synthetic_data.max_gen_examples", "synthetic_data.generation", *TEACHER),
             folder="synthetic_dataset",
             in_summary="teacher_generation",
             location="synthetic_data.synthetic_dataset_path",
@@ -146,7 +153,7 @@ STAGES = {
             "teacher",
             (
                 *("dpo.samples_per_prompt", "dpo.train_prompts", "dpo.evaluation_prompts", "dpo.generation"),
-                *INFERENCE,
+                *TEACHER,
             ),
             folder="preference_dataset",
             in_summary="teacher_generation",

@@ -30,7 +30,7 @@ def fresh(tmp_path_factory) -> Workflow:
 def jobs(text: str) -> dict[str, int]:
     """Job counts of a dry run's first table."""
     table = text.split("Job stats:")[1].split("total")[0]
-    return {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
+    return {name: int(count) for name, count in re.findall(r"^([\w-]+) +(\d+)$", table, re.MULTILINE)}
 
 
 @pytest.mark.parametrize("name", [*SEVEN, "kd_32b_to_1b", "sft_32b_to_13b"])
@@ -55,6 +55,22 @@ def test_the_campaign_compares_the_four_and_makes_each_shared_artefact_once(fres
     assert (found["student_train"], found["dpo_training"]) == (3, 1)
     assert found["prepare_model"] == 3  # teacher, the base student, the policy that can talk
     assert found["preprocess"] == 1 and (found["cache_logits"], found["merge_logits"]) == (4, 1)
+
+
+def test_three_seeds_of_five_methods_are_one_file_and_one_command(fresh: Workflow) -> None:
+    sweep = "sweep:\n  kd_7b_to_1b:\n    distillation.alpha: [0.3, 0.7]\n"
+    (fresh.folder / "three.yaml").write_text(f"experiment:\n  seeds: [0, 1, 2]\n{sweep}")
+    found = jobs(fresh.snakemake("-n", overlay="three.yaml", HF_HUB_OFFLINE="1").stdout)
+    per_run = {"student_train": 12, "dpo_training": 3, "export_model": 12, "export_policy": 3}
+    per_run |= dict.fromkeys(("evaluation", "experiment_summary"), 15)
+    parts = dict.fromkeys(("cache_logits", "generate_answers", "rank_pairs"), 4)
+    merges = dict.fromkeys(("merge_logits", "merge_answers", "merge_pairs"), 1)
+    once = dict.fromkeys(("prerun", "preprocess", "comparison", "all"), 1)
+    shared = {"prepare_model": 3, "check_tokenizers": 2, "reference_evaluation": 3}
+    assert found == {**per_run, **parts, **merges, **once, **shared}
+    one = fresh.snakemake("-n", "kd_7b_to_1b-alpha0_3-seed1", overlay="three.yaml").stdout
+    assert jobs(one)["student_train"] == 1 and "model_log/kd_7b_to_1b-alpha0_3-seed1/final_model/" in one
+    assert jobs(fresh.snakemake("-n", "kd_7b_to_1b", overlay="three.yaml").stdout)["student_train"] == 6
 
 
 def test_students_of_one_teacher_share_its_output(fresh: Workflow) -> None:

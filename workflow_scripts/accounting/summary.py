@@ -37,7 +37,6 @@ from workflow_scripts.artefact import ArtefactError, read_json, write_json
 from workflow_scripts.energy.model import Component, StageRecord, Total, validated
 from workflow_scripts.plan.slices import leaves, line
 
-NO_SETTINGS = ("experiment", "wandb", "output", "comparison", "scatter")  # of the resolved configuration: change no result
 ADOPTED = "teacher_generation"  # the stage whose data set may have been made elsewhere
 
 
@@ -56,6 +55,7 @@ class SummaryPlan(BaseModel):
     evaluation: Path
     references: dict[str, Path] = Field(default_factory=dict)
     comparable: dict[str, Any] = Field(default_factory=dict)
+    seedless_fingerprint: str | None = None  # equal for runs of one method
     lineage: Path | None = None
     teacher_manifest: Path | None = None
     output_dir: Path
@@ -107,7 +107,7 @@ def summarise(plan: SummaryPlan, config: Mapping[str, Any], forecast: Mapping[st
         references=references,
         comparable=plan.comparable,
         config_fingerprint=fingerprint(config),
-        seedless_fingerprint=seedless_fingerprint(parent, config),
+        seedless_fingerprint=plan.seedless_fingerprint,
         evaluations_on_the_way=intermediate_evaluations(records[training], plan.own[training]),
         deployment=deployment(plan, records, evaluation, references),
         stages={**(ancestors(parent) if parent else {}), **records},
@@ -200,18 +200,6 @@ def deployment(
         record = path.parent / "stages" / "evaluation.json"
         found[name] = deployed_cost(result, StageRecord.read(record) if record.is_file() else None, path)
     return found
-
-
-def seedless_fingerprint(parent: ExperimentSummary | None, config: Mapping[str, Any]) -> str:
-    """Equal for experiments that differ in their seed only (and in description, W&B run and paths): runs of one experiment.
-
-    A starting policy counts by the fingerprint of the experiment that trained it, so that it may have another seed, too.
-    """
-    settings = {key: value for key, value in config.items() if key not in NO_SETTINGS}
-    if parent is not None:
-        before = parent.seedless_fingerprint or parent.experiment_name
-        settings["model"] = {**settings.get("model", {}), "policy": before}
-    return fingerprint(settings)
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:

@@ -1,10 +1,11 @@
-"""What stops a run before its first job, and where to look after its last."""
+"""What stops a run before its first job, what warms the machine up for it, and where to look after its last."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,20 @@ from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import DeploymentMethod
 
 from workflow_scripts.cluster import site
-from workflow_scripts.pipelines import TRAININGS
+from workflow_scripts.pipelines import TRAININGS, splits
 from workflow_scripts.plan.plan import Plan
 from workflow_scripts.plan.slices import canonical
 from workflow_scripts.plan.snakemake_internals import last_request, planned_jobs
+
+WARM_UP = """
+import time, torch
+places = [f"cuda:{n}" for n in range(torch.cuda.device_count())] or ["cpu"]
+squares = [torch.rand(2048, 2048, device=place) for place in places]
+end = time.monotonic() + %f
+while time.monotonic() < end:
+    for square in squares:
+        (square @ square).sum().item()
+"""
 
 
 def check_before_the_first_job(workflow: Any, plan: Plan, modules: Sequence[str]) -> None:
@@ -40,6 +51,17 @@ def check_before_the_first_job(workflow: Any, plan: Plan, modules: Sequence[str]
             site.announce(plan.output.root)
     except site.SiteError as error:
         raise WorkflowError(str(error)) from None
+    if workflow.local_exec and not methods and begins_cold({job.rule.name for job in jobs}):
+        subprocess.run([sys.executable, "-c", WARM_UP % plan.prerun.settings["prerun"]["burn_in_seconds"]], check=False)
+
+
+def begins_cold(rules: AbstractSet[str]) -> bool:
+    """Whether the first work that is compared would begin on a machine that has rested; a prerun loads it before.
+
+    Then the machine computes for as long as in a prerun, on no bill, so that the first run has no other start than the next.
+    """
+    compared = {*TRAININGS, "evaluation", *(split.part_rule for _, split in splits())}
+    return "prerun" not in rules and not compared.isdisjoint(rules)
 
 
 def check_tasks(jobs: Sequence[Any], plan: Plan) -> None:

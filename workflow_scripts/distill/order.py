@@ -7,9 +7,32 @@ of optimizer steps is known to the learning rate schedule.
 from __future__ import annotations
 
 import random
+import statistics
 from collections.abc import Sequence
 
+from workflow_scripts.settings.schema import Training
+
 _WINDOW_BATCHES = 8
+_NEAR = 0.05  # a step within this share of `batch_tokens` is near enough to take fewer, larger forward passes
+
+
+def with_batch_tokens(training: Training, loss_tokens: Sequence[int], processes: int) -> Training:
+    """The training block with rows per forward pass and passes per step that come nearest to `batch_tokens`, if that is set.
+
+    A step is passes x rows, of examples with these loss tokens [tokens per example]; rows are a multiple of `processes` and
+    `batch_size` at most. Of the divisions that are near enough the one with the fewest passes is taken.
+    """
+    mean = statistics.fmean(loss_tokens) if loss_tokens else 0.0
+    if training.batch_tokens is None or not mean:
+        return training
+    wanted = training.batch_tokens / mean
+    found: dict[tuple[int, int], float] = {}
+    for rows in range(training.batch_size, 0, -processes):
+        passes = max(1, round(wanted / rows))
+        found[passes, rows] = abs(passes * rows / wanted - 1)
+    near = [division for division, off in found.items() if off <= _NEAR]
+    passes, rows = min(near) if near else min(found, key=lambda division: (found[division], division))
+    return training.model_copy(update={"batch_size": rows, "gradient_accumulation_steps": passes})
 
 
 def training_order(

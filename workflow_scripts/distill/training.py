@@ -22,13 +22,14 @@ from workflow_scripts.distill.logit_cache import LogitCache
 from workflow_scripts.distill.losses import KdLoss, SparseTeacher, fused_distillation_loss
 from workflow_scripts.distill.packing import pack_rows
 from workflow_scripts.distill.parallel import highest, is_main, sum_over_processes, world_size
-from workflow_scripts.distill.work import SHOWN, NotFinite, WorkCallback
+from workflow_scripts.distill.work import SHOWN, NotFinite, StepWork, WorkCallback
 from workflow_scripts.errors import UserError
 from workflow_scripts.progress import Progress, attempt_seconds
 from workflow_scripts.settings.schema import Training
 
 IGNORE = -100
 FILLER = -1  # number of a row without loss
+UNEVEN = 0.1  # from here on a step's mean loss tokens are said to be others than `training.batch_tokens`
 
 
 class ParallelError(UserError):
@@ -254,6 +255,18 @@ def compile_layers(model: Any, cache: Path) -> None:
 def ended_by(training: Training, loss_tokens: int) -> str:
     """The key of `training` that ends a training planned for so many loss tokens."""
     return "token_budget" if loss_tokens >= training.token_budget else "max_epochs"
+
+
+def uneven_steps(training: Training, steps: Sequence[StepWork]) -> list[str]:
+    """A warning where whole rows do not come near to `batch_tokens`; the last step may be a short one."""
+    whole = steps[:-1] or steps
+    mean = sum(step.loss for step in whole) / len(whole)
+    if training.batch_tokens is None or abs(mean / training.batch_tokens - 1) <= UNEVEN:
+        return []
+    rows = training.batch_size * training.gradient_accumulation_steps
+    return [
+        f"training.batch_tokens = {training.batch_tokens}, but steps of {rows} row(s) have {mean:.0f} loss tokens on average"
+    ]
 
 
 def whole_batches(order: Sequence[int], batch_size: int, filler: int) -> list[int]:

@@ -30,7 +30,7 @@ from workflow_scripts.estimate.pricing import ZERO, Cost, Sample, UnpricedError,
 from workflow_scripts.estimate.work import TASKS, Task, Work, amount, done, expected
 from workflow_scripts.pipelines import STAGES
 from workflow_scripts.plan.dry_run import DryRunError, PlannedJob, planned
-from workflow_scripts.plan.plan import Job
+from workflow_scripts.plan.jobs import Job
 from workflow_scripts.plan.slices import settings_fingerprint
 from workflow_scripts.settings.load import deep_merge
 

@@ -217,9 +217,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             overrides = deep_merge(overrides, read_yaml(file))
         known = load_experiments(ROOT / "config", read_yaml(ROOT / "config" / "base.yaml"), overrides)
         for name in options.experiments:
-            if name not in known:
+            runs = [run for run in known.runs.get(name, [name]) if run in known]
+            if not runs:
                 raise SettingsError(known.set_aside.get(name, f"{name!r} is no experiment (known: {', '.join(known)})"))
-            print(table(name, stages(known[name]), options.gpu_gb))
+            for method, run in {known.methods[run]: run for run in runs}.items():  # seeds need the same
+                print(table(method, stages(known[run]), options.gpu_gb))
     except (SettingsError, UnpricedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

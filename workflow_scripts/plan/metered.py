@@ -14,7 +14,8 @@ from typing import Any
 
 from workflow_scripts.pipelines import STAGES
 from workflow_scripts.plan.code import code_digest
-from workflow_scripts.plan.plan import Job, Plan
+from workflow_scripts.plan.jobs import Job
+from workflow_scripts.plan.plan import Plan
 from workflow_scripts.plan.slices import NOTHING, canonical, leaves, line
 
 Command = Callable[[Any, Any, Any], list[str]]  # wildcards, input, output -> words
@@ -94,6 +95,10 @@ class Metered:
                 compared[f"key{number}"] = self._compared(key, by_key)
             compared |= {"code": lambda wildcards: f"code={self.digest(self.job(wildcards))}", "nothing": NOTHING}
         return {"meter": self._meter(plan), "command": self._command(), **compared}
+
+    def turn(self, plan: Plan) -> Callable[[Any], int]:
+        """The rule's priority, by its wildcards: the order of the runs, after what they share."""
+        return lambda wildcards: self.priority + plan.priority(getattr(wildcards, "experiment", None))
 
     def _compared(self, key: str, by_key: Mapping[str, Mapping[str, Any]]) -> Callable[[Any], str]:
         def value(wildcards: Any) -> str:

@@ -9,59 +9,16 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workflow_scripts.pipelines import PIPELINES, STAGES, TEACHER_STAGES, Pipeline, Split, Stage
+from workflow_scripts.pipelines import PIPELINES, STAGES, TEACHER_STAGES, Split, Stage
+from workflow_scripts.plan.jobs import ExperimentPlan, Job, TeacherArtefact, parts_of, seedless, turns
 from workflow_scripts.plan.names import digest, files_at, files_of, named_model, one_tokenizer, task_files, template_files
-from workflow_scripts.plan.slices import Content, canonical, comparable, cut, settings_fingerprint, value_at, without_locations
+from workflow_scripts.plan.slices import canonical, comparable, cut, settings_fingerprint, value_at
 from workflow_scripts.settings import Experiments, Settings, SettingsError
 from workflow_scripts.settings.load import followers
 from workflow_scripts.settings.models import PrunedModel, RandomModel
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run of a rule: its slice of the settings and its input manifests by argument name."""
-
-    settings: Content
-    inputs: dict[str, str] = field(default_factory=dict)
-    files: list[str] = field(default_factory=list)  # what the settings name on disk: its content decides, too
-
-    @property
-    def deciding(self) -> Content:
-        """The settings that decide the result."""
-        return without_locations(self.settings)
-
-    @property
-    def identity(self) -> str:
-        """The same as text."""
-        return canonical(self.deciding)
-
-
-@dataclass(frozen=True)
-class TeacherArtefact:
-    """What a teacher stage makes: by the jobs of its parts, in the folder `raw`, and by their merge."""
-
-    raw: str
-    parts: Job
-    merge: Job
-    adopted: bool  # what is there already is used: no parts
-
-
-@dataclass(frozen=True)
-class ExperimentPlan:
-    """Everything the rules need of one experiment."""
-
-    settings: Settings
-    pipeline: Pipeline
-    training: Job
-    evaluation: Job
-    shared: dict[str, str]  # stage name in the summary -> record file outside the experiment
-    references: dict[str, str]  # student | teacher -> evaluation.json of the untrained model
-    final: str  # manifest of the trained model
-    check: list[str]  # proof that teacher and student share the vocabulary, where they do
 
 
 class Plan:
@@ -81,6 +38,8 @@ class Plan:
         self._settings = experiments
         self._claims: dict[str, str] = {}
         self.set_aside = dict(experiments.set_aside)
+        self.targets = {**experiments.runs, **{name: [name] for name in (*experiments, *experiments.set_aside)}}
+        self._methods = experiments.methods
         needed = experiments.needed()
         for name in sorted(experiments, key=lambda name: name not in needed):
             try:
@@ -96,7 +55,12 @@ class Plan:
         self.prerun = Job(cut(some, STAGES["prerun"].reads))
         self.host_kind = some.hardware.host_kind
         self.energy = canonical(some.energy)
-        self.comparison = some.comparison
+        runs = {"experiments": experiments.compared()}
+        if baseline := some.comparison.baseline:
+            runs["baseline"] = self.targets[baseline][0]  # any run names its method
+        self.comparison = some.comparison.model_copy(update=runs)
+        self._check_sweeps()
+        self._turns = turns(self.experiments, self._methods)
         self.scatter = some.scatter
 
     def _plan_experiment(self, name: str, settings: Settings) -> ExperimentPlan:
@@ -119,22 +83,25 @@ class Plan:
         start = self.final_manifest(settings.model.policy) if settings.model.policy else models["student"]
         training = {pipeline.starts_with: start, "corpus": self.corpus_manifest(learnt)}
         evaluation = {"model": self.final_manifest(name), "corpus": self.corpus_manifest(learnt), "teacher": models["teacher"]}
+        made_from = [corpus, learnt, self._identity(student)]
         if pipeline.teacher:
             stage = STAGES[pipeline.teacher]
             artefact = self._teacher(stage, settings, corpus, teacher)
             shared[stage.in_summary] = f"{self.output.root}/teacher/{artefact}/stages/{stage.name}.json"
             training[pipeline.teacher_output] = self.teacher_manifest(stage.name, artefact)
+            made_from.append(seedless(self.teacher[stage.name][artefact].merge, settings))
             if pipeline.checks_teacher:
                 training["teacher"] = models["teacher"]
             if pipeline.judged_on_pairs:
                 evaluation |= {"preferences": training[pipeline.teacher_output], "reference": start}
         stage = STAGES[pipeline.training]
-        judged = cut(settings, (*STAGES["evaluation"].reads, *pipeline.evaluates))
+        trained = Job(cut(settings, (*stage.reads, *pipeline.reads), stage.ignores), training)
+        judged = Job(cut(settings, (*STAGES["evaluation"].reads, *pipeline.evaluates)), evaluation, task_files(settings))
         return ExperimentPlan(
             settings=settings,
             pipeline=pipeline,
-            training=Job(cut(settings, (*stage.reads, *pipeline.reads), stage.ignores), training),
-            evaluation=Job(judged, evaluation, task_files(settings)),
+            training=trained,
+            evaluation=judged,
             shared=shared,
             references={
                 "student": self._reference(settings, student, learnt, models["teacher"]),
@@ -142,7 +109,39 @@ class Plan:
             },
             final=evaluation["model"],
             check=[] if own else [f"{self.output.root}/models/{student}/checks/{teacher}.json"],
+            method=(settings.pipeline, *made_from, *(seedless(job, settings) for job in (trained, judged))),
         )
+
+    # ---- runs
+
+    def method(self, name: str) -> str:
+        """Fingerprint of all that a run's result depends on, but for seeds and the measurement: equal for runs of one method.
+
+        A starting policy counts by its own method, so that it may have another seed, too.
+        """
+        policy = self.experiments[name].settings.model.policy
+        return digest(*self.experiments[name].method, *([self.method(policy)] if policy else []))
+
+    def refusal(self, target: str) -> str | None:
+        """Why the runs of a target cannot be had."""
+        return next((self.set_aside[run] for run in self.targets[target] if run in self.set_aside), None)
+
+    def priority(self, name: str | None) -> int:
+        """Priority of the jobs of a run: the earlier its turn, the higher; what runs share (None) comes before all of them."""
+        return len(self._turns) + 1 if name is None else len(self._turns) - self._turns[name]
+
+    def _check_sweeps(self) -> None:
+        swept = {target: runs for target, runs in self.targets.items() if len(runs) > 1}
+        for target, runs in swept.items():
+            found: dict[str, str] = {}
+            for run in (run for run in runs if run in self.experiments):
+                variant = self._methods[run]
+                other = found.setdefault(self.method(run), variant)
+                if other != variant:
+                    raise SettingsError(
+                        f"sweep.{target}: {other} and {variant} are equal, as pipeline {self.pipeline(run)} reads no key in "
+                        "which they differ: leave that key out"
+                    )
 
     # ---- models, corpus, teacher artefacts, references
 
@@ -191,8 +190,9 @@ class Plan:
         inputs = {"corpus": self.corpus_manifest(corpus), "teacher": self.model_manifest(teacher)}
         adopted = split.existing is not None and bool(value_at(settings, split.existing))
         bulk = value_at(settings, stage.location) if stage.location else None
-        parts = Job(cut(settings, stage.reads), inputs)
-        merge = Job(cut(settings, (*stage.reads, *split.reads)), inputs, files_at(bulk) if adopted and bulk else [])
+        first = ("experiment.replicate",) if settings.experiment.replicate == 1 else ()
+        parts = Job(cut(settings, stage.reads, first), inputs)
+        merge = Job(cut(settings, (*stage.reads, *split.reads), first), inputs, files_at(bulk) if adopted and bulk else [])
         raw = f"{stage.name}-{digest(parts.identity, corpus, self._identity(teacher))}"
         artefact = f"{stage.folder}-{digest(merge.identity, corpus, self._identity(teacher))}"
         if bulk is not None:
@@ -227,7 +227,8 @@ class Plan:
         settings = self._settings[name]
         folder = self.output.record_dir().format(experiment=name)
         choice = settings.wandb.model_dump(mode="json")
-        return canonical({"wandb": choice, "experiment": name, "pipeline": settings.pipeline, "folder": folder})
+        of = {"experiment": name, "group": self._methods[name], "pipeline": settings.pipeline}
+        return canonical({"wandb": choice, "folder": folder, **of})
 
     def launcher(self, name: str) -> list[str]:
         """What starts a training: Python itself, or the launcher of several processes."""
@@ -273,7 +274,11 @@ class Plan:
 
     def summary_job(self, name: str) -> Job:
         """What the summary states of the configuration."""
-        return Job({"comparable": comparable(self.experiments[name].settings)})
+        return Job({"comparable": self._comparable(name)})
+
+    def _comparable(self, name: str) -> dict[str, object]:
+        settings = self.experiments[name].settings
+        return comparable(settings, self._methods.get(settings.model.policy or ""))
 
     def export_job(self, name: str) -> Job:
         """The words of the registry that card and reports use."""
@@ -295,7 +300,8 @@ class Plan:
             "settings": {training: plan.training.deciding, "evaluation": plan.evaluation.deciding},
             "evaluation": f"{self.output.experiment_dir().format(experiment=name)}/evaluation.json",
             "references": plan.references,
-            "comparable": comparable(plan.settings),
+            "comparable": self._comparable(name),
+            "seedless_fingerprint": self.method(name),
             "lineage": f"{self.output.record_dir().format(experiment=policy)}/experiment_summary.json" if policy else None,
             "teacher_manifest": plan.training.inputs.get(plan.pipeline.teacher_output),
             "output_dir": self.output.experiment_dir().format(experiment=name),
@@ -363,7 +369,7 @@ class Plan:
         if whole:
             count = min(whole)
         elif record.is_file() and Path(self.teacher_manifest(stage, artefact)).is_file():
-            count = _parts_of(record) or count
+            count = parts_of(record) or count
         return [f"{folder}/{number}-of-{count}.json" for number in range(1, count + 1)]
 
     def final_manifest(self, name: str) -> str:
@@ -382,12 +388,3 @@ class Plan:
         job_inputs = [self.experiments[name].training.inputs.values() for name in self.comparison.experiments]
         known = {self.teacher_manifest(stage, artefact) for artefact in self.teacher[stage]}
         return sorted(known.intersection(path for inputs in job_inputs for path in inputs))
-
-
-def _parts_of(record: Path) -> int | None:
-    """Number of parts in a merged record; None where it is damaged or says none."""
-    try:
-        parts: int | None = json.loads(record.read_text(encoding="utf-8")).get("parts")
-    except json.JSONDecodeError:
-        return None
-    return parts

@@ -136,17 +136,21 @@ def canonical(content: BaseModel | Mapping[str, Any]) -> str:
     return json.dumps(values, sort_keys=True, separators=(",", ":"))
 
 
-def comparable(settings: Settings) -> dict[str, object]:
-    """What experiments that are compared should agree on; None where a pipeline has no such choice."""
+def comparable(settings: Settings, policy: str | None = None) -> dict[str, object]:
+    """What experiments that are compared should agree on; None where a pipeline has no such choice.
+
+    `policy` is the method of the starting policy, where its run is one of several.
+    """
     training = settings.training
+    rows = training.batch_size * training.gradient_accumulation_steps
     packs = "training.packing" not in STAGES[PIPELINES[settings.pipeline].training].ignores
     return {
         "seed": settings.experiment.seed,
-        "starting model": settings.model.policy or settings.model.student,
+        "starting model": policy or settings.model.policy or settings.model.student,
         "optimizer": training.optimizer,
         "schedule": training.schedule_type,
         "token budget": training.token_budget,
-        "effective batch": training.batch_size * training.gradient_accumulation_steps,
+        "effective batch": f"{training.batch_tokens} tokens" if training.batch_tokens else rows,
         "dtype": training.dtype,
         "energy budget [kWh]": training.energy_budget_kwh or "none",
         "packing": training.packing if packs else None,

@@ -39,6 +39,13 @@ def read_plan(workflow: Any, config: Mapping[str, Any]) -> Plan:
         raise WorkflowError(str(error)) from None
 
 
+def adapt(workflow: Any) -> None:
+    """Snakemake as these rules need it."""
+    one_meter(workflow)
+    compare_with_records()
+    cpus_of_the_jobs()
+
+
 def one_meter(workflow: Any) -> None:
     """Two metered stages never share this machine, whatever `--resources` or `--workflow-profile` say.
 

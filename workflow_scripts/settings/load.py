@@ -15,20 +15,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from workflow_scripts.errors import UserError
 from workflow_scripts.pipelines import STAGES, rule_names
+from workflow_scripts.settings.runs import Grid, SettingsError, Sweep, runs_of, variants, with_value
 from workflow_scripts.settings.schema import CAMPAIGN_SECTIONS, Settings
 
 EXPERIMENT_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
 RESERVED_NAMES = ("models", "corpus", "teacher", "reference", "state", "downloads", "all", *STAGES, *rule_names())
 _SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)  # as in wandb.api_key, which belongs into WANDB_API_KEY
 EXTENDS = "extends"
-
-
-class SettingsError(UserError):
-    """A configuration that cannot be used; the message has one line per fault."""
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # libyaml is ten times as fast
@@ -45,20 +41,61 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
 
 
 class Experiments(dict[str, Settings]):
-    """Settings by experiment name, and `set_aside`: why an experiment that nothing asks for cannot be had, by its name."""
+    """Settings by the name of the run.
+
+    `runs` are the runs of an experiment or of a variant by its name, `methods` the variants by the names of their runs.
+    `set_aside` says why an experiment that nothing asks for cannot be had, by its name.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.runs: dict[str, list[str]] = {}
+        self.methods: dict[str, str] = {}
         self.set_aside: dict[str, str] = {}
 
+    def add(self, name: str, variant: str, settings: Settings) -> None:
+        """Take the runs of a variant of the experiment `name`. Raises SettingsError for a name that is taken."""
+        found = runs_of(variant, settings)
+        for run in {variant, *found} - {name}:
+            if run in self.runs or run in self:
+                raise SettingsError(f"{run!r} is the name of two runs: rename the file of one of their experiments")
+        self.update(found)
+        self.methods |= dict.fromkeys(found, variant)
+        for target in {name, variant}:
+            self.runs.setdefault(target, []).extend(found)
+
+    def compared(self) -> list[str]:
+        """All runs of the compared experiments."""
+        names = next(iter(self.values())).comparison.experiments if self else []
+        return list(dict.fromkeys(run for name in names for run in self.runs.get(name, [name])))
+
     def needed(self) -> list[str]:
-        """The compared experiments and those whose policies they start from."""
-        found = list(next(iter(self.values())).comparison.experiments) if self else []
+        """The compared runs and those whose policies they start from."""
+        found = self.compared()
         for name in found:
             policy = self[name].model.policy if name in self else None
-            if policy is not None and policy not in found:
-                found.append(policy)
+            if policy is not None:
+                found += [run for run in self.runs.get(policy, [policy]) if run not in found]
         return found
+
+    def policy(self, name: str) -> str:
+        """The run that this run starts from: its policy's only run, or that of the same seed. Raises SettingsError."""
+        policy, seed = str(self[name].model.policy), self[name].experiment.seed
+        if policy in self:
+            return policy
+        if policy not in self.runs:
+            raise SettingsError(f"{name}: model.policy = {policy!r} is no experiment{_nearest(policy, self.runs)}")
+        if len({self.methods[run] for run in self.runs[policy]}) > 1:
+            listed = ", ".join(dict.fromkeys(self.methods[run] for run in self.runs[policy]))
+            raise SettingsError(f"{name}: model.policy = {policy!r} is swept: name one of its variants ({listed})")
+        same = [run for run in self.runs[policy] if self[run].experiment.seed == seed]
+        if not same:
+            listed = ", ".join(self.runs[policy])
+            raise SettingsError(
+                f"{name}: model.policy = {policy!r} has no run of seed {seed} ({listed}): add it to experiment.seeds of "
+                f"{policy}, or name one of its runs"
+            )
+        return same[0]
 
 
 def deep_merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,6 +163,7 @@ def load_experiments(config_dir: Path, base: Mapping[str, Any], overrides: Mappi
     command line may not fit an experiment that it was not meant for: unless that is compared, it is set aside.
     """
     experiments = Experiments()
+    sweep = _swept(deep_merge(base, overrides).get("sweep"))
     for path in sorted((config_dir / "experiments").glob("*.y*ml")):
         if path.suffix != ".yaml":
             raise SettingsError(f"{path}: experiments are .yaml files: rename it")
@@ -136,23 +174,51 @@ def load_experiments(config_dir: Path, base: Mapping[str, Any], overrides: Mappi
         if path.stem in RESERVED_NAMES:
             raise SettingsError(f"{path}: {path.stem!r} is the name of a results folder or target: rename the file")
         overlay = read_extended(path, config_dir / "shared")
-        merged = deep_merge(deep_merge(base, overlay), overrides)
+        merged = deep_merge(deep_merge(base, overlay), overrides) | {"sweep": None}
+        grid = sweep.pop(path.stem, None)
+        overlays = variants(path.stem, grid) if grid else {path.stem: {}}
+        where = f"{path} with sweep.{path.stem}" if grid else str(path)
         try:
-            experiments[path.stem] = validate(merged, str(path))
+            found = {variant: validate(deep_merge(merged, own), where) for variant, own in overlays.items()}
         except SettingsError as error:
-            if not overrides:
+            if not overrides or grid:
                 raise
             experiments.set_aside[path.stem] = str(error)
+            continue
+        for variant, settings in found.items():
+            experiments.add(path.stem, variant, settings)
+    for name in sweep:
+        raise SettingsError(f"sweep.{name}: {name!r} is no experiment{_nearest(name, experiments.runs)}")
     asked_for = experiments.needed() if experiments else list(experiments.set_aside)
     if reasons := [experiments.set_aside[name] for name in asked_for if name in experiments.set_aside]:
         raise SettingsError(reasons[0])
-    for name, why in followers(experiments, experiments.set_aside).items():
-        experiments.set_aside[name] = why
-        del experiments[name]
+    while left_out := followers(experiments, experiments.set_aside):
+        for name, why in left_out.items():
+            experiments.set_aside |= {name: why, experiments.methods[name]: why}
+            del experiments[name]
     if not experiments:
         raise SettingsError(f"no experiment found: {config_dir / 'experiments'} holds no .yaml file")
+    for name, settings in experiments.items():
+        if settings.model.policy is not None:
+            experiments[name] = with_value(settings, "model.policy", experiments.policy(name))
     _check_references(experiments)
     return experiments
+
+
+def _swept(raw: Any) -> dict[str, Grid]:
+    """The section `sweep` of the campaign. Raises SettingsError."""
+    if raw is None:
+        return {}
+    try:
+        found: dict[str, Grid] = TypeAdapter(Sweep).validate_python(raw, strict=True)
+    except ValidationError as error:
+        faults = [cast(dict[str, Any], fault) for fault in error.errors()]
+        lines = [_explain(fault | {"loc": ("sweep", *fault["loc"])}, "campaign") for fault in faults]
+        raise SettingsError("\n".join(lines)) from None
+    for name, key in ((name, key) for name, grid in found.items() for key in grid):
+        if (section := key.partition(".")[0]) in CAMPAIGN_SECTIONS:
+            raise SettingsError(f"sweep.{name}: {key} cannot be swept: `{section}` holds for the whole campaign")
+    return found
 
 
 def followers(experiments: Mapping[str, Settings], set_aside: Mapping[str, str]) -> dict[str, str]:
@@ -161,24 +227,27 @@ def followers(experiments: Mapping[str, Settings], set_aside: Mapping[str, str])
     return {name: set_aside[policy] for name, policy in policies.items() if policy in set_aside}
 
 
-def _check_references(experiments: Mapping[str, Settings]) -> None:
+def _check_references(experiments: Experiments) -> None:
     for name, settings in experiments.items():
-        policy = settings.model.policy
-        if policy is not None and policy not in experiments:
-            raise SettingsError(f"{name}: model.policy = {policy!r} is no experiment{_nearest(policy, experiments)}")
-        seen = [name]
+        policy, seen = settings.model.policy, [name]
         while policy is not None:
             if policy in seen:
                 raise SettingsError(f"{name}: model.policy goes in a circle: {' -> '.join([*seen, policy])}")
             seen.append(policy)
             policy = experiments[policy].model.policy
     comparison = next(iter(experiments.values())).comparison
-    _check_quality(experiments, comparison.quality, comparison.experiments)
-    for name in [*comparison.experiments, *([comparison.baseline] if comparison.baseline else [])]:
-        if name not in experiments:
-            raise SettingsError(f"comparison: {name!r} is no experiment{_nearest(name, experiments)}")
-    if comparison.baseline is not None and comparison.baseline not in comparison.experiments:
-        raise SettingsError(f"comparison.baseline = {comparison.baseline!r} must be one of comparison.experiments")
+    baseline = [comparison.baseline] if comparison.baseline else []
+    for name in [*comparison.experiments, *baseline]:
+        if name not in experiments.runs and name not in experiments:
+            raise SettingsError(f"comparison: {name!r} is no experiment{_nearest(name, experiments.runs)}")
+    compared = experiments.compared()
+    _check_quality(experiments, comparison.quality, compared)
+    for name in baseline:
+        runs = experiments.runs.get(name, [name])
+        if not set(runs) <= set(compared):
+            raise SettingsError(f"comparison.baseline = {name!r} must be one of comparison.experiments")
+        if len(methods := dict.fromkeys(experiments.methods[run] for run in runs)) > 1:
+            raise SettingsError(f"comparison.baseline = {name!r} is swept: name one of its variants ({', '.join(methods)})")
 
 
 def _check_quality(experiments: Mapping[str, Settings], quality: str, compared: list[str]) -> None:

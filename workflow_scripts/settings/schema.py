@@ -33,6 +33,7 @@ from workflow_scripts.settings.models import RandomModel as RandomModel
 from workflow_scripts.settings.output import Output as Output
 from workflow_scripts.settings.prerun import Hardware as Hardware
 from workflow_scripts.settings.prerun import Prerun as Prerun
+from workflow_scripts.settings.runs import Sweep
 from workflow_scripts.settings.section import Name, Section, Text
 from workflow_scripts.settings.synthetic_data import Filtering as Filtering
 from workflow_scripts.settings.synthetic_data import SyntheticData as SyntheticData
@@ -50,7 +51,7 @@ _PARTS: dict[str, Any] = {
     for stage, _ in splits()
 }
 Scatter = create_model("Scatter", __base__=_Scatter, __doc__=_Scatter.__doc__, **_PARTS)
-CAMPAIGN_SECTIONS = ("energy", "output", "comparison", "hardware", "prerun", "scatter")
+CAMPAIGN_SECTIONS = ("energy", "output", "comparison", "hardware", "prerun", "scatter", "sweep")
 
 
 class Settings(Section):
@@ -75,6 +76,11 @@ class Settings(Section):
     wandb: Wandb = Wandb()
     hardware: Hardware = Hardware()
     scatter: Scatter = Scatter()
+    sweep: Sweep | None = Field(
+        None,
+        description="Variants of experiments: values by key, by the experiment's name; one for each combination. `kd: "
+        "{distillation.alpha: [0.3, 0.5]}` makes kd-alpha0_3 and kd-alpha0_5 of kd.",
+    )
     prerun: Prerun = Prerun()
     output: Output = Output()
     comparison: Comparison

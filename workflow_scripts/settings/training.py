@@ -22,6 +22,13 @@ class Training(Section):
         description="Examples (dpo: pairs) per forward pass, of all processes together, so that it means the same for any.",
     )
     gradient_accumulation_steps: int = Field(1, ge=1, description="Forward passes per optimizer step.")
+    batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Loss tokens per optimizer step on average (dpo: of chosen + rejected), the same for all pipelines: the "
+        "rows of a step follow from the mean of the training's rows, batch_size is the most rows of a forward pass, and "
+        "gradient_accumulation_steps is not used. Null: a step is batch_size x gradient_accumulation_steps rows.",
+    )
     energy_budget_kwh: float | None = Field(
         None,
         gt=0,

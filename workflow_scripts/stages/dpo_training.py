@@ -20,7 +20,7 @@ from workflow_scripts.distill import corpus, training
 from workflow_scripts.distill.arguments import arguments, check_optimizer
 from workflow_scripts.distill.budget import EnergyBudget
 from workflow_scripts.distill.models import check_context, load_model, load_tokenizer, model_facts, open_model
-from workflow_scripts.distill.order import training_order
+from workflow_scripts.distill.order import training_order, with_batch_tokens
 from workflow_scripts.distill.parallel import die_with_launcher, is_main, world_size
 from workflow_scripts.distill.preference_training import PreferenceTrainer, dpo_options
 from workflow_scripts.distill.work import ExampleWork, WorkCallback, work_per_step
@@ -49,6 +49,7 @@ def dpo_training(args: Arguments) -> None:
     check_context(policy, max(lengths), "the longest pair", "data.max_sequence_length or dpo.generation.max_new_tokens")
     run, log_interval = start_tracking(args.extra["wandb"], args.content)
     counts = list(zip(pairs["chosen_tokens"], pairs["rejected_tokens"], strict=True))
+    options = with_batch_tokens(options, [chosen + rejected for chosen, rejected in counts], world_size())
     order = training_order(
         [chosen + rejected for chosen, rejected in counts],
         [len(prompt) + max(count) for prompt, count in zip(pairs["prompt_ids"], counts, strict=True)],
@@ -80,6 +81,7 @@ def dpo_training(args: Arguments) -> None:
     steps = work_per_step(order, work, share, options.gradient_accumulation_steps * world_size())
     planned = sum(step.loss for step in steps)
     with Progress("loss", total=planned, phase="start") as progress:
+        progress.warnings += training.uneven_steps(options, steps)
         callback = WorkCallback(progress, steps, run.training, training.ended_by(options, planned), EnergyBudget.of(options))
         progress.metrics = training.run(trainer, callback, checkpoints)
     weights = training.full_weights(trainer)

@@ -19,7 +19,7 @@ from workflow_scripts.distill.corpus import CorpusError, loss_tokens, read_table
 from workflow_scripts.distill.logit_cache import LogitCache
 from workflow_scripts.distill.losses import KdLoss
 from workflow_scripts.distill.models import check_context, load_model, load_tokenizer, model_facts, open_model
-from workflow_scripts.distill.order import training_order
+from workflow_scripts.distill.order import training_order, with_batch_tokens
 from workflow_scripts.distill.packing import attention_for
 from workflow_scripts.distill.parallel import die_with_launcher, is_main, world_size
 from workflow_scripts.distill.work import ExampleWork, WorkCallback, work_per_step
@@ -41,6 +41,7 @@ def student_train(args: Arguments) -> None:
     rows, cache = training_data(args, corpus_folder, corpus)
     check_context(student, max(len(row["input_ids"]) for row in rows), "the longest row", "data.max_sequence_length")
     work = [ExampleWork(loss_tokens(row), (len(row["input_ids"]),)) for row in rows]
+    options = with_batch_tokens(options, [w.loss for w in work], world_size())
     order = training_order(
         [w.loss for w in work],
         [w.lengths[0] for w in work],
@@ -59,6 +60,7 @@ def student_train(args: Arguments) -> None:
         training.compile_layers(model, state_dir() / "compiled")
     planned = sum(step.loss for step in steps)
     with Progress("loss", total=planned, phase="start") as progress:
+        progress.warnings += training.uneven_steps(options, steps)
         callback = WorkCallback(progress, steps, run.training, training.ended_by(options, planned), EnergyBudget.of(options))
         evaluation = read_table(corpus_folder / "evaluation.parquet") if options.eval_steps else []
         held_out = training.whole_batches(range(len(rows), len(rows) + len(evaluation)), options.batch_size, training.FILLER)

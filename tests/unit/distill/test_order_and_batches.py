@@ -7,9 +7,10 @@ import torch
 
 from workflow_scripts.distill.batching import pad_rows
 from workflow_scripts.distill.corpus import loss_tokens
-from workflow_scripts.distill.order import training_order
-from workflow_scripts.distill.training import IGNORE, Collator, MemoryShort, run
+from workflow_scripts.distill.order import training_order, with_batch_tokens
+from workflow_scripts.distill.training import IGNORE, Collator, MemoryShort, run, uneven_steps
 from workflow_scripts.distill.work import ExampleWork, StepWork, work_per_step
+from workflow_scripts.settings.schema import Training
 
 
 def test_order_ends_at_the_budget_and_covers_every_epoch_once() -> None:
@@ -44,6 +45,42 @@ def test_work_per_step_counts_padding_per_batch() -> None:
     steps = work_per_step([0, 1, 2, 0], work, batch_size=2, accumulation=1)
     assert steps == [StepWork(2, 3, 6, 2), StepWork(2, 5, 16, 5)]
     assert work_per_step([0, 1, 2, 0], work, batch_size=2, accumulation=2) == [StepWork(4, 8, 22, 7)]
+
+
+@pytest.mark.parametrize(
+    ("tokens_per_row", "largest", "processes", "rows", "passes"),
+    [
+        (50, 8, 1, 8, 20),  # 160 rows of 50
+        (100, 8, 1, 8, 10),
+        (1000, 8, 1, 8, 1),
+        (1600, 8, 1, 5, 1),  # 5 rows of 1600, no 8
+        (2500, 8, 1, 3, 1),  # 3.2 rows: 3 are nearest
+        (9000, 8, 1, 1, 1),
+        (615, 8, 1, 1, 13),  # 13 rows of 615 are one by one only
+        (100, 8, 4, 8, 10),
+        (1600, 8, 4, 4, 1),  # a multiple of the processes
+    ],
+)
+def test_steps_of_8000_tokens(tokens_per_row: int, largest: int, processes: int, rows: int, passes: int) -> None:
+    block = Training(token_budget=80000, learning_rate=0.1, batch_size=largest, batch_tokens=8000, num_processes=processes)
+    found = with_batch_tokens(block, [tokens_per_row - 1, tokens_per_row + 1], processes)
+    assert (found.batch_size, found.gradient_accumulation_steps) == (rows, passes)
+    rows_alone = block.model_copy(update={"batch_tokens": None})
+    assert with_batch_tokens(rows_alone, [tokens_per_row], processes) == rows_alone
+
+
+def test_a_step_has_as_many_tokens_in_a_method_of_long_and_one_of_short_rows() -> None:
+    block = Training(token_budget=20000, learning_rate=0.1, batch_size=4, batch_tokens=1000)
+    for lengths in ([150, 250, 200], [20, 30, 10], [45, 35]):
+        own = with_batch_tokens(block, lengths, 1)
+        order = training_order(lengths, lengths, own.token_budget, None, own.batch_size, seed=0)
+        work = [ExampleWork(length, (length,)) for length in lengths]
+        steps = work_per_step(order, work, own.batch_size, own.gradient_accumulation_steps)
+        assert len(steps) in (20, 21) and not uneven_steps(own, steps)
+    long = with_batch_tokens(block, [700], 1)
+    assert uneven_steps(long, work_per_step([0, 0, 0], [ExampleWork(700, (700,))], 1, 1)) == [
+        "training.batch_tokens = 1000, but steps of 1 row(s) have 700 loss tokens on average"
+    ]
 
 
 def test_memory_that_runs_out_in_a_training_names_the_remedy(tmp_path) -> None:

@@ -12,8 +12,8 @@ from snakemake.exceptions import WorkflowError
 from tests.conftest import REPOSITORY
 from workflow_scripts.energy.state import file_identity
 from workflow_scripts.plan.code import code_digest, sources
+from workflow_scripts.plan.jobs import Job
 from workflow_scripts.plan.metered import Metered
-from workflow_scripts.plan.plan import Job
 from workflow_scripts.plan.snakemake_internals import differences
 
 PLANNED = {"training.learning_rate=0.1", "code=abc"}

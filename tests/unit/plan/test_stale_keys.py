@@ -30,6 +30,9 @@ READ_BY: dict[str, set[str]] = {
     "pipeline": STUDENT | {"dpo_training dpo"},
     "experiment": set(),
     "experiment.seed": TRAINED | STATED,
+    "experiment.replicate": ASKED,
+    "experiment.replicates": ASKED,  # with seeds enough: some runs read another measurement
+    "experiment.teacher_seeds": ASKED - LOGITS,
     "model": {"prepare_model"},
     "model.chat_template": {"preprocess"},
     "model.attn_implementation": TRAINED | JUDGED | ASKED,
@@ -60,20 +63,23 @@ READ_BY: dict[str, set[str]] = {
         (
             *("training.optimizer", "training.schedule_type", "training.token_budget", "training.batch_size"),
             *("training.gradient_accumulation_steps", "training.energy_budget_kwh", "training.gradient_checkpointing"),
-            *("training.compile", "training.eval_steps"),
+            *("training.compile", "training.eval_steps", "training.batch_tokens"),
         ),
         TRAINED | STATED,
     ),
     "training.packing": STUDENT | STATED,  # TRL has none for pairs
     "training.dtype": TRAINED | JUDGED | ASKED | STATED,
     "evaluation": JUDGED,
-    **{section: set() for section in ("energy", "wandb", "hardware", "prerun", "scatter", "output")},
+    **{section: set() for section in ("energy", "wandb", "hardware", "prerun", "scatter", "output", "sweep")},
     "comparison": {"comparison"},
     "comparison.experiments": set(),
 }
 # Values that the type alone does not tell, with what they need beside them.
 VALUES: dict[str, dict[str, Any]] = {
     "pipeline": {"pipeline": "baseline"},
+    "experiment.seeds": {"experiment": {"seeds": [42]}},
+    "experiment.replicates": {"experiment": {"seeds": [42, 43], "replicates": 2}},
+    "sweep": {"sweep": {"demo_kd": {"distillation.alpha": [0.5]}}},
     "model.teacher": {"model": {"teacher": "other/model"}},
     "model.student": {"model": {"student": "other/model"}},
     "model.chat_template": {"model": {"chat_template": "olmo2"}},
@@ -121,11 +127,10 @@ def slices(overlay: Mapping[str, Any]) -> dict[str, set[str]]:
         found.setdefault(rule, set()).update(line(key, value) for key, value in leaves(job.deciding).items())
 
     used = set()
-    for name in DEMO:
+    for way, name in ((demo.removeprefix("demo_"), run) for demo in DEMO for run in plan.targets[demo]):
         if name not in plan.experiments:
             continue
         planned = plan.experiments[name]
-        way = name.removeprefix("demo_")
         add(f"{planned.pipeline.training} {way}", planned.training)
         add(f"evaluation {way}", planned.evaluation)
         add("experiment_summary", plan.summary_job(name))
@@ -197,7 +202,7 @@ def expected(key: str) -> set[str]:
 def test_a_changed_key_is_in_the_slices_of_exactly_the_rules_that_read_it(key: str) -> None:
     overlay = other_value(key)
     beside: dict[str, Any] = {}  # what the value needs is set before, too, but for what is changed by that alone
-    if key in ("distillation.temperature", "training.fsdp", "evaluation.lm_eval_include_path"):
+    if key in ("experiment.replicates", "distillation.temperature", "training.fsdp", "evaluation.lm_eval_include_path"):
         for other, value in leaves(dict(overlay)).items():
             beside = deep_merge(beside, nested(other, value)) if other != key else beside
     before = slices(beside)
@@ -205,6 +210,8 @@ def test_a_changed_key_is_in_the_slices_of_exactly_the_rules_that_read_it(key: s
     changed = {rule for rule in {*before, *after} if before.get(rule) != after.get(rule)}
     assert changed == expected(key)
     named = {text.split("=")[0] for rule in changed for text in before.get(rule, set()) ^ after.get(rule, set())}
+    if key in ("experiment.replicates", "experiment.teacher_seeds"):  # they set other keys of a run
+        return
     assert not changed or key in named or any(name.startswith(("comparable.", "data.datasets", key)) for name in named)
 
 

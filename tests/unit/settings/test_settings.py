@@ -117,6 +117,27 @@ def test_two_experiments_with_one_folder_for_two_caches_are_refused(tmp_path) ->
     assert list(Plan(load(tmp_path, overlays)).experiments) == ["k4"]
 
 
+def test_runs_whose_policy_s_policy_is_set_aside_go_with_it(tmp_path) -> None:
+    four = {"distillation": {"cache_temperatures": [4.0]}}
+    overlays = {
+        "one": {"pipeline": "kd", **four},
+        "two": {"pipeline": "kd"},
+        "three": {"pipeline": "dpo", "model": {"policy": "two"}, **four},
+        "four": {"pipeline": "dpo", "model": {"policy": "three"}, **four},
+    }
+    found = load(tmp_path, overlays, {"distillation": {"temperature": 4.0}, "experiment": {"seeds": [1, 2]}})
+    assert list(found) == ["one-seed1", "one-seed2"]
+    assert set(found.set_aside.values()) == {found.set_aside["two"]} and "four-seed2" in found.set_aside
+    plan = Plan(found)
+    assert plan.refusal("four") == plan.refusal("three-seed1") == found.set_aside["two"] and plan.refusal("one") is None
+
+
+def test_a_name_of_two_things_is_refused(tmp_path) -> None:
+    overlays = {"one": {"pipeline": "kd", "experiment": {"seeds": [1]}}, "one-seed1": {"pipeline": "kd"}}
+    with pytest.raises(SettingsError, match="'one-seed1' is the name of two runs: rename the file"):
+        load(tmp_path, overlays)
+
+
 def test_a_shared_file_stands_between_base_and_experiment(tmp_path) -> None:
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared" / "far.yaml").write_text("training: {learning_rate: 0.1, batch_size: 2, save_steps: 9}\n")

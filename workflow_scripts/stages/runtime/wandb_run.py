@@ -40,6 +40,7 @@ class WandbChoice(Section):
     experiment: str
     pipeline: str
     folder: str
+    group: str | None = None  # the method, of which this is one run
 
     @classmethod
     def nothing(cls, log_interval: int = 10) -> WandbChoice:
@@ -120,6 +121,7 @@ class Run:
                 project=choice.wandb.project,
                 entity=choice.wandb.entity,
                 name=choice.wandb.run_name or choice.experiment,
+                group=choice.group,
                 id=self.ident,
                 resume="allow",  # offline, it makes `wandb sync` append this piece to the earlier ones
                 mode=self.mode,
