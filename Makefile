@@ -19,6 +19,8 @@ COMPARISON := results/comparison/comparison.json
 
 environment: $(READY)
 
+# Snakemake warns of coroutines of its own.
+demo: export PYTHONWARNINGS = ignore::RuntimeWarning
 demo: $(READY)
 	$(SNAKEMAKE) --quiet host progress reason rules
 	@$(MAKE) --no-print-directory $(REPORT)

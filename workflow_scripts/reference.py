@@ -18,7 +18,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from workflow_scripts.accounting.model import ExperimentSummary, Forecast
+from workflow_scripts.accounting.model import ExperimentSummary
+from workflow_scripts.accounting.prediction import Forecast
 from workflow_scripts.energy.model import StageRecord
 from workflow_scripts.estimate import memory
 from workflow_scripts.settings.load import EXTENDS, load_experiments, read_yaml

@@ -44,6 +44,8 @@ def test_each_is_planned_without_a_hub(fresh: Workflow, name: str) -> None:
     if FIRST[pipeline]:
         merge = {"cache_logits": "merge_logits", "generate_answers": "merge_answers", "rank_pairs": "merge_pairs"}
         expected |= {FIRST[pipeline]: 4, merge[FIRST[pipeline]]: 1}
+    if pipeline == "dpo":  # and the baseline's training, which it starts from
+        expected |= {"student_train": 1, "evaluation": 2, "experiment_summary": 2}
     assert jobs(text) == expected
     assert f"output: model_log/{name}/" in text and f"logs/{name}/experiment_summary.json" in text
 
@@ -53,7 +55,7 @@ def test_the_campaign_compares_the_four_and_makes_each_shared_artefact_once(fres
     found = jobs(text)
     assert found["experiment_summary"] == 4 and found["comparison"] == 1
     assert (found["student_train"], found["dpo_training"]) == (3, 1)
-    assert found["prepare_model"] == 3  # teacher, the base student, the policy that can talk
+    assert found["prepare_model"] == 2  # teacher and student: dpo starts from the baseline's model
     assert found["preprocess"] == 1 and (found["cache_logits"], found["merge_logits"]) == (4, 1)
 
 
@@ -66,7 +68,7 @@ def test_three_seeds_of_five_methods_are_one_file_and_one_command(fresh: Workflo
     parts = dict.fromkeys(("cache_logits", "generate_answers", "rank_pairs"), 4)
     merges = dict.fromkeys(("merge_logits", "merge_answers", "merge_pairs"), 1)
     once = dict.fromkeys(("prerun", "preprocess", "comparison", "all"), 1)
-    shared = {"prepare_model": 3, "check_tokenizers": 2, "reference_evaluation": 3}
+    shared = {"prepare_model": 2, "check_tokenizers": 1, "reference_evaluation": 2}
     assert found == {**per_run, **parts, **merges, **once, **shared}
     one = fresh.snakemake("-n", "kd_7b_to_1b-alpha0_3-seed1", overlay="three.yaml").stdout
     assert jobs(one)["student_train"] == 1 and "model_log/kd_7b_to_1b-alpha0_3-seed1/final_model/" in one

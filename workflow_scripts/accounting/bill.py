@@ -29,7 +29,8 @@ from tabulate import SEPARATING_LINE, tabulate
 
 from workflow_scripts.accounting.model import sum_of
 from workflow_scripts.accounting.versions import Found, Version, read_versions
-from workflow_scripts.energy.model import Closed, Document, is_none, known_energy
+from workflow_scripts.energy.documents import Closed, Document, is_none
+from workflow_scripts.energy.model import known_energy
 from workflow_scripts.energy.uncertainty import KWH
 
 COLUMNS = ("useful", "wasted", "superseded", "in_progress")

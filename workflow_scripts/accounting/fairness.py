@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from workflow_scripts.accounting.groups import Group, group
-from workflow_scripts.accounting.model import LOWER_IS_BETTER, ExperimentSummary
+from workflow_scripts.accounting.model import ExperimentSummary
+from workflow_scripts.accounting.quality import LOWER_IS_BETTER
 
 AGREEMENT = ("kl_to_teacher", "top1_agreement")
 

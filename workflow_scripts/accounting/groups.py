@@ -13,6 +13,7 @@ from workflow_scripts.energy.uncertainty import Energy
 
 AVERAGED = (
     *("total_kwh", "method_kwh", "beside_kwh", "teacher_kwh", "student_kwh", "lineage_kwh", "evaluation_kwh"),
+    *("training_s", "training_cpu_s", "training_idle_pct", "work_joules_per_token", "work_tokens_per_second"),
     *("joules_per_token", "tokens_per_second", "cross_entropy", "bits_per_byte", "kl_to_teacher", "top1_agreement"),
 )
 

@@ -1,4 +1,4 @@
-"""Schemas `experiment-summary/1` and `forecast/1`; `summary_schema.json` and `forecast_schema.json` are generated from them."""
+"""Schema `experiment-summary/1`; `summary_schema.json` is generated from it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr, computed_field, model_validator
 
+from workflow_scripts.accounting.prediction import ForecastOutcome
+from workflow_scripts.accounting.quality import Evaluation, IntermediateEvaluations
 from workflow_scripts.artefact import RANDOM_WEIGHTS
-from workflow_scripts.energy.model import Closed, Document, EnergyClass, Open, StageRecord, is_none, known_energy
+from workflow_scripts.energy.documents import Closed, Document, is_none
+from workflow_scripts.energy.model import EnergyClass, StageRecord, known_energy
 from workflow_scripts.energy.uncertainty import KWH, Energy, Figure
 from workflow_scripts.pipelines import teacher_of, training_of
 from workflow_scripts.progress import TOKEN_TYPES
 
 ROLES = ("prerun", "data", "teacher", "student", "evaluation")  # of the stages in a summary
 CACHE = "logit_caching"
-LOWER_IS_BETTER = {"cross_entropy": True, "bits_per_byte": True, "kl_to_teacher": True, "top1_agreement": False}
 
 
 def sum_of(values: list[float | None]) -> float | None:
@@ -101,177 +103,6 @@ class Deployment(Closed):
             key = (part.instrument, part.whose)
             errors[key] = errors.get(key, 0.0) + part.joules_per_token * part.uncertainty_pct / 100
         return Figure(self.joules_per_token, errors)
-
-
-class Bounds(Closed):
-    """A predicted figure between its bounds."""
-
-    low: float
-    predicted: float
-    high: float
-
-
-class ForecastRow(Closed):
-    """One planned stage. Figures are null with a `reason` where it cannot be priced.
-
-    `record` is the file that will say what it has cost; `jobs` counts the planned jobs (the parts of a stage and their merge);
-    `settings` marks the stage's settings, so that the outcome of others is not compared with it.
-    """
-
-    stage: str
-    label: str
-    record: str
-    jobs: dict[str, int]
-    settings: str
-    made_at: float
-    basis: str | None
-    unit: str | None
-    tokens: Bounds | None
-    kwh: Bounds | None
-    hours: Bounds | None
-    grams: Bounds | None
-    reason: str | None
-    notes: list[str]
-
-
-class ForecastTotal(Closed):
-    """Sum over the priced stages, bounds added up; `unpriced` names the stages that are not in it."""
-
-    kwh: Bounds | None
-    hours: Bounds | None
-    grams: Bounds | None
-    unpriced: list[str]
-
-
-class Forecast(Document):
-    """`forecast/1`: what the stale jobs of one plan will cost. `earlier` keeps the rows of records outside this plan."""
-
-    schema_: Literal["forecast/1"] = Field("forecast/1", alias="schema")
-    made_at: float
-    arguments: list[str]
-    hardware: str
-    rows: list[ForecastRow]
-    total: ForecastTotal
-    earlier: list[ForecastRow]
-    notes: list[str]
-
-
-class Outcome(Closed):
-    """Forecast against outcome, kWh; `actual` is null where the record has no figure, and then nothing is `inside`."""
-
-    predicted: float
-    low: float
-    high: float
-    actual: float | None
-    inside: bool | None
-
-
-class ForecastOutcome(Closed):
-    """The forecast stages of an experiment, and their sum. Stages that were not forecast are in neither."""
-
-    unit: Literal["kWh"]
-    stages: dict[str, Outcome]
-    total: Outcome
-
-
-class EvaluationPoint(Closed):
-    """Held-out loss after `step` optimizer steps, and the joules of the training alone until then."""
-
-    step: int
-    eval_loss: float | None
-    training_joules: float | None
-
-
-class IntermediateEvaluations(Closed):
-    """What the evaluations inside the training have cost; their joules are on the training's bill, null with a reason."""
-
-    count: int
-    seconds: float
-    joules: float | None
-    reason: str | None
-    points: list[EvaluationPoint]
-
-
-class Preference(Open):
-    """Implicit rewards on held-out pairs."""
-
-    mean_margin: float | None = None
-    accuracy: float | None = None
-
-
-class Generation(Open):
-    """Text generated in an evaluation; `start_s` in seconds of the evaluation's attempt."""
-
-    generated_tokens: int | None = None
-    seconds: float | None = None
-    start_s: float | None = None
-    tokens_per_second: float | None = None
-    reason: str | None = None
-
-
-class TaskMetric(Open):
-    """A metric of an lm-eval task."""
-
-    value: float | None = None
-    higher_is_better: bool | None = None
-    examples: int | None = None
-    shots: int | None = None
-    version: float | str | None = None
-
-
-class Tasks(Open):
-    """Metrics of lm-eval tasks by `<task>/<metric>`."""
-
-    chat_template: Any = None
-    metrics: dict[str, TaskMetric] = Field(default_factory=dict)
-
-
-class RowSums(Closed):
-    """Sums over the loss tokens of every held-out row, in the split's order; null without a teacher of this vocabulary.
-
-    A quality is their sum per token.
-    """
-
-    tokens: list[int]
-    cross_entropy: list[float]
-    kl_to_teacher: list[float] | None
-    top1_agreement: list[int] | None
-
-
-class Evaluation(Open):
-    """evaluation.json: how good a model is on held-out text. A quality is one of its fields, or a task's metric by name."""
-
-    model: str | None = None
-    teacher: str | None = None
-    split_sha256: str | None = None
-    tokenizer_sha256: str | None = None
-    cross_entropy: float | None = None
-    bits_per_byte: float | None = None
-    perplexity: float | None = None
-    kl_to_teacher: float | None = None
-    top1_agreement: float | None = None
-    rows: RowSums | None = None
-    preference: Preference | None = None
-    generation: Generation | None = None
-    tasks: Tasks | None = None
-
-    @property
-    def metrics(self) -> dict[str, TaskMetric]:
-        """Metrics of tasks by name."""
-        return self.tasks.metrics if self.tasks else {}
-
-    def quality(self, name: str) -> float | None:
-        """A quality; None where the evaluation has none."""
-        if "/" not in name:
-            value: float | None = getattr(self, name, None)
-            return value
-        return self.metrics[name].value if name in self.metrics else None
-
-    def conditions(self, name: str) -> str:
-        """What values of a task's metric are comparable under, in words."""
-        entry = self.metrics.get(name, TaskMetric())
-        said = f"examples {entry.examples}, shots {entry.shots}, version {entry.version}"
-        return f"{said}, chat template {self.tasks.chat_template if self.tasks else None}"
 
 
 class SummaryStage(StageRecord):

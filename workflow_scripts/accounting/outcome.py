@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from workflow_scripts.accounting.model import Bounds, Forecast, ForecastOutcome, ForecastRow, Outcome
+from workflow_scripts.accounting.prediction import Bounds, Forecast, ForecastOutcome, ForecastRow, Outcome
 from workflow_scripts.artefact import ArtefactError
 from workflow_scripts.energy.model import StageRecord
 

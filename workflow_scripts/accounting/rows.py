@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validat
 
 from workflow_scripts.accounting.model import ExperimentSummary, SummaryStage, sum_of
 from workflow_scripts.accounting.verdicts import Cause, Kind
-from workflow_scripts.energy.model import Closed, Document, StageRecord
+from workflow_scripts.energy.documents import Closed, Document
+from workflow_scripts.energy.model import StageRecord
 from workflow_scripts.energy.uncertainty import KWH, Energy
 
 StageKey = tuple[str, float]
@@ -72,6 +73,9 @@ class Row(BaseModel):
         return [*cls.model_fields, *cls.model_computed_fields]
 
 
+PHASES = ("start", "work", "evaluate", "save")
+
+
 class ExperimentRow(Row):
     """An experiment: energies by role, J per loss token of the training, quality on held-out text.
 
@@ -107,10 +111,16 @@ class ExperimentRow(Row):
             **_kwh("total", whole),
             "wasted_kwh": summary.wasted_j / KWH if summary.wasted_j is not None else None,
             "carbon_g": summary.carbon_grams,
+            "no_grams": training.carbon.reason if training else None,
             "training_tokens": tokens,
             "joules_per_token": training.joules_per_token if training else None,
             "joules_per_token_uncertainty": per_token.half_width if per_token else None,
             "tokens_per_second": training.tokens_per_second if training else None,
+            "work_joules_per_token": training.work_joules_per_token if training else None,
+            "work_tokens_per_second": training.work_tokens_per_second if training else None,
+            "training_s": training.duration_seconds if training else None,
+            "training_cpu_s": training.cpu.job_s if training and training.cpu else None,
+            "training_idle_pct": _idle_pct(training) if training else None,
             **{key: getattr(quality, key) for key in ("cross_entropy", "bits_per_byte", "kl_to_teacher", "top1_agreement")},
             "untrained_cross_entropy": references["student"].cross_entropy if "student" in references else None,
             "teacher_cross_entropy": references["teacher"].cross_entropy if "teacher" in references else None,
@@ -129,6 +139,12 @@ class ExperimentRow(Row):
         return cls.model_validate(known | {name: entry.value for name, entry in quality.metrics.items()})
 
 
+def _idle_pct(training: StageRecord) -> float | None:
+    """The part of a training's energy that the idle host would have used [%]; None without a baseline of this host."""
+    total, above = training.total_energy_joules, training.above_idle_j
+    return 100 * (1 - above / total) if total and above is not None else None
+
+
 def _kwh(name: str, spent: Energy | None) -> dict[str, float | None]:
     return {
         f"{name}_kwh": spent.kwh if spent else None,
@@ -143,7 +159,7 @@ def stage_row(experiment: str, name: str, r: SummaryStage, shares: Users) -> dic
     counts the compared experiments that share the stage, `share_kwh` is its energy divided by them.
     """
     spent, users = r.spent, len(shares[stage_key(name, r)])
-    rest = ("tokens_unit", "joules_per_token", "tokens_per_second")
+    rest = ("tokens_unit", "joules_per_token", "tokens_per_second", "work_joules_per_token", "work_tokens_per_second")
     return {
         "experiment": experiment,
         "stage": name,
@@ -158,6 +174,9 @@ def stage_row(experiment: str, name: str, r: SummaryStage, shares: Users) -> dic
         **{key: getattr(r, key) for key in ("useful_j", "wasted_j")},
         "carbon_g": r.carbon.grams,
         "duration_s": r.duration_seconds,
+        "cpu_s": r.cpu.job_s if r.cpu else None,
+        "foreign_cpu_pct": r.cpu.foreign_pct if r.cpu else None,
+        **{f"{name}_phase_j": r.phases[name].joules if name in r.phases else None for name in PHASES},
         "tokens": r.tokens_processed,
         **{key: getattr(r, key) for key in rest},
         "attempts": len(r.attempts),

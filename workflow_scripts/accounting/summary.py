@@ -22,19 +22,14 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, Field
 
-from workflow_scripts.accounting.model import (
-    Deployment,
-    Evaluation,
-    ExperimentSummary,
-    ForecastRow,
-    Lineage,
-    SummaryStage,
-    sum_of,
-)
+from workflow_scripts.accounting.model import Deployment, ExperimentSummary, Lineage, SummaryStage, sum_of
 from workflow_scripts.accounting.outcome import compare_forecast, read_forecast
+from workflow_scripts.accounting.prediction import ForecastRow
+from workflow_scripts.accounting.quality import Evaluation
 from workflow_scripts.accounting.traces import deployed_cost, intermediate_evaluations
 from workflow_scripts.artefact import ArtefactError, read_json, write_json
-from workflow_scripts.energy.model import Component, StageRecord, Total, validated
+from workflow_scripts.energy.documents import validated
+from workflow_scripts.energy.model import Component, StageRecord, Total
 from workflow_scripts.plan.slices import leaves, line
 
 ADOPTED = "teacher_generation"  # the stage whose data set may have been made elsewhere

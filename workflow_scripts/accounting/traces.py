@@ -18,14 +18,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workflow_scripts.accounting.model import (
-    DeployedComponent,
-    Deployment,
-    Evaluation,
-    EvaluationPoint,
-    Generation,
-    IntermediateEvaluations,
-)
+from workflow_scripts.accounting.model import DeployedComponent, Deployment
+from workflow_scripts.accounting.quality import Evaluation, EvaluationPoint, Generation, IntermediateEvaluations
 from workflow_scripts.energy.model import AttemptRecord, Component, IntermediateEvaluation, StageRecord
 from workflow_scripts.energy.uncertainty import instrument
 from workflow_scripts.errors import UserError

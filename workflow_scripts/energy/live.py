@@ -18,8 +18,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from workflow_scripts.energy.documents import Open
 from workflow_scripts.energy.ledger import HOSTS, Attempt, latest
-from workflow_scripts.energy.model import Metrics, Open
+from workflow_scripts.energy.model import Metrics
 from workflow_scripts.energy.record import POLICIES, total_joules
 from workflow_scripts.progress import LARGEST_REPORT
 

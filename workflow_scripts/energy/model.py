@@ -5,81 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
-    ValidationError,
     computed_field,
-    model_serializer,
     model_validator,
 )
 
-from workflow_scripts.artefact import ArtefactError, read_json
+from workflow_scripts.energy.documents import Closed, Document, Open, is_none
 from workflow_scripts.energy.uncertainty import KWH, Energy, Instrument, instrument, percent, total
 
 EnergyClass = Literal["measured", "integrated", "modelled", "unavailable"]
-M = TypeVar("M", bound=BaseModel)
 Role = Literal["prerun", "data", "teacher", "student", "evaluation", "accounting"]
-
-
-class Closed(BaseModel):
-    """Part of a document of ours: unknown keys are refused. What is computed from other fields is not read, but computed."""
-
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_computed(cls, content: Any) -> Any:
-        if isinstance(content, dict) and cls.model_computed_fields:
-            return {key: value for key, value in content.items() if key not in cls.model_computed_fields}
-        return content
-
-
-class Open(BaseModel):
-    """Facts of which some are named here: others are kept, and what was not given is not written."""
-
-    model_config = ConfigDict(extra="allow")
-
-    @model_serializer(mode="wrap")
-    def _as_given(self, handler: SerializerFunctionWrapHandler) -> Any:
-        return {key: value for key, value in handler(self).items() if key in self.model_fields_set}
-
-
-def validated(model: type[M], content: Any, path: Path) -> M:
-    """Content of a file as a type. Raises ArtefactError that names the file, what is wrong and what to do."""
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ArtefactError(f"{path}: {where}: {first['msg']}: delete it and make it again") from None
-
-
-class Document(Closed):
-    """A JSON file of ours, with its schema's name in `schema`."""
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """Read a file. Raises ArtefactError that names the file, what is wrong and what to do."""
-        content, wanted = read_json(path), cls.model_fields["schema_"].default
-        found = content.get("schema") if isinstance(content, dict) else type(content).__name__
-        if found != wanted:
-            raise ArtefactError(f"{path}: schema {found!r}, this program reads {wanted}")
-        return validated(cls, content, path)
-
-    def content(self) -> dict[str, Any]:
-        """What is written to the file."""
-        return self.model_dump(mode="json", by_alias=True)
-
-
-def is_none(value: object) -> bool:
-    """Fields that are not written when they are None."""
-    return value is None
 
 
 class PowerModel(Closed):
@@ -186,7 +124,7 @@ class AttemptRecord(Closed):
     duration_seconds: float
     end_source: Literal["meter", "ledger"]
     host: str
-    hosts: list[str] = []
+    hosts: list[str] = Field(default_factory=list)
     slurm: dict[str, str]
     joules: dict[str, float | None]
     total_j: float | None
@@ -342,9 +280,9 @@ class StageRecord(Document):
     work: Work
     metrics: Metrics
     carbon: Carbon
-    phases: dict[str, Phase] = {}
+    phases: dict[str, Phase] = Field(default_factory=dict)
     cpu: CpuTime | None = None
-    power_models: list[PowerModel] = []
+    power_models: list[PowerModel] = Field(default_factory=list)
     idle: Idle | None
     overhead: dict[str, float]
     provenance: Provenance

@@ -22,7 +22,7 @@ from pathlib import Path
 from pydantic import ValidationError
 from tabulate import SEPARATING_LINE, tabulate
 
-from workflow_scripts.accounting.model import Bounds, Forecast, ForecastRow, ForecastTotal
+from workflow_scripts.accounting.prediction import Bounds, Forecast, ForecastRow, ForecastTotal
 from workflow_scripts.artefact import ArtefactError, read_json, sha256, write_json
 from workflow_scripts.estimate.artefacts import Artefacts
 from workflow_scripts.estimate.history import Hardware, Past, read_history, setting

@@ -11,7 +11,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from workflow_scripts.accounting.model import Evaluation, ExperimentSummary
+from workflow_scripts.accounting.model import ExperimentSummary
+from workflow_scripts.accounting.quality import Evaluation
 from workflow_scripts.artefact import RANDOM_WEIGHTS
 from workflow_scripts.energy.model import Carbon, StageRecord
 from workflow_scripts.energy.uncertainty import Energy

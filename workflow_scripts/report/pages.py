@@ -30,6 +30,7 @@ WHY_NOT = {
     "boundary": "boundaries differ",
     "never": "never: a token of the student costs no less",
 }
+MEASURED = ("training_s", "training_cpu_s", "training_idle_pct")
 HEAVIEST = 600_000  # bytes of a figure on the page; a heavier one (of hundreds of runs) stands in its own file alone
 PAGES = ("answer.html", "comparison.md", "comparison.tex")
 _LATEX = {
@@ -184,7 +185,17 @@ def _experiments(comparison: Comparison) -> Table:
     quality, own = comparison.quality, {row.experiment: row for row in comparison.experiments}
     factor, unit = unit_of(max((row.method_kwh or 0.0 for row in own.values()), default=0.0) or 1.0)
     energies = {"teacher": "teacher", "student": "training", "lineage": "policy", "method": "method", "beside": "beside it"}
-    head = ["experiment", "runs", *(f"{title} [{unit}]" for title in energies.values()), "J/loss token", quality]
+    head = [
+        "experiment",
+        "runs",
+        *(f"{title} [{unit}]" for title in energies.values()),
+        "training [s]",
+        "CPU [s]",
+        "idle part [%]",
+        "J/loss token",
+        "of its work",
+        quality,
+    ]
     rows = []
     for row in comparison.groups:
         members = [own[name] for name in row.members]
@@ -193,7 +204,9 @@ def _experiments(comparison: Comparison) -> Table:
             [
                 *(row.group, str(row.runs)),
                 *(_mean(row, members, f"{name}_kwh", f"{name}_uncertainty_kwh", factor) for name in energies),
+                *(number(row.column(f"{name}_mean"), row.column(f"{name}_sd")) for name in MEASURED),
                 _mean(row, members, "joules_per_token", "joules_per_token_uncertainty"),
+                number(row.column("work_joules_per_token_mean"), row.column("work_joules_per_token_sd")),
                 number(row.column(f"{quality}_mean"), row.column(f"{quality}_sd")),
                 "" if comparison.pareto_refused is not None else "not known" if chance is None else f"{chance:.0%}",
             ]

@@ -23,7 +23,11 @@ COLUMNS = (
     ("method_kwh", "method kWh", "{:.6f}"),
     ("method_uncertainty_kwh", "+/- kWh", "{:.6f}"),
     ("beside_kwh", "beside it", "{:.6f}"),
+    ("training_s", "train s", "{:.0f}"),
+    ("training_cpu_s", "CPU s", "{:.0f}"),
+    ("training_idle_pct", "idle %", "{:.0f}"),
     ("joules_per_token", "J/token", "{:.3f}"),
+    ("work_joules_per_token", "of work", "{:.3f}"),
     ("cross_entropy", "CE", "{:.3f}"),
     ("untrained_cross_entropy", "CE before", "{:.3f}"),
     ("kl_to_teacher", "KL", "{:.3f}"),
@@ -46,9 +50,15 @@ def main() -> int:
     align = ("left", *("right",) * (len(COLUMNS) - 1))
     table = tabulate(cells, [title for _, title, _ in COLUMNS], "simple", colalign=align, disable_numparse=True)
     said = sentences(comparison)
+    reasons = sorted({text for row in comparison.experiments if (text := row.column("no_grams"))})
     known = {
+        "grams": f" No grams of CO2e: {'; '.join(reasons)}." if reasons else "",
         **{"table": table, "basis": basis(comparison), "comparison": comparison, "folder": path.parent},
-        **{"question": QUESTION, "said": [text for text, _ in said], "remedies": [text for _, text in said if text]},
+        **{
+            "question": QUESTION,
+            "said": [text for text, _ in said],
+            "remedies": list(dict.fromkeys(text for _, text in said if text)),
+        },
     }
     print(template("table.txt.j2").render(known), end="")
     if len(sys.argv) > 2:

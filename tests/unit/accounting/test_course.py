@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.summaries import stage
-from workflow_scripts.accounting.model import Evaluation
+from workflow_scripts.accounting.quality import Evaluation
 from workflow_scripts.accounting.traces import (
     TraceError,
     energy_curve,

@@ -10,8 +10,8 @@ import pytest
 
 from tests.helpers.summaries import stage
 from tests.unit.energy.test_record import figure
-from workflow_scripts.accounting.model import Bounds, Forecast, ForecastRow
 from workflow_scripts.accounting.outcome import ForecastError, compare_forecast, read_forecast
+from workflow_scripts.accounting.prediction import Bounds, Forecast, ForecastRow
 from workflow_scripts.energy.ledger import LedgerWriter, read_attempts
 from workflow_scripts.energy.model import StageRecord
 from workflow_scripts.energy.record import build_record

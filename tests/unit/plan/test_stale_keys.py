@@ -61,12 +61,12 @@ READ_BY: dict[str, set[str]] = {
     "training": TRAINED,
     **dict.fromkeys(
         (
-            *("training.optimizer", "training.schedule_type", "training.token_budget", "training.batch_size"),
-            *("training.gradient_accumulation_steps", "training.energy_budget_kwh", "training.gradient_checkpointing"),
-            *("training.compile", "training.eval_steps", "training.batch_tokens"),
+            *("training.optimizer", "training.schedule_type", "training.token_budget", "training.energy_budget_kwh"),
+            *("training.gradient_checkpointing", "training.compile", "training.eval_steps", "training.batch_tokens"),
         ),
         TRAINED | STATED,
     ),
+    **dict.fromkeys(("training.batch_size", "training.gradient_accumulation_steps"), TRAINED),  # batch_tokens is what is stated
     "training.packing": STUDENT | STATED,  # TRL has none for pairs
     "training.dtype": TRAINED | JUDGED | ASKED | STATED,
     "evaluation": JUDGED,
