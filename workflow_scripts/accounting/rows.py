@@ -301,12 +301,16 @@ class Campaign(Row):
 
 
 class Source(Row):
-    """How the joules of a component were obtained in the compared stages, shared ones once; the largest uncertainty of any."""
+    """How the joules of a component were obtained in the compared stages, shared ones once, and by a second method.
+
+    The half-widths of one instrument add up linearly; `uncertainty_pct` is their sum relative to the energy.
+    """
 
     component: str
     method: str
     energy_class: str
     kwh: float
+    second_kwh: float | None
     uncertainty_pct: float | None
 
 

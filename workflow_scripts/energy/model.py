@@ -34,6 +34,12 @@ class PowerModel(Closed):
     dram_watts_source: Literal["codecarbon", "configuration"]
     virtual: bool
 
+    @property
+    def words(self) -> str:
+        """The numbers of the model and where they are from."""
+        cpu = f"TDP {self.cpu_tdp_watts:g} W of {self.sockets} socket(s), from {self.cpu_tdp_source}"
+        return f"{cpu}; memory {self.dram_watts:g} W for {self.memory_gb:.0f} GB, from {self.dram_watts_source}"
+
 
 class CpuTime(Closed):
     """CPU seconds on the hosts of a stage: the job's, those of other work, those that a hypervisor gave to others.

@@ -165,9 +165,12 @@ def answer_tables(comparison: Comparison) -> list[Table]:
     sources = Table(
         "sources",
         "How the joules were obtained",
-        ["component", "method", "class", f"energy [{unit}]", "uncertainty [%]"],
+        ["component", "method", "class", f"energy [{unit}]", f"by a second method [{unit}]", "uncertainty [%]"],
         [
-            [row.component, row.method, row.energy_class, number(row.kwh, None, factor), number(row.uncertainty_pct)]
+            [
+                *(row.component, row.method, row.energy_class),
+                *(number(row.kwh, None, factor), number(row.second_kwh, None, factor), number(row.uncertainty_pct)),
+            ]
             for row in comparison.sources
         ],
         (0, 1, 2),

@@ -23,7 +23,7 @@ from workflow_scripts.accounting.arms import Axis, repeated_evaluations
 from workflow_scripts.accounting.fairness import differences, incomplete, lower_is_better, qualities, quality_refusal
 from workflow_scripts.accounting.groups import averages, find, group
 from workflow_scripts.accounting.load import Loaded, load
-from workflow_scripts.accounting.model import ExperimentSummary
+from workflow_scripts.accounting.model import ExperimentSummary, sum_of
 from workflow_scripts.accounting.rows import (
     Amortised,
     Answer,
@@ -177,16 +177,27 @@ def campaign(summaries: Sequence[ExperimentSummary], shares: Users) -> Campaign:
 def sources(summaries: Sequence[ExperimentSummary]) -> list[Source]:
     """How the joules of all components were obtained, largest first."""
     found: dict[tuple[str, str, str], list[Component]] = {}
+    models: dict[str, None] = {}
     for _, record in {stage_key(n, r): (n, r) for s in summaries for n, r in s.stages.items()}.values():
+        models |= dict.fromkeys(model.words for model in record.power_models)
         for name in record.energy.total.boundary:
             part: Component = getattr(record.energy, name)
             found.setdefault((name, part.method or "unknown", part.energy_class), []).append(part)
     rows = []
     for (name, method, kind), parts in found.items():
-        widths = [part.uncertainty_pct for part in parts if part.uncertainty_pct is not None]
         joules = sum(part.joules or 0.0 for part in parts)
-        widest = max(widths) if len(widths) == len(parts) else None
-        rows.append(Source(component=name, method=method, energy_class=kind, kwh=joules / KWH, uncertainty_pct=widest))
+        widths = [part.joules * part.uncertainty_pct for part in parts if part.joules and part.uncertainty_pct is not None]
+        second = sum_of([part.crosscheck for part in parts])
+        rows.append(
+            Source(
+                component=name,
+                method=f"{method} ({'; '.join(models)})" if kind == "modelled" and models else method,
+                energy_class=kind,
+                kwh=joules / KWH,
+                second_kwh=second / KWH if second is not None else None,
+                uncertainty_pct=sum(widths) / joules if joules and len(widths) == sum(bool(p.joules) for p in parts) else None,
+            )
+        )
     return sorted(rows, key=lambda row: -row.kwh)
 
 
