@@ -386,7 +386,7 @@ def test_targets_of_the_guide(finished: Workflow) -> None:
 @pytest.mark.parametrize(
     ("overlay", "message"),
     [
-        ("training:\n  learning_rate: 2e-5\n", "training.learning_rate = '2e-5'"),
+        ("training:\n  learning_rate: fast\n", "training.learning_rate = 'fast'"),
         ("pipeline: kdd\n", "pipeline = 'kdd'"),
         ("modle: {}\n", "did you mean 'model'?"),
     ],
