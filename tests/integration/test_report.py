@@ -30,6 +30,7 @@ SENTENCES = {  # figure -> what only its caption says, and colours [RGB] that it
     "power.svg": ("The area under a curve is the energy on the bill", [(0, 114, 178), (86, 180, 233), (204, 121, 167)]),
     "loss_by_joules.svg": ("A curve does not start at 0", [(0, 114, 178), (213, 94, 0)]),
 }
+METHODS = {(213, 94, 0): "demo_kd", (0, 158, 115): "demo_sft"}
 SCALE = 3  # pixels per CSS pixel: a marker that others half cover still has hundreds
 OFFLINE = ("--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=10000")
 
@@ -90,7 +91,7 @@ def test_the_report_opens_offline_with_its_categories(browser: str, report: Path
 
 
 @pytest.mark.parametrize("figure", SENTENCES)
-def test_every_figure_is_drawn_and_explained(browser: str, report: Path, figure: str) -> None:
+def test_every_figure_is_drawn_and_explained(browser: str, report: Path, tiny_run: Workflow, figure: str) -> None:
     sentence, colours = SENTENCES[figure]
     page = opened(report, f"results/comparison/{figure}")
     dom = chromium(browser, page, "--dump-dom")
@@ -103,7 +104,10 @@ def test_every_figure_is_drawn_and_explained(browser: str, report: Path, figure:
     pixels = np.asarray(Image.open(screenshot).convert("RGB")).astype(int)[:, 420 * SCALE :]  # right of the menu
     white = (pixels > 250).all(axis=2).mean()
     assert 0.2 < white < 0.97, f"{white:.0%} of the page is white"
+    kinds = {row["experiment"]: row["kind"] for row in tiny_run.json("results/comparison/comparison.json")["answers"]}
     for colour in colours:
+        if figure == "cost_by_reuse.svg" and kinds[METHODS[colour]] == "not comparable":
+            continue  # other work ran beside one of its stages
         near = (np.abs(pixels - np.array(colour)).max(axis=2) < 12).sum()
         assert near > 60, f"{figure}: {near} pixels of {colour}"
 
