@@ -17,7 +17,7 @@ KEY = "5ec2e7c0ffee5ec2e7c0ffee5ec2e7c0ffee5ec2"
 
 def test_a_dpo_experiment_is_one_run_and_its_key_is_nowhere(finished: Workflow) -> None:
     edit(finished, "config/base.yaml", set_key("wandb", {"enabled": True, "mode": "offline", "log_interval": 1}))
-    edit(finished, "config/experiments/demo_dpo.yaml", set_key("training.eval_steps", 1))
+    edit(finished, "tiny.yaml", set_key("training.eval_steps", 1))
     done = finished.snakemake("--cores", "2", "demo_dpo", WANDB_API_KEY=KEY)
     assert KEY not in done.stdout + done.stderr
     check_run(finished, "demo_dpo", "dpo_training")
