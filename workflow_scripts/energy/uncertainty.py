@@ -115,8 +115,3 @@ def mean(figures: Sequence[F]) -> F:
         whole += figure
     spread = statistics.stdev(f.value for f in figures) if len(figures) > 1 else None
     return replace(whole.scaled(1 / len(figures)), spread=spread, runs=len(figures))
-
-
-def propagate(parts: Iterable[tuple[str, float, float]]) -> float:
-    """Half-width of a sum [J] from (instrument, joules, relative half-width [%]) of its parts on one host."""
-    return total(Energy(joules, {(name, ""): joules * pct / 100}) for name, joules, pct in parts).half_width or 0.0

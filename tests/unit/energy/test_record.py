@@ -15,7 +15,7 @@ from workflow_scripts.energy.carbon import intensity
 from workflow_scripts.energy.ledger import Attempt
 from workflow_scripts.energy.model import StageRecord
 from workflow_scripts.energy.record import build_record
-from workflow_scripts.energy.uncertainty import propagate
+from workflow_scripts.energy.uncertainty import Energy as Joules
 from workflow_scripts.settings.schema import Energy
 from workflow_scripts.stages.prerun import _mean_watts
 
@@ -223,8 +223,9 @@ def test_a_module_is_a_component_of_its_own(policy: str) -> None:
 
 
 def test_uncertainty_is_linear_in_one_instrument_and_quadratic_across() -> None:
-    assert propagate([("NVML", 100.0, 5.0), ("RAPL", 100.0, 12.0)]) == pytest.approx(13.0)
-    assert propagate([("RAPL", 100.0, 5.0), ("RAPL", 100.0, 12.0)]) == pytest.approx(17.0)
+    gpu, cpu, more = (Joules(100.0, {(name, "h"): j}) for name, j in (("NVML", 5.0), ("RAPL", 12.0), ("RAPL", 5.0)))
+    assert (gpu + cpu).half_width == pytest.approx(13.0)
+    assert (more + cpu).half_width == pytest.approx(17.0)
     parts = {
         "gpu": figure(100.0, "NVML total energy counter"),
         "cpu": figure(20.0, "CodeCarbon CPU model", "modelled"),
