@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -121,8 +122,11 @@ class Cluster:
         return result.stdout
 
     def stop_daemon(self, name: str) -> None:
-        """An outage of `slurmctld` or `slurmdbd`, until start_daemon."""
-        self._end(name)
+        """An outage of `slurmctld` or `slurmdbd`, until start_daemon; it saves its state, as a stopped service does."""
+        for pid in (pid for holder in self._holders[name] for pid in descendants(holder.pid)):
+            os.kill(pid, signal.SIGTERM)
+        for holder in self._holders.pop(name):  # it ends with its daemon
+            holder.wait(timeout=60)
 
     def start_daemon(self, name: str) -> None:
         """Start `slurmctld` or `slurmdbd` again, with what it knew; wait until it listens."""
