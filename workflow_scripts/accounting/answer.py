@@ -24,17 +24,20 @@ from workflow_scripts.accounting.intervals import (
     resampled,
     saving_by_reuse,
 )
-from workflow_scripts.accounting.rows import Amortised, Answer, Level, Repayment
+from workflow_scripts.accounting.rows import Advantage, Amortised, Answer, Level, Repayment
 from workflow_scripts.accounting.verdicts import (
+    CAMPAIGN,
     POINTWISE,
     RECORDED,
     Arm,
     Interval,
     Verdict,
+    advantage,
     compare_energies,
     energies,
     judge,
     repeatability,
+    row_difference,
     seeds_needed,
     supported,
 )
@@ -92,6 +95,26 @@ def answer(groups: Sequence[Group], gold: Group | None, axis: Axis, target: floa
         found.rows.append(row.model_copy(update=known))
     if base is not None:
         found.levels += _levels(base, base, axis)
+    return found
+
+
+def advantages(groups: Sequence[Group], gold: Group | None, axes: Sequence[tuple[Axis, str | None]]) -> list[Advantage]:
+    """Every method on qualities that the verdicts are not about, each with why its values are not of one scale, or None."""
+    found = []
+    for axis, refused in axes:
+        base = arm_of(gold, axis, 0.0) if gold else None
+        for each in (each for each in groups if each is not gold):
+            arm, row = arm_of(each, axis, 0.0), Advantage(experiment=each.name, quality=axis.name, why_not=refused)
+            if base is None or arm is None or not (arm.judged and base.judged):
+                continue
+            if refused is None:
+                final, theirs = (
+                    axis.sign * float(one.over_seeds(lambda run: float(run.loss[-1])).mean()) for one in (arm, base)
+                )
+                better, (least, most) = advantage(arm, base, row_difference(arm, base), CAMPAIGN / (2 * (len(groups) - 1)))
+                known = {"final": final, "baseline_final": theirs, "clear": least > 0 or most < 0}
+                row = row.model_copy(update=known | _interval("better", better))
+            found.append(row)
     return found
 
 

@@ -17,6 +17,7 @@ from workflow_scripts.accounting.verdicts import Arm, Run
 from workflow_scripts.energy.model import Component
 from workflow_scripts.energy.neighbours import ANOTHER_METER
 from workflow_scripts.energy.uncertainty import instrument
+from workflow_scripts.settings.evaluation import FOLLOWED
 
 CURVED = "student_train"  # its intermediate evaluations are the cross entropy of the evaluation's split; dpo's are its own loss
 OWN_HOST = 0.95  # share of the host's CPU time, from which a stage had its host for itself
@@ -31,7 +32,12 @@ class Axis:
     sign: float
 
     def rows(self, summary: ExperimentSummary) -> tuple[Any, Any]:
-        """Summed losses and tokens of the held-out rows; empty where they were not kept, or of another quality."""
+        """Summed losses and tokens of the held-out rows; empty where they were not kept, or of another quality.
+
+        Rows of `instructions/followed` are its prompts, of one token each.
+        """
+        if self.name == FOLLOWED and summary.quality.rows and (followed := summary.quality.rows.instructions):
+            return self.sign * np.array(followed, dtype=float), np.ones(len(followed))
         found = getattr(summary.quality.rows, self.name, None)
         if found is None or summary.quality.rows is None:
             return np.empty(0), np.empty(0)
@@ -55,12 +61,12 @@ def arm_of(group: Group, axis: Axis, watts: float) -> Arm | None:
 
 
 def _run(summary: ExperimentSummary, axis: Axis, watts: float) -> Run | None:
-    training, before = summary.spent("student"), summary.before
+    training, before = summary.training_energy, summary.before
     final = summary.quality.quality(axis.name)
     if training is None or before is None or training.value <= 0:
         return None
     found, fixed = summary.evaluations_on_the_way, fixed_joules(summary)
-    whole = training.value - (found.joules if found and found.joules else 0.0) + before.value
+    whole = training.value + before.value
     points = []
     if found and axis.name == "cross_entropy" and CURVED in summary.own:
         known = [(p.training_joules, p.eval_loss) for p in found.points]
@@ -203,7 +209,10 @@ def _hardware(group: Group) -> str:
 
 
 def repeated_evaluations(groups: Sequence[Group]) -> list[list[float]]:
-    """Joules of evaluations that did equal work: same host and hardware, same input tokens, another run of it."""
+    """Joules of evaluations that did equal work: same host and hardware, same input tokens, another run of it.
+
+    Where a record tells phases apart they are those of its work: generated answers are as long as each model makes them.
+    """
     found: dict[Hashable, dict[Hashable, float]] = {}
     for summary in (s for each in groups for s in each.runs):
         record = summary.own.get("evaluation")
@@ -211,5 +220,6 @@ def repeated_evaluations(groups: Sequence[Group]) -> list[list[float]]:
             continue
         student = summary.references.get("student")
         equal = (record.provenance.host, summary.hardware, record.work.input, student.model if student else None)
-        found.setdefault(equal, {})[stage_key("evaluation", record)] = record.spent.value
+        work = record.work_phase
+        found.setdefault(equal, {})[stage_key("evaluation", record)] = (work and work.joules) or record.spent.value
     return [list(joules.values()) for joules in found.values() if len(joules) > 1]

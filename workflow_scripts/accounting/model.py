@@ -219,12 +219,26 @@ class ExperimentSummary(Document):
         return min(1.0, used / made) if made and used else 1.0
 
     @property
+    def training_energy(self) -> Energy | None:
+        """The student's stages without the evaluations inside the training, where their joules are known."""
+        student, found = self.spent("student"), self.evaluations_on_the_way
+        if student is None or found is None or not found.joules or student.value <= 0:
+            return student
+        return student.scaled(max(0.0, 1 - found.joules / student.value))
+
+    @property
+    def evaluating_kwh(self) -> list[float]:
+        """Energy [kWh] of the evaluations inside the training; empty where it is not known."""
+        found = self.evaluations_on_the_way
+        return [found.joules / KWH] if found and found.joules else []
+
+    @property
     def method_energy(self) -> Energy | None:
         """What the method costs: teacher (the share that was used), training, starting policy; None when one is not known.
 
-        Prerun, data and evaluation are no part of it.
+        Prerun, data and evaluation are no part of it, nor are the evaluations inside the training.
         """
-        student, before = self.spent("student"), self.before
+        student, before = self.training_energy, self.before
         teacher = self.spent("teacher") if self.of("teacher") else Energy(0.0)
         if teacher is None or student is None or before is None or self.problems:
             return None

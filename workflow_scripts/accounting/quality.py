@@ -73,6 +73,7 @@ class RowSums(Closed):
     cross_entropy: list[float]
     kl_to_teacher: list[float] | None
     top1_agreement: list[int] | None
+    instructions: list[int] | None = None  # one of each: whether it was followed
 
 
 class Evaluation(Open):

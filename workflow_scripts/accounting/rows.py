@@ -104,7 +104,7 @@ class ExperimentRow(Row):
             "pipeline": summary.pipeline,
             "group": group,
             **_kwh("method", summary.method_energy),
-            "beside_kwh": sum_of([roles[role].kwh for role in BESIDE if roles[role].stages]),
+            "beside_kwh": sum_of([*(roles[role].kwh for role in BESIDE if roles[role].stages), *summary.evaluating_kwh]),
             "lineage_kwh": summary.before.kwh if summary.before and summary.lineage else None,
             **{f"{role}_kwh": entry.kwh for role, entry in roles.items()},
             **{f"{role}_uncertainty_kwh": roles[role].uncertainty_kwh for role in ("teacher", "student")},
@@ -247,6 +247,24 @@ class Answer(Row):
     scenarios: dict[str, Kind] = Field(default_factory=dict)
 
 
+class Advantage(Row):
+    """A quality of a method's final models beside the baseline's: means over runs, and `better`, the method's advantage.
+
+    Bounds are those of its 95 % interval, null where a method has one run, or rows of the quality were not kept. `clear`: the
+    sign is sure at 95 % for all methods together. `why_not` says why it is not compared.
+    """
+
+    experiment: str
+    quality: str
+    final: float | None = None
+    baseline_final: float | None = None
+    better: float | None = None
+    better_low: float | None = None
+    better_high: float | None = None
+    clear: bool = False
+    why_not: str | None = None
+
+
 class Repayment(Row):
     """T*: tokens served until making the student is repaid, against serving its teacher; needs a quality that was asked for.
 
@@ -323,6 +341,7 @@ class Comparison(Document):
     experiments: list[ExperimentRow]
     target: float | None
     answers: list[Answer]
+    qualities: list[Advantage] = Field(default_factory=list)
     levels: list[Level]
     warnings: list[str]
     differs: list[str]

@@ -166,15 +166,17 @@ def adopted_record(manifest: Path, adoption: SummaryStage) -> SummaryStage:
 def lineage(parent: ExperimentSummary) -> Lineage:
     """What training the starting policy of a dpo experiment has cost: teacher and student stages of its ancestors.
 
-    Their prerun, data and evaluation stages are left out: they are shared with this experiment or not needed for the policy.
+    Their prerun, data and evaluation stages are left out, and the evaluations inside the training: they are shared with this
+    experiment or not needed for the policy.
     """
-    roles = [parent.roles[role] for role in ("teacher", "student")]
+    teacher, student = parent.roles["teacher"], parent.training_energy
     before = [parent.lineage.total_energy_kwh] if parent.lineage else []
+    parts = [*([teacher.kwh] if teacher.stages else []), student.kwh if student else None, *before]
     return Lineage(
         policy=parent.experiment_name,
-        student_kwh=roles[1].kwh,
-        teacher_kwh=roles[0].kwh,
-        total_energy_kwh=sum_of([*(role.kwh for role in roles if role.stages), *before]),
+        student_kwh=student.kwh if student else None,
+        teacher_kwh=teacher.kwh,
+        total_energy_kwh=sum_of(parts),
     )
 
 

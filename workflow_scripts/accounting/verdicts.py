@@ -188,7 +188,7 @@ def judge(method: Arm, baseline: Arm, target: float | None = None, methods: int 
         return Verdict("undetermined", "energy")
     tail = CAMPAIGN / (3 * methods)
     rows = row_difference(method, baseline)
-    better, (least, most) = _better(method, baseline, rows, tail)
+    better, (least, most) = advantage(method, baseline, rows, tail)
     equal = _at_equal(method, baseline, target, rows, tail)
     finals = (float(_finals(method).mean()), float(_finals(baseline).mean()))
     equal = replace(equal, at_equal=equal.kind, better=better, final=finals)
@@ -233,7 +233,7 @@ def row_difference(method: Arm, baseline: Arm) -> Mean | None:
     return paired_difference(theirs, own, runs[0].tokens)
 
 
-def _better(method: Arm, baseline: Arm, rows: Mean | None, tail: float) -> tuple[Interval, tuple[float, float]]:
+def advantage(method: Arm, baseline: Arm, rows: Mean | None, tail: float = POINTWISE) -> tuple[Interval, tuple[float, float]]:
     """The baseline's loss minus the method's with its interval, and the bounds of a sentence: each side against itself.
 
     What the method reaches is its final model, what the baseline does not reach is the best of its evaluations, and the other

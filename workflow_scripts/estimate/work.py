@@ -191,16 +191,21 @@ def _evaluation(task: Task) -> Work:
         tokens = tokens * Range.seen([ratio for p in past if (ratio := _with_pairs(p, task.sizes))], PAIRS)
     seconds = asked.get("generation_seconds", 0.0)
     shares = [
-        p.record.work.generated / (before["generation_prompts"] * before["max_new_tokens"])
+        p.record.work.generated / _longest(before, before["generation_prompts"])
         for p in past
         if (before := p.settings["evaluation"]).get("generation_seconds", 0.0) == seconds and p.record.work.generated
     ]
     stated = Range(ANSWERED.low, ANSWERED.mid, ANSWERED.high * (20 if seconds else 1))  # rounds fill `generation_seconds`
     prompts = int(min(asked["generation_prompts"], held_out.examples))
     new = asked["max_new_tokens"]
-    generated = Range.seen(shares, stated) * float(prompts * new)
+    generated = Range.seen(shares, stated) * float(_longest(asked, prompts))
     rows = task.get("evaluation.batch_size")
     return Work("input", tokens, generated, examples=prompts, rows=rows, new=new, at_once=prompts)
+
+
+def _longest(asked: Mapping[str, Any], prompts: int) -> int:
+    """Tokens that an evaluation generates when every answer is as long as it may be, each once."""
+    return int(prompts * asked["max_new_tokens"] + asked.get("instruction_prompts", 0) * asked.get("instruction_new_tokens", 0))
 
 
 def _with_pairs(past: Past, sizes: Artefacts) -> float | None:

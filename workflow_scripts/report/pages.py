@@ -148,6 +148,20 @@ def answer_tables(comparison: Comparison) -> list[Table]:
         (0, 1),
         "No baseline is named, or it is not among the experiments.",
     )
+    others = Table(
+        "qualities",
+        "Other qualities of the final models",
+        ["method", "quality", "method's", "baseline's", "better by (95 %)"],
+        [
+            [
+                *(row.experiment, row.quality, number(row.final), number(row.baseline_final)),
+                row.why_not or _bounds(row.better, row.better_low, row.better_high),
+            ]
+            for row in comparison.qualities
+        ],
+        (0, 1),
+        "None was evaluated.",
+    )
     repaid = Table(
         "repayment",
         "Generated tokens until making the student is repaid, against serving its teacher (T*)",
@@ -175,7 +189,7 @@ def answer_tables(comparison: Comparison) -> list[Table]:
         ],
         (0, 1, 2),
     )
-    return [verdicts, _experiments(comparison), repaid, sources]
+    return [verdicts, _experiments(comparison), others, repaid, sources]
 
 
 def campaign_text(whole: Campaign) -> str:

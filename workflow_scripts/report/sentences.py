@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from workflow_scripts.accounting.rows import Answer, Comparison, Refusal
+from workflow_scripts.accounting.rows import Advantage, Answer, Comparison, Refusal
 from workflow_scripts.report.rounding import rounded
+from workflow_scripts.settings.evaluation import FOLLOWED
 
 QUESTION = (
     "Which way of distilling costs how many joules for a model of a certain quality, and from how many reuses does it pay?"
@@ -42,7 +43,23 @@ CAUSES = {  # why nothing is said, and what would settle it
 
 def sentences(made: Comparison) -> list[tuple[str, str]]:
     """For every method what is said of it, and what would settle what is not."""
-    return [(_sentence(row, made), _remedy(row, made)) for row in made.answers]
+    said = [(_sentence(row, made), _remedy(row, made)) for row in made.answers]
+    followed = [row for row in made.qualities if row.quality == FOLLOWED and row.better is not None]
+    return said + ([(_second(followed, made), "")] if followed else [])
+
+
+def _second(rows: list[Advantage], made: Comparison) -> str:
+    """The quality that no method trains on, beside the verdicts' own."""
+    parts = [
+        f"{row.experiment} {_figure(row.final)} against {_figure(row.baseline_final)}, "
+        f"difference {_span(row.better, row.better_low, row.better_high)}: {_told(row, str(made.baseline))}"
+        for row in rows
+    ]
+    return f"Share of checkable instructions followed, which no method trains on: {'; '.join(parts)}."
+
+
+def _told(row: Advantage, gold: str) -> str:
+    return f"{row.experiment if (row.better or 0) > 0 else gold} follows more" if row.clear else "not told apart"
 
 
 def refusal(found: Refusal) -> str:

@@ -18,8 +18,9 @@ class Comparison(Section):
     baseline: Name | None = Field(None, description="The experiment that verdicts are against.")
     quality: Quality = Field(
         "cross_entropy",
-        description="Quality axis: cross_entropy, bits_per_byte (across vocabularies), kl_to_teacher, top1_agreement, or a "
-        "metric of evaluation.lm_eval_tasks as <task>/<metric>, gsm8k/exact_match,strict-match for one.",
+        description="Quality axis: cross_entropy, bits_per_byte (across vocabularies), kl_to_teacher, top1_agreement, "
+        "instructions/followed, or a metric of evaluation.lm_eval_tasks as <task>/<metric>, gsm8k/exact_match,strict-match for "
+        "one.",
     )
     target_quality: float | None = Field(
         None,

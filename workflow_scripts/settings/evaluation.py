@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from workflow_scripts.settings.section import Section, Text
 
+FOLLOWED = "instructions/followed"  # the share of instructions that answers follow, as the name of a quality
+
 
 class Evaluation(Section):
     """Held-out evaluation, the same for every model of a comparison."""
@@ -18,6 +20,13 @@ class Evaluation(Section):
         ge=0,
         description="The prompts are answered again until this time is over: a shorter one is coarse for the meter [s].",
     )
+    instruction_prompts: int = Field(
+        48,
+        ge=0,
+        description="Held-out questions with an instruction that a program can check (no comma, three bullet points, …): the "
+        "quality instructions/followed, which no pipeline trains on. 0: none.",
+    )
+    instruction_new_tokens: int = Field(128, ge=1, description="Tokens generated per instruction.")
     lm_eval_tasks: list[Text] = Field(
         [], description="Tasks of the lm-evaluation-harness by name; needs envs/requirements-lm-eval.txt."
     )

@@ -5,8 +5,8 @@
 
 Writes comparison.json; answer.html, the same on one page, and its tables as comparison.md and comparison.tex; the figures as
 svg; and as csv the tables comparison (a row per experiment), stage_energy (experiment and stage), break_even (the verdicts),
-energy_to_quality (method and quality), amortised (method and N), runs (means over seeds) and repayment. A summary that cannot
-be read is named and left out; the exit code is 1 when none is left.
+qualities (method and further quality), energy_to_quality (method and quality), amortised (method and N), runs (means over
+seeds) and repayment. A summary that cannot be read is named and left out; the exit code is 1 when none is left.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from workflow_scripts.accounting.answer import Answers, answer, front, repayment
+from workflow_scripts.accounting.answer import Answers, advantages, answer, front, repayment
 from workflow_scripts.accounting.arms import Axis, repeated_evaluations
 from workflow_scripts.accounting.fairness import differences, incomplete, lower_is_better, qualities, quality_refusal
 from workflow_scripts.accounting.groups import averages, find, group
 from workflow_scripts.accounting.load import Loaded, load
 from workflow_scripts.accounting.model import ExperimentSummary, sum_of
 from workflow_scripts.accounting.rows import (
+    Advantage,
     Amortised,
     Answer,
     Campaign,
@@ -81,6 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
         "amortised": (Amortised, comparison.amortised),
         "runs": (GroupRow, comparison.groups),
         "break_even": (Answer, comparison.answers),
+        "qualities": (Advantage, comparison.qualities),
         "energy_to_quality": (Level, comparison.levels),
         "repayment": (Repayment, comparison.repayment),
     }
@@ -117,7 +119,7 @@ def compare(loaded: Loaded, quality: str, baseline: str | None, target: float | 
     names = {name: each.name for each in groups for name in each.members}
     table = [ExperimentRow.of(s, names[s.experiment_name], shares) for s in summaries]
     by_group = averages(groups, table)
-    axis = Axis(quality, 1.0 if lower_is_better(summaries, quality) else -1.0)
+    axis, others = _axis(summaries, quality), [name for name in qualities(summaries) if name != quality]
     gold = find(groups, baseline) if baseline else None
     here = {g.name: max((teacher_users(s, shares) or 1 for s in g.runs), default=1) for g in groups}
     found = answer(groups, gold, axis, target, here)
@@ -145,6 +147,7 @@ def compare(loaded: Loaded, quality: str, baseline: str | None, target: float | 
         target=target,
         experiments=table,
         answers=found.rows,
+        qualities=advantages(groups, gold, [(_axis(summaries, q), quality_refusal(summaries, q)) for q in others]),
         levels=found.levels,
         warnings=warnings,
         differs=[difference.what for difference in unlike],
@@ -159,6 +162,10 @@ def compare(loaded: Loaded, quality: str, baseline: str | None, target: float | 
         counts={"read": len(summaries), "left_out": len(loaded.skipped), "groups": len(groups), "warnings": 0},
     )
     return comparison, found
+
+
+def _axis(summaries: Sequence[ExperimentSummary], quality: str) -> Axis:
+    return Axis(quality, 1.0 if lower_is_better(summaries, quality) else -1.0)
 
 
 def campaign(summaries: Sequence[ExperimentSummary], shares: Users) -> Campaign:

@@ -15,11 +15,13 @@ from workflow_scripts.artefact import inherited, open_artefact, write_json
 from workflow_scripts.distill import corpus, harness
 from workflow_scripts.distill.batching import by_length
 from workflow_scripts.distill.generation import Answer, Prompt, ends_of_turns, generate, prompt_tokens
+from workflow_scripts.distill.instructions import KINDS, VERSION, instructions
 from workflow_scripts.distill.models import compute_dtype, load_model, load_tokenizer, open_model, vocabulary_size
 from workflow_scripts.distill.scoring import Agreement, agreements, log_likelihoods
 from workflow_scripts.errors import UserError
 from workflow_scripts.progress import Progress, attempt_seconds
 from workflow_scripts.settings import Settings
+from workflow_scripts.settings.evaluation import FOLLOWED, Evaluation
 from workflow_scripts.settings.generation import Generation
 from workflow_scripts.stages.runtime.common import Arguments, run_stage
 
@@ -29,7 +31,7 @@ class BrokenModel(UserError):
 
 
 def evaluation(args: Arguments) -> None:
-    """Cross entropy on gold text, agreement with the teacher, generation speed; margins on held-out pairs for dpo; tasks."""
+    """Cross entropy on gold text, agreement with the teacher, generation speed, instructions, tasks; dpo: margins."""
     settings = args.settings
     tasks = harness.check(settings.evaluation)
     folder, model_facts = open_model(args.inputs["model"])
@@ -85,6 +87,9 @@ def evaluation(args: Arguments) -> None:
             "preference": None,
             "tasks": None,
         }
+        if found_instructions := follow(model, rows, tokenizer, ends, settings.evaluation, progress):
+            result["tasks"] = {"metrics": {FOLLOWED: asked(found_instructions)}}
+            result["rows"]["instructions"] = found_instructions
         if "preferences" in args.inputs:
             reference_folder, _ = open_model(args.inputs["reference"])
             reference = load_model(reference_folder, dtype, settings.model.attn_implementation)
@@ -94,7 +99,10 @@ def evaluation(args: Arguments) -> None:
             )
         progress.metrics = {k: v for k, v in result.items() if isinstance(v, float)}
         if tasks is not None:
+            own = result["tasks"] or {"metrics": {}}
             result["tasks"] = harness.run(model, tokenizer, ends, settings.evaluation, tasks)
+            result["tasks"]["metrics"] |= own["metrics"]
+        if result["tasks"] is not None:
             progress.metrics |= {name: entry["value"] for name, entry in result["tasks"]["metrics"].items()}
     write_json(args.out, result | inherited(args.inputs.values()))
 
@@ -144,6 +152,44 @@ def generation_speed(
         "seconds": seconds,
         "tokens_per_second": generated / seconds,
         "sample": tokenizer.decode(answers[0].token_ids, skip_special_tokens=True),
+    }
+
+
+def follow(
+    model: Any, rows: list[dict[str, Any]], tokenizer: Any, ends: list[int], options: Evaluation, progress: Progress
+) -> list[int]:
+    """Whether the greedy answers follow their instructions, 0 or 1 each; empty where no held-out row has a user turn.
+
+    The questions are those of the held-out rows, as often as it takes, each time with an instruction of another kind.
+    """
+    questions = [question for row in rows if (question := corpus.prompt_of(row["messages"]))]
+    if not questions or not options.instruction_prompts:
+        return []
+    wanted = instructions(options.instruction_prompts)
+    asked = [each.put(questions[(number + number // KINDS) % len(questions)]) for number, each in enumerate(wanted)]
+    prompts = [Prompt(number, prompt_tokens(tokenizer, question), 0) for number, question in enumerate(asked)]
+    greedy = Generation(
+        decoding_strategy="greedy", max_new_tokens=options.instruction_new_tokens, batch_size=options.batch_size
+    )
+    before = progress.phase("generate")
+    followed = [0] * len(prompts)
+    for batch in generate(model, prompts, greedy, ends, tokenizer.pad_token_id):
+        for answer in batch:
+            text = tokenizer.decode(answer.token_ids, skip_special_tokens=True)
+            followed[answer.key] = int(wanted[answer.key].followed(text))
+        progress.add(generated=sum(answer.generated for answer in batch))
+    progress.phase(before)
+    return followed
+
+
+def asked(followed: list[int]) -> dict[str, Any]:
+    """The share of instructions that were followed, as an entry of the tasks' metrics."""
+    return {
+        "value": sum(followed) / len(followed),
+        "higher_is_better": True,
+        "examples": len(followed),
+        "shots": 0,
+        "version": VERSION,
     }
 
 

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.summaries import baseline, kd, policy_cost, read, stage, summary
+from tests.helpers.summaries import baseline, kd, measured, policy_cost, read, stage, summary
 from workflow_scripts.accounting.fairness import differences, incomplete
 from workflow_scripts.accounting.load import Loaded
 from workflow_scripts.accounting.model import SummaryStage, sum_of
-from workflow_scripts.accounting.summary import SummaryPlan, adopted_record, read_records
+from workflow_scripts.accounting.rows import ExperimentRow, users
+from workflow_scripts.accounting.summary import SummaryPlan, adopted_record, lineage, read_records
 from workflow_scripts.artefact import ArtefactError
+from workflow_scripts.report.sentences import sentences
 from workflow_scripts.stages.comparison import compare
 
 
@@ -29,6 +31,40 @@ def test_a_policy_costs_what_its_ancestor_cost() -> None:
     policy = read(dpo(500, policy_cost(870 / 3.6e6)))
     assert policy.method_energy is not None and policy.method_energy.value == pytest.approx(1200 + 870)
     assert read(dpo(500, policy_cost(870 / 3.6e6), teacher=None)).method_energy is None
+
+
+def test_evaluations_inside_a_training_are_no_part_of_what_the_method_costs() -> None:
+    trained = measured("gold", 1, [(400, 5.0), (1000, 4.0)])
+    trained["evaluations_on_the_way"]["joules"] = 100.0
+    found = read(trained)
+    assert found.method_energy is not None and found.method_energy.value == pytest.approx(900)
+    row = ExperimentRow.of(found, "gold", users([found]))
+    assert (row.method_kwh, row.column("beside_kwh")) == (pytest.approx(900 / 3.6e6), pytest.approx(100 / 3.6e6))
+    cost = lineage(found)
+    assert cost.student_kwh == cost.total_energy_kwh == pytest.approx(900 / 3.6e6)
+
+
+def followed(name: str, seed: int, share: float, teacher: float | None = None) -> dict:
+    """A run whose answers follow a share of 40 instructions."""
+    each = measured(name, seed, [(500, 5.0), (1000, 4.0)], teacher)
+    each["quality"]["rows"]["instructions"] = [int(number < share * 40) for number in range(40)]
+    metric = {"value": share, "higher_is_better": True, "examples": 40, "shots": 0, "version": 1}
+    each["quality"]["tasks"] = {"metrics": {"instructions/followed": metric}}
+    return each
+
+
+@pytest.mark.parametrize(("share", "clear"), [(0.9, True), (0.25, False)])
+def test_a_second_quality_stands_beside_the_verdict_with_its_interval_over_rows_and_seeds(share: float, clear: bool) -> None:
+    shares = [share, share, share + 0.025]
+    runs = [followed("gold", seed, each) for seed, each in enumerate((0.2, 0.225, 0.2))]
+    runs += [followed("kd", seed, each, 600) for seed, each in enumerate(shares)]
+    made, _ = compare(Loaded([read(each) for each in runs]), "cross_entropy", "gold")
+    (found,) = (row for row in made.qualities if row.quality == "instructions/followed")
+    assert found.better == pytest.approx(sum(shares) / 3 - 0.625 / 3) and found.clear == clear
+    assert found.better_low is not None and found.better_high is not None
+    assert found.better_low < found.better < found.better_high and (found.better_low > 0) == clear
+    said = sentences(made)[-1][0]
+    assert ("kd follows more" if clear else "not told apart") in said and "which no method trains on" in said
 
 
 def named(*summaries: dict) -> list[str]:

@@ -57,13 +57,13 @@ def test_markdown_has_every_figure_with_uncertainty_class_and_boundary(made: Com
 
 def test_latex_has_the_same_tables_in_booktabs(made: Comparison) -> None:
     text = latex(made)
-    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 4
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 5
     for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
-        assert text.count(rule) == 4
+        assert text.count(rule) == 5
     (line,) = (line for line in text.splitlines() if "0.6 $\\pm$ 0.03" in line)
     assert line.strip().startswith(r"kd\_50\%\_\&co & 1 & 0.6 $\pm$ 0.03 & 1.6 $\pm$ 0.08 &  & 2.2 $\pm$ 0.11 &")
     assert r"\item kd\_50\%\_\&co: undetermined." in text
-    assert text.count("Energy: measured, boundary cpu.") == 4, "in each caption"
+    assert text.count("Energy: measured, boundary cpu.") == 5, "in each caption"
     assert r"  \item seed differs: gold: 2; kd\_50\%\_\&co: 1" in text
 
 

@@ -111,7 +111,7 @@ def test_what_the_teacher_wrote_is_tokenised_for_the_student(made: Path) -> None
 
 def test_bits_per_byte_compare_across_vocabularies_and_agreement_is_null_with_its_reason(made: Path) -> None:
     options = {"evaluation": {"batch_size": 2, "generation_prompts": 1, "max_new_tokens": 2, "generation_seconds": 0.0}}
-    options["evaluation"] |= {"lm_eval_tasks": []}
+    options["evaluation"] |= {"lm_eval_tasks": [], "instruction_prompts": 3, "instruction_new_tokens": 2}
     settings = partial(**options, training={"dtype": "float32"}, model={"attn_implementation": "sdpa"})
     found = {}
     for name, vocabulary in (("t", 258), ("s", 303)):
@@ -123,6 +123,8 @@ def test_bits_per_byte_compare_across_vocabularies_and_agreement_is_null_with_it
         said = sum(len(row["messages"][1]["content"].encode()) for row in rows)
         tokens = sum(corpus.loss_tokens(row) for row in rows)
         assert found[name]["bits_per_byte"] == pytest.approx(tokens * math.log2(vocabulary) / said, rel=1e-5)
+        followed, entry = found[name]["rows"]["instructions"], found[name]["tasks"]["metrics"]["instructions/followed"]
+        assert len(followed) == entry["examples"] == 3 and entry["value"] == sum(followed) / 3
     assert found["t"]["kl_to_teacher"] == 0 and found["t"]["no_agreement_because"] is None
     assert found["s"]["kl_to_teacher"] is None and found["s"]["top1_agreement"] is None
     assert found["s"]["no_agreement_because"] == "the teacher has another tokenizer"
