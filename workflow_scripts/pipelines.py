@@ -205,6 +205,8 @@ PIPELINES = {
             reads=(
                 *("distillation.alpha", "distillation.temperature", *_CACHE),
                 Where("distillation.sampling", "top_k", ("distillation.tail",)),
+                "distillation.divergence",
+                Where("distillation.divergence", "jsd", ("distillation.beta",)),
             ),
             one_vocabulary=True,
             checks_teacher=True,

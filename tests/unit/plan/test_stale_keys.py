@@ -47,6 +47,7 @@ READ_BY: dict[str, set[str]] = {
     "distillation.top_k_logits": LOGITS,
     "distillation.sampling_draws": set(),  # read where distillation.sampling = random
     "distillation.sampling_seed": set(),
+    "distillation.beta": set(),  # read where distillation.divergence = jsd
     "distillation.logprob_cache_path": set(),
     "synthetic_data": {"generate_answers", "merge_answers"},
     "synthetic_data.filtering": {"merge_answers"},
