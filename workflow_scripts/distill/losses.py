@@ -40,6 +40,7 @@ from typing import Any, Literal
 import torch
 
 from workflow_scripts.settings.distillation import Distillation, Divergence
+from workflow_scripts.settings.opd import Opd
 
 Tail = Literal["ghost", "renormalise", "zero"]
 _TINY = 1e-9
@@ -58,10 +59,14 @@ class KdLoss:
     beta: float = 0.5
 
     @classmethod
-    def of(cls, options: Distillation) -> KdLoss:
-        """From the settings."""
+    def of(cls, options: Distillation, opd: Opd | None = None) -> KdLoss:
+        """From the settings; with `opd` from its divergence, without cross entropy."""
         tail = options.tail if options.sampling == "top_k" else "zero"
-        return cls(options.alpha, options.temperature, tail, options.divergence, options.beta)
+        if opd is not None:
+            beta = opd.beta if opd.divergence == "jsd" else 0.5
+            return cls(0.0, options.temperature, tail, opd.divergence, beta)
+        beta = options.beta if options.divergence == "jsd" else 0.5
+        return cls(options.alpha, options.temperature, tail, options.divergence, beta)
 
 
 @dataclass(frozen=True)
