@@ -286,9 +286,9 @@ def round_name(stage: str, number: int) -> str:
     return f"{stage}_round{number + 1}" if number else stage
 
 
-def is_of_a_later_round(name: str) -> bool:
-    """Whether a stage of a summary is of a round after the first."""
-    return re.search(r"_round\d+$", name) is not None
+def plain_name(name: str) -> str:
+    """Name of a stage of a summary without its round."""
+    return re.sub(r"_round\d+$", "", name)
 
 
 def training_of(pipeline: str) -> str:

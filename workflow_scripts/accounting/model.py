@@ -14,7 +14,7 @@ from workflow_scripts.artefact import RANDOM_WEIGHTS
 from workflow_scripts.energy.documents import Closed, Document, is_none
 from workflow_scripts.energy.model import EnergyClass, StageRecord, known_energy
 from workflow_scripts.energy.uncertainty import KWH, Energy, Figure
-from workflow_scripts.pipelines import is_of_a_later_round, teacher_of, training_of
+from workflow_scripts.pipelines import plain_name, teacher_of, training_of
 from workflow_scripts.progress import TOKEN_TYPES
 
 ROLES = ("prerun", "data", "teacher", "student", "evaluation")  # of the stages in a summary
@@ -214,7 +214,7 @@ class ExperimentSummary(Document):
 
         What filters have dropped from a teacher's texts had to be made; a row of a cache that no step has read had not.
         """
-        rounds = any(is_of_a_later_round(name) for name in self.own)  # whose scores are of several trainings
+        rounds = any(name != plain_name(name) for name in self.own)  # whose scores are of several trainings
         cache, training = None if rounds else self.own.get(CACHE), self.training
         made, used = cache.work.examples if cache else None, training.work.examples if training else None
         return min(1.0, used / made) if made and used else 1.0
@@ -234,7 +234,7 @@ class ExperimentSummary(Document):
     @property
     def unshared(self) -> dict[str, SummaryStage]:
         """Teacher stages of later rounds: made for a policy that this experiment alone has, so that nobody can reuse them."""
-        return {name: s for name, s in self.own.items() if s.role == "teacher" and is_of_a_later_round(name)}
+        return {name: s for name, s in self.own.items() if s.role == "teacher" and name != plain_name(name)}
 
     @property
     def problems(self) -> list[Problem]:
