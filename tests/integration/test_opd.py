@@ -23,11 +23,11 @@ def test_two_rounds_are_metered_scattered_shared_and_stale_by_slice(finished: Wo
         assert summary["roles"][role]["joules"] == pytest.approx(sum(stages[n]["total_energy_joules"] for n in names))
     assert any(text.startswith("logit_caching_round2: made for this experiment's own policies") for text in summary["warnings"])
     assert plan(finished, "demo_opd", *asked) == {}
-    rate = (*asked, "training={learning_rate: 0.001}")
-    jobs = plan(finished, "demo_opd", *rate)
+    other = (*asked, "opd={divergence: jsd}")
+    jobs = plan(finished, "demo_opd", *other)
     both = ("write_rollouts", "merge_rollouts", "cache_logits", "merge_logits", "train_round", "student_train demo_opd")
     assert set(both) <= set(jobs)
-    listed = finished.snakemake("-n", "demo_opd", *rate).stdout
+    listed = finished.snakemake("-n", "demo_opd", *other).stdout
     assert listed.count("\nrule merge_rollouts:") == 1, "those of the first round stay"
     finished.snakemake("--cores", "2", "all", *asked, "comparison={experiments: [demo_baseline, demo_opd]}")
     rows = {row["experiment"]: row for row in finished.json("results/comparison/comparison.json")["experiments"]}

@@ -28,7 +28,7 @@ def test_a_round_trains_the_policy_of_the_round_before_on_what_that_wrote() -> N
     plan = planned()
     opd, folder = plan.experiments["demo_opd"], next(name for name, owner in plan.round_of.items() if owner == "demo_opd")
     first, last = plan.rounds[folder], opd.training
-    assert first.inputs["student"] == plan.experiments["demo_kd"].training.inputs["student"]
+    assert first.inputs["student"] == plan.final_manifest("demo_baseline")
     assert last.inputs["student"] == f"results/rounds/{folder}/final_model/manifest.json"
     written = plan.teacher["rollout"][last.inputs["corpus"].split("/")[-3]].merge
     assert written.inputs["student"] == last.inputs["student"]
@@ -46,8 +46,8 @@ def test_a_round_trains_the_policy_of_the_round_before_on_what_that_wrote() -> N
 
 def test_what_changes_in_the_last_round_alone_leaves_the_rollouts_of_the_first() -> None:
     before = rounds_of(planned())
-    other_rate = rounds_of(planned(training={"learning_rate": 1e-3}))
-    assert other_rate[0] == before[0] and other_rate[1] != before[1]
+    other_loss = rounds_of(planned(opd={"divergence": "forward_kl"}))
+    assert other_loss[0] == before[0] and other_loss[1] != before[1]
     other_seed = rounds_of(planned(opd={"generation": {"seed": 5}}))
     assert set(other_seed).isdisjoint(before)
     more = rounds_of(planned(opd={"rounds": 4}, training={"token_budget": 8000}))
