@@ -2,6 +2,7 @@
 
 python -m benchmarks.memory loss {fused,dense} POSITIONS VOCABULARY
 python -m benchmarks.memory step {kd,stock} RESULTS      (4,096 tokens; peak of the whole process)
+python -m benchmarks.memory step {opd,trl_opd} RESULTS   (16 rollouts)
 """
 
 from __future__ import annotations
@@ -54,7 +55,11 @@ def step(which: str, results: Path) -> float:
     """One optimizer step of a training; the whole process."""
     from benchmarks.training import Inputs, train
 
-    train(which, Inputs.read(results, rows=16, length=256), batch=16, steps=1)
+    if which in ("opd", "trl_opd"):
+        inputs = Inputs.rollouts(results, rows=16, teacher=which == "trl_opd")
+    else:
+        inputs = Inputs.read(results, rows=16, length=256)
+    train(which, inputs, batch=16, steps=1)
     return peak()
 
 

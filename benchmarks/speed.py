@@ -39,7 +39,7 @@ from benchmarks.measure import (
     side_by_side,
 )
 from benchmarks.memory import HIDDEN, K, loss_inputs
-from benchmarks.training import Inputs, one, train
+from benchmarks.training import Inputs, on_policy_losses, one, train
 from workflow_scripts.distill.generation import Prompt, generate
 from workflow_scripts.distill.logit_cache import LogitCache, Shard, teacher_rows, write_shard
 from workflow_scripts.distill.losses import fused_distillation_loss
@@ -102,6 +102,38 @@ def training_memory(results: Path) -> Iterator[Row]:
     ours, theirs = (peak_mb("step", which, str(results.absolute())) for which in ("kd", "stock"))
     figures = f"{ours:.0f} against {theirs:.0f} MB"
     yield Row("KD training, peak memory, 4,096 tokens a step", "stock SFT", ours / theirs, "<= 0.75", figures)
+
+
+def on_policy(results: Path) -> Iterator[Row]:
+    """A training on rollouts against TRL's, whose step asks the teacher; with our scoring added; reverse against forward KL."""
+    inputs = Inputs.rollouts(results, rows=24, teacher=True)
+    run = functools.partial(train, inputs=inputs, batch=8, steps=3)
+    tokens = sum(len(row["input_ids"]) for row in inputs.rows)
+    ours, theirs, ratio = side_by_side(lambda: run("opd"), lambda: run("trl_opd"))
+    peer = "TRL's DistillationTrainer, the same rollouts"
+    yield Row("OPD training, tokens/s", peer, ratio, ">= 1.3", f"{ours:.0f} against {theirs:.0f}, whose step asks the teacher")
+    vocabulary, pad = len(inputs.tokenizer), inputs.tokenizer.pad_token_id
+
+    def score() -> None:
+        for begin in range(0, 24, 8):
+            teacher_rows(inputs.teacher, inputs.rows[begin : begin + 8], K, [1.0], pad, vocabulary)
+
+    both, theirs, ratio = side_by_side(
+        lambda: tokens / (tokens / run("opd") + seconds(score)), lambda: run("trl_opd"), repeats=3
+    )
+    yield Row("OPD scoring and training, tokens/s", peer, ratio, ">= 1", f"{both:.0f} against {theirs:.0f}")
+    mine, other = on_policy_losses(inputs)
+    yield Row("OPD loss, k = V: relative difference", peer, abs(mine / other - 1), "<= 1e-5", f"{mine:.7f} against {other:.7f}")
+    peaks = [peak_mb("step", which, str(results.absolute())) for which in ("opd", "trl_opd")]
+    yield Row(
+        "OPD training, peak memory, 16 rollouts",
+        peer,
+        peaks[0] / peaks[1],
+        "<= 0.7",
+        f"{peaks[0]:.0f} against {peaks[1]:.0f} MB",
+    )
+    reverse, forward, ratio = side_by_side(lambda: run("kd_reverse"), lambda: run("kd"))
+    yield Row("KD training with reverse KL, tokens/s", "forward KL", ratio, ">= 0.95", f"{reverse:.0f} against {forward:.0f}")
 
 
 def loss(results: Path) -> Iterator[Row]:
@@ -275,7 +307,8 @@ def demo(results: Path) -> Iterator[Row]:
 
 
 PARTS: dict[str, Callable[[Path], Iterator[Row]]] = {
-    part.__name__: part for part in (trainings, packing, compilation, training_memory, loss, teacher, cache, plan, demo)
+    part.__name__: part
+    for part in (trainings, on_policy, packing, compilation, training_memory, loss, teacher, cache, plan, demo)
 }
 
 

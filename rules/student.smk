@@ -1,5 +1,6 @@
 # Trainings and evaluations.
-#   student_train          -> <output_dir>/final_model/     kd, sft, baseline
+#   student_train          -> <output_dir>/final_model/     kd, sft, opd, baseline
+#   train_round            -> <root>/rounds/<artefact>/final_model/    opd, all rounds but the last
 #   dpo_training           -> <output_dir>/final_policy/    dpo
 #   evaluation             -> <output_dir>/evaluation.json
 #   reference_evaluation   -> <root>/reference/<artefact>/evaluation.json    untrained student, teacher
@@ -29,7 +30,24 @@ RULES += [
     )
     for stage in TRAININGS
 ]
+# Trainings of the rounds before the last one, shared by experiments with the same beginning.
 RULES += [
+    Metered(
+        "train_round",
+        stage="student_train",
+        folder=f"{ROOT}/rounds/{{artefact}}",
+        output={"manifest": f"{ROOT}/rounds/{{artefact}}/final_model/manifest.json"},
+        jobs=PLAN.rounds,
+        by="artefact",
+        launcher=lambda wildcards: PLAN.launcher(wildcards.artefact),
+        extra=lambda wildcards, input, output: ["--name", wildcards.artefact],
+        threads=STAGE_THREADS,
+        resources={
+            "nodes": lambda wildcards: PLAN.nodes(wildcards.artefact),
+            "processes": lambda wildcards: PLAN.processes(wildcards.artefact),
+        },
+        constraints={"artefact": "round-[0-9a-f]+"},
+    ),
     Metered(
         "evaluation",
         folder=RUN_DIR,

@@ -1,6 +1,7 @@
 # The teacher's output, made once and shared by all experiments whose settings agree.
 #   cache_logits, merge_logits        -> <root>/teacher/<artefact>/logit_cache/          stage logit_caching
 #   generate_answers, merge_answers   -> <root>/teacher/<artefact>/synthetic_dataset/    stage synthetic_generation
+#   write_rollouts, merge_rollouts    -> <root>/teacher/<artefact>/rollouts/             stage rollout, by the student
 #   rank_pairs, merge_pairs           -> <root>/teacher/<artefact>/preference_dataset/   stage preference_dataset
 # The first of each pair does one part (`scatter`) with the model, the second gathers the parts and needs no GPU. The record
 # of both together is stages/<stage>.json; codecarbon/ and logs/ lie beside it. Parts lie in a folder of their own,

@@ -7,6 +7,7 @@ dotted keys: a section (`training`) stands for all of its keys, `section.<sectio
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ LOCATIONS = (
     "synthetic_data.synthetic_dataset_path",
 )
 # Seeds of the teacher's sampling: those of the run where `experiment.teacher_seeds` asks for it.
-TEACHER_SEEDS = ("distillation.sampling_seed", "synthetic_data.generation.seed", "dpo.generation.seed")
+TEACHER_SEEDS = ("distillation.sampling_seed", "synthetic_data.generation.seed", "dpo.generation.seed", "opd.generation.seed")
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Pipeline:
     one_vocabulary: bool = False  # teacher and student exchange token ids
     checks_teacher: bool = False  # the training checks that its input was made by this teacher
     from_policy: bool = False  # may start from another experiment's model (`model.policy`)
+    in_rounds: bool = False  # trains `opd.rounds` times on what it has written itself
     judged_on_pairs: bool = False  # the evaluation has margins on held-out pairs
     boamps: str = ""  # trainingType of a BoAmps report
 
@@ -93,6 +95,13 @@ _CACHE: Reads = (
     Where("distillation.sampling", "top_k", ("distillation.top_k_logits",)),
     Where("distillation.sampling", "random", ("distillation.sampling_draws", "distillation.sampling_seed")),
 )
+
+
+def scored_rows(settings: Settings) -> int:
+    """Rows of a logit cache at most: of the corpus, or what the student writes in a round."""
+    rows = settings.data.train_examples
+    return min(rows, settings.opd.prompts_per_round) if PIPELINES[settings.pipeline].in_rounds else rows
+
 
 STAGES = {
     stage.name: stage
@@ -125,7 +134,7 @@ STAGES = {
                 "cache_logits",
                 "merge_logits",
                 reads=("distillation.logprob_cache_path",),
-                units=lambda s: s.data.train_examples / s.distillation.shard_examples,
+                units=lambda s: scored_rows(s) / s.distillation.shard_examples,
                 sizes="distillation.shard_examples",
                 keeps_parts=False,
             ),
@@ -172,6 +181,21 @@ STAGES = {
             ),
         ),
         Stage(
+            "rollout",
+            "student",
+            ("opd.prompts_per_round", "opd.generation", *TEACHER),
+            folder="rollouts",
+            boamps="datacreation",
+            split=Split(
+                "write_rollouts",
+                "merge_rollouts",
+                reads=(),
+                units=lambda s: s.opd.prompts_per_round / s.opd.generation.batch_size,
+                sizes="opd.generation.batch_size",
+                keeps_parts=True,
+            ),
+        ),
+        Stage(
             "student_train",
             "student",
             ("experiment.seed", "training", "model.attn_implementation"),
@@ -205,6 +229,8 @@ PIPELINES = {
             reads=(
                 *("distillation.alpha", "distillation.temperature", *_CACHE),
                 Where("distillation.sampling", "top_k", ("distillation.tail",)),
+                "distillation.divergence",
+                Where("distillation.divergence", "jsd", ("distillation.beta",)),
             ),
             one_vocabulary=True,
             checks_teacher=True,
@@ -230,6 +256,22 @@ PIPELINES = {
             judged_on_pairs=True,
             boamps="direct preference optimisation",
         ),
+        Pipeline(
+            "opd",
+            "on-policy distillation: the student writes, the teacher scores what it wrote",
+            "student_train",
+            "logit_caching",
+            reads=(
+                *("distillation.temperature", *_CACHE, "opd.divergence"),
+                Where("opd.divergence", "jsd", ("opd.beta",)),
+                Where("distillation.sampling", "top_k", ("distillation.tail",)),
+            ),
+            one_vocabulary=True,
+            checks_teacher=True,
+            from_policy=True,
+            in_rounds=True,
+            boamps="on-policy distillation",
+        ),
         Pipeline("baseline", "fine-tuning on the data's own answers", "student_train", boamps="supervisedLearning"),
     )
 }
@@ -237,6 +279,16 @@ PIPELINES = {
 TEACHER_STAGES = tuple(name for name, stage in STAGES.items() if stage.split)
 TRAININGS = tuple(dict.fromkeys(pipeline.training for pipeline in PIPELINES.values()))
 IN_SUMMARY = {stage.in_summary: stage for stage in STAGES.values() if stage.role != "accounting"}
+
+
+def round_name(stage: str, number: int) -> str:
+    """Name of a stage of a round from 0 in a summary. The first round's is plain: the other ones can be shared by nobody."""
+    return f"{stage}_round{number + 1}" if number else stage
+
+
+def plain_name(name: str) -> str:
+    """Name of a stage of a summary without its round."""
+    return re.sub(r"_round\d+$", "", name)
 
 
 def training_of(pipeline: str) -> str:
@@ -265,4 +317,4 @@ def rule_names() -> list[str]:
     """Names of all metered rules: a stage's own, but for those that are split, exported by folder or run on references, too."""
     own = [name for name, stage in STAGES.items() if not stage.split and name != "export"]
     split = [rule for _, split in splits() for rule in (split.part_rule, split.merge_rule)]
-    return [*own, *split, "reference_evaluation", *exports().values()]
+    return [*own, *split, "reference_evaluation", "train_round", *exports().values()]

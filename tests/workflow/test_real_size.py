@@ -84,7 +84,7 @@ def test_students_of_one_teacher_share_its_output(fresh: Workflow) -> None:
 
 def test_the_demo_s_default_target_is_unchanged() -> None:
     plan = Plan(load_experiments(CONFIG, read_yaml(CONFIG / "base.yaml"), {}))
-    assert plan.comparison.experiments == ["demo_baseline", "demo_kd", "demo_sft", "demo_dpo"]
+    assert plan.comparison.experiments == ["demo_baseline", "demo_kd", "demo_sft", "demo_opd", "demo_dpo"]
     assert plan.set_aside == {} and set(SEVEN) | set(THIRTY_TWO) <= set(plan.experiments)
 
 

@@ -49,13 +49,13 @@ def arm_of(group: Group, axis: Axis, watts: float) -> Arm | None:
     runs = [_run(summary, axis, watts) for summary in group.runs]
     teachers: dict[Hashable, tuple[float, dict[str, float]]] = {}
     for summary in group.runs:
-        records = {name: record for name, record in summary.own.items() if record.role == "teacher"}
-        spent = summary.spent("teacher")
-        if records and (spent is None or spent.value <= 0):
+        records = {n: r for n, r in summary.own.items() if r.role == "teacher" and n not in summary.unshared}
+        spent = joules_of(records.values())
+        if records and not spent:
             return None
         if records and spent is not None:
             key = frozenset(stage_key(name, record) for name, record in records.items())
-            teachers[key] = (spent.value * summary.used_share, factors(records.values(), watts))
+            teachers[key] = (spent * summary.used_share, factors(records.values(), watts))
     known = [run for run in runs if run is not None]
     return Arm(group.name, known, list(teachers.values())) if len(known) == len(runs) and not group.problems else None
 
@@ -63,15 +63,18 @@ def arm_of(group: Group, axis: Axis, watts: float) -> Arm | None:
 def _run(summary: ExperimentSummary, axis: Axis, watts: float) -> Run | None:
     training, before = summary.training_energy, summary.before
     final = summary.quality.quality(axis.name)
-    if training is None or before is None or training.value <= 0:
+    own = joules_of(summary.unshared.values())  # of a teacher that is asked for this run alone
+    earlier = joules_of(r for n, r in summary.own.items() if r.role == "student" and r is not summary.training)
+    if training is None or before is None or training.value <= 0 or own is None or earlier is None:
         return None
+    fixed_before = before.value + own + earlier
     found, fixed = summary.evaluations_on_the_way, fixed_joules(summary)
-    whole = training.value + before.value
+    whole = training.value + before.value + own
     points = []
     if found and axis.name == "cross_entropy" and CURVED in summary.own:
         known = [(p.training_joules, p.eval_loss) for p in found.points]
         curve = [(joules, loss) for joules, loss in known if joules is not None and loss is not None]
-        points = [(max(0.0, joules - fixed[0]) + before.value, axis.sign * loss) for joules, loss in curve]
+        points = [(max(0.0, joules - fixed[0]) + fixed_before, axis.sign * loss) for joules, loss in curve]
     final = math.nan if final is None else axis.sign * final
     points = [point for point in points if point[0] < whole - sum(fixed)] + [(whole - sum(fixed), final)]
     rows, tokens = axis.rows(summary)
@@ -83,8 +86,15 @@ def _run(summary: ExperimentSummary, axis: Axis, watts: float) -> Run | None:
         seed if isinstance(seed, int) else None,
         rows,
         tokens,
-        factors([record for record in summary.stages.values() if record.role == "student"], watts),
+        factors([r for n, r in summary.stages.items() if r.role == "student" or n in summary.unshared], watts),
     )
+
+
+def joules_of(records: Iterable[SummaryStage]) -> float | None:
+    """Joules of some stages, 0 of none; None where one of them has no figure."""
+    found = [record.spent for record in records]
+    known = [energy.value for energy in found if energy is not None]
+    return sum(known) if len(known) == len(found) else None
 
 
 def fixed_joules(summary: ExperimentSummary) -> tuple[float, float]:

@@ -46,7 +46,7 @@ def _properties(each: Group) -> dict[str, str]:
     """Property -> value, over the runs of a group; what is not known is left out."""
     found: dict[str, list[str]] = {}
     for summary in each.runs:
-        training = next(iter(summary.of("student")), None)
+        training = summary.training
         own = {
             "hardware": summary.hardware,
             "boundary": "; ".join(summary.energy.boundary),

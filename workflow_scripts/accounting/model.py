@@ -14,7 +14,7 @@ from workflow_scripts.artefact import RANDOM_WEIGHTS
 from workflow_scripts.energy.documents import Closed, Document, is_none
 from workflow_scripts.energy.model import EnergyClass, StageRecord, known_energy
 from workflow_scripts.energy.uncertainty import KWH, Energy, Figure
-from workflow_scripts.pipelines import teacher_of, training_of
+from workflow_scripts.pipelines import plain_name, teacher_of, training_of
 from workflow_scripts.progress import TOKEN_TYPES
 
 ROLES = ("prerun", "data", "teacher", "student", "evaluation")  # of the stages in a summary
@@ -214,7 +214,8 @@ class ExperimentSummary(Document):
 
         What filters have dropped from a teacher's texts had to be made; a row of a cache that no step has read had not.
         """
-        cache, training = self.own.get(CACHE), self.training
+        rounds = any(name != plain_name(name) for name in self.own)  # whose scores are of several trainings
+        cache, training = None if rounds else self.own.get(CACHE), self.training
         made, used = cache.work.examples if cache else None, training.work.examples if training else None
         return min(1.0, used / made) if made and used else 1.0
 
@@ -243,6 +244,11 @@ class ExperimentSummary(Document):
         if teacher is None or student is None or before is None or self.problems:
             return None
         return student + before + teacher.scaled(self.used_share)
+
+    @property
+    def unshared(self) -> dict[str, SummaryStage]:
+        """Teacher stages of later rounds: made for a policy that this experiment alone has, so that nobody can reuse them."""
+        return {name: s for name, s in self.own.items() if s.role == "teacher" and name != plain_name(name)}
 
     @property
     def problems(self) -> list[Problem]:
@@ -377,6 +383,9 @@ class ExperimentSummary(Document):
         found += [f"{name}: {text}" for name, r in self.own.items() for text in r.warnings if text != RANDOM_WEIGHTS]
         unknown = sorted(name for name, stage in self.own.items() if stage.spent is None)
         found += [f"{name}: no energy figure, so there is no total" for name in unknown]
+        if self.unshared:
+            alone = ", ".join(self.unshared)
+            found.append(f"{alone}: made for this experiment's own policies: no other experiment can reuse them, only round 1")
         unfinished = {name: stage.status for name, stage in self.own.items() if stage.status != "complete"}
         found += [f"{name}: its record is {status}: its energy is a lower bound" for name, status in unfinished.items()]
         for what, names in (("GPUs", self._gpus), ("CPUs", {name: r.provenance.cpu for name, r in self.own.items()})):

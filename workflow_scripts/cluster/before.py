@@ -60,7 +60,7 @@ def begins_cold(rules: AbstractSet[str]) -> bool:
 
     Then the machine computes for as long as in a prerun, on no bill, so that the first run has no other start than the next.
     """
-    compared = {*TRAININGS, "evaluation", *(split.part_rule for _, split in splits())}
+    compared = {*TRAININGS, "train_round", "evaluation", *(split.part_rule for _, split in splits())}
     return "prerun" not in rules and not compared.isdisjoint(rules)
 
 

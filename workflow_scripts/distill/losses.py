@@ -1,4 +1,4 @@
-"""Cross entropy and sparse-teacher KL from one pass over the vocabulary, in chunks.
+"""Cross entropy and the divergence from a sparse teacher, from one pass over the vocabulary, in chunks.
 
 The teacher is known by its top-k raw logits z_i at ids i and by logsumexp(z / T) over the full vocabulary, so its
 probabilities at temperature T are p_i = exp(z_i / T - lse_T) and the mass outside the top k is 1 - sum p_i. With s the
@@ -7,9 +7,20 @@ student's softmax at T, the loss of one position with target y is
     alpha * CE(y, softmax(logits)) + (1 - alpha) * T^2 * KL(p || s)            (Hinton et al. 2015, eq. 4)
 
 and the mass outside the top k is handled by `tail`:
-    ghost        one extra bucket on both sides: + (1 - sum p) * log((1 - sum p) / (1 - sum s_i))
+    ghost        one extra bucket on both sides: + p_rest * log(p_rest / s_rest), p_rest = 1 - sum p. s_rest is taken from the
+                 logsumexp with the top k masked out: 1 - sum s_i has no digits left in float32 where the student is confident
     renormalise  p_i are divided by their sum
     zero         the sum runs over the top k only; its minimum is not the teacher (for comparison with other systems)
+
+Over the k + 1 buckets of `ghost` the divergence may also be (Agarwal et al. 2024, eq. 1; beta as in TRL)
+    reverse_kl   KL(s || p)
+    jsd          beta KL(p || m) + (1 - beta) KL(s || m), m = beta p + (1 - beta) s
+
+and the gradient of each in the scaled logits z / T is, with s_b the student's mass in the bucket of the token,
+    forward_kl   s_b - p_b
+    reverse_kl   s_b (log(s_b / p_b) - KL(s || p))
+    jsd          (1 - beta) s_b (log(s_b / m_b) - KL(s || m))
+shared out among the tokens of the rest by their probability in it.
 
 A teacher known by random draws has p_i = count_i / draws instead, which sums to one, so that no tail is left and every `tail`
 gives the same. The gradient is linear in p, so its expectation over draws is the gradient of the full KL (Anshumann et al.
@@ -22,29 +33,40 @@ at once the gradients of h and W, so that the backward pass only scales them.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
-from workflow_scripts.settings.distillation import Distillation
+from workflow_scripts.settings.distillation import Distillation, Divergence
+from workflow_scripts.settings.opd import Opd
 
 Tail = Literal["ghost", "renormalise", "zero"]
 _TINY = 1e-9
+_LEAST = 1e-30  # of a probability whose logarithm is taken
+_LOWEST = -1e30  # of a logarithm, so that no difference is NaN
 
 
 @dataclass(frozen=True)
 class KdLoss:
-    """Weights and temperature of the loss; random draws leave no tail, it is `zero` then."""
+    """Weights, temperature and divergence of the loss; random draws leave no tail, it is `zero` then."""
 
-    alpha: float
-    temperature: float
-    tail: Tail
+    alpha: float = 1.0
+    temperature: float = 1.0
+    tail: Tail = "ghost"
+    divergence: Divergence = "forward_kl"
+    beta: float = 0.5
 
     @classmethod
-    def of(cls, options: Distillation) -> KdLoss:
-        """From the settings."""
-        return cls(options.alpha, options.temperature, options.tail if options.sampling == "top_k" else "zero")
+    def of(cls, options: Distillation, opd: Opd | None = None) -> KdLoss:
+        """From the settings; with `opd` from its divergence, without cross entropy."""
+        tail = options.tail if options.sampling == "top_k" else "zero"
+        if opd is not None:
+            beta = opd.beta if opd.divergence == "jsd" else 0.5
+            return cls(0.0, options.temperature, tail, opd.divergence, beta)
+        beta = options.beta if options.divergence == "jsd" else 0.5
+        return cls(options.alpha, options.temperature, tail, options.divergence, beta)
 
 
 @dataclass(frozen=True)
@@ -84,32 +106,6 @@ class LossTerms:
     kl: torch.Tensor
 
 
-def dense_distillation_loss(
-    logits: torch.Tensor,
-    targets: torch.Tensor,
-    teacher: SparseTeacher | None,
-    alpha: float = 1.0,
-    temperature: float = 1.0,
-    tail: Tail = "ghost",
-) -> LossTerms:
-    """The loss by plain differentiable operations: the reference the fused path is tested against.
-
-    logits [N, V], targets [N]. Without a teacher it is cross entropy. Returns sums over the N positions.
-    """
-    ce = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
-    if teacher is None:
-        return LossTerms(ce, ce.detach(), torch.zeros_like(ce))
-    p = teacher.probabilities(temperature, tail)
-    log_s = torch.log_softmax(logits.float() / temperature, dim=-1).gather(1, teacher.ids)
-    kl = teacher.negative_entropy(p) - (p * log_s).sum()
-    if tail == "ghost" and teacher.entropy is None:
-        p_rest = (1 - p.sum(-1)).clamp(min=_TINY)
-        s_rest = (-torch.expm1(torch.logsumexp(log_s, -1).clamp(max=-_TINY))).clamp(min=_TINY)
-        kl = kl + (p_rest * (p_rest.log() - s_rest.log())).sum()
-    kl = temperature**2 * kl
-    return LossTerms(alpha * ce + (1 - alpha) * kl, ce.detach(), kl.detach())
-
-
 class FusedDistillationLoss(torch.autograd.Function):
     """The same loss from hidden states [N, D] and the output embedding [V, D], chunk by chunk."""
 
@@ -120,9 +116,7 @@ class FusedDistillationLoss(torch.autograd.Function):
         weight: torch.Tensor,
         targets: torch.Tensor,
         teacher: SparseTeacher | None,
-        alpha: float,
-        temperature: float,
-        tail: Tail,
+        loss: KdLoss,
         chunk: int,
         vocabulary: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -135,7 +129,7 @@ class FusedDistillationLoss(torch.autograd.Function):
             part = slice(begin, begin + chunk)
             logits = (hidden[part] @ weight.t()).float()
             logits[:, vocabulary:] = -torch.inf  # not cut off: products of a round number of columns are faster
-            ce, kl, grad = _chunk(logits, targets[part], teacher.rows(part) if teacher else None, alpha, temperature, tail)
+            ce, kl, grad = _chunk(logits, targets[part], teacher.rows(part) if teacher else None, loss)
             ce_sum += ce
             kl_sum += kl
             grad = grad.to(hidden.dtype)
@@ -143,52 +137,93 @@ class FusedDistillationLoss(torch.autograd.Function):
             grad_weight += grad.t() @ hidden[part]
         ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
         ctx.mark_non_differentiable(ce_sum, kl_sum)
-        total = ce_sum.clone() if teacher is None else alpha * ce_sum + (1 - alpha) * kl_sum
+        total = ce_sum.clone() if teacher is None else loss.alpha * ce_sum + (1 - loss.alpha) * kl_sum
         return total, ce_sum, kl_sum
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Scale the gradients that the forward pass formed by that of the total."""
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grads[0], grad_weight * grads[0], None, None, None, None, None, None, None
+        return grad_hidden * grads[0], grad_weight * grads[0], None, None, None, None, None
 
 
 def _chunk(
-    logits: torch.Tensor, targets: torch.Tensor, teacher: SparseTeacher | None, alpha: float, temperature: float, tail: Tail
+    logits: torch.Tensor, targets: torch.Tensor, teacher: SparseTeacher | None, loss: KdLoss
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """CE sum, KL sum and d(total)/d(logits) [n, V] of one chunk; overwrites `logits`."""
-    rows = torch.arange(logits.shape[0], device=logits.device)
+    if teacher is not None and loss.tail == "ghost" and teacher.entropy is None:
+        return _buckets(logits, targets, teacher, loss)
+    rows, temperature = torch.arange(logits.shape[0], device=logits.device), loss.temperature
     lse = torch.logsumexp(logits, -1)
     ce = (lse - logits[rows, targets]).sum()
-    zero = torch.zeros_like(ce)
     if teacher is None:
         grad = logits.sub_(lse[:, None]).exp_()
         grad[rows, targets] -= 1
-        return ce, zero, grad
+        return ce, torch.zeros_like(ce), grad
 
-    p = teacher.probabilities(temperature, tail)
+    p = teacher.probabilities(temperature, loss.tail)
     lse_t = lse if temperature == 1 else torch.logsumexp(logits / temperature, -1)
     log_s = logits.gather(1, teacher.ids) / temperature - lse_t[:, None]
     kl = teacher.negative_entropy(p) - (p * log_s).sum()
-    # d KL / d z = (row_scale * s - on_topk) / T, where `ghost` moves mass between the top k and the rest
-    row_scale, on_topk = p.sum(-1), p
-    if tail == "ghost" and teacher.entropy is None:
-        s = log_s.exp()
-        p_rest = (1 - p.sum(-1)).clamp(min=_TINY)
-        s_rest = (-torch.expm1(torch.logsumexp(log_s, -1).clamp(max=-_TINY))).clamp(min=_TINY)
-        kl = kl + (p_rest * (p_rest.log() - s_rest.log())).sum()
-        ratio = p_rest / s_rest
-        row_scale = row_scale - ratio * s.sum(-1)
-        on_topk = p - ratio[:, None] * s
-    scale = (1 - alpha) * temperature
+    scale = (1 - loss.alpha) * temperature
+    row_scale = (scale * p.sum(-1))[:, None]  # d KL / d z = (sum(p) s - p) / T
     if temperature == 1:
-        grad = logits.sub_(lse[:, None]).exp_().mul_((alpha + scale * row_scale)[:, None])
+        grad = logits.sub_(lse[:, None]).exp_().mul_(loss.alpha + row_scale)
     else:
-        soft = torch.exp(logits / temperature - lse_t[:, None]).mul_((scale * row_scale)[:, None])
-        grad = logits.sub_(lse[:, None]).exp_().mul_(alpha).add_(soft)
-    grad.scatter_add_(1, teacher.ids, on_topk * -scale)
-    grad[rows, targets] -= alpha
+        soft = torch.exp(logits / temperature - lse_t[:, None]).mul_(row_scale)
+        grad = logits.sub_(lse[:, None]).exp_().mul_(loss.alpha).add_(soft)
+    grad.scatter_add_(1, teacher.ids, p * -scale)
+    grad[rows, targets] -= loss.alpha
     return ce, temperature**2 * kl, grad
+
+
+def _buckets(
+    logits: torch.Tensor, targets: torch.Tensor, teacher: SparseTeacher, loss: KdLoss
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The same for the top k and the rest as one bucket. The top k are masked out, so that the rest keeps its digits."""
+    rows, temperature = torch.arange(logits.shape[0], device=logits.device), loss.temperature
+    at_target, top = logits[rows, targets], logits.gather(1, teacher.ids)
+    logits.scatter_(1, teacher.ids, -torch.inf)
+    rest = torch.logsumexp(logits, -1)
+    lse = torch.logaddexp(rest, torch.logsumexp(top, -1))
+    rest_t = rest if temperature == 1 else torch.logsumexp(logits / temperature, -1)
+    lse_t = lse if temperature == 1 else torch.logaddexp(rest_t, torch.logsumexp(top / temperature, -1))
+    log_s = torch.cat([top / temperature, rest_t[:, None]], 1).sub_(lse_t[:, None])
+    p = teacher.probabilities(temperature, loss.tail)
+    p_rest = (1 - p.sum(-1, keepdim=True)).clamp(min=_TINY) * (rest_t > -torch.inf)[:, None]
+    kl, soft = divergence_of(torch.cat([p, p_rest], 1), log_s, loss.divergence, loss.beta)
+    soft *= (1 - loss.alpha) * temperature
+    hard_top, hard_rest = torch.exp(top - lse[:, None]) * loss.alpha, torch.exp(rest - lse) * loss.alpha
+    # of the rest by their probability in it, finite where there is no rest
+    within_t = rest_t.clamp(min=_LOWEST)[:, None]
+    if temperature == 1:
+        grad = logits.sub_(within_t).exp_().mul_((hard_rest + soft[:, -1])[:, None])
+    else:
+        grad = torch.exp(logits / temperature - within_t).mul_(soft[:, -1:])
+        if loss.alpha:
+            grad += logits.sub_(rest.clamp(min=_LOWEST)[:, None]).exp_().mul_(hard_rest[:, None])
+    grad.scatter_(1, teacher.ids, hard_top + soft[:, :-1])
+    grad[rows, targets] -= loss.alpha
+    return (lse - at_target).sum(), temperature**2 * kl, grad
+
+
+def divergence_of(
+    p: torch.Tensor, log_s: torch.Tensor, divergence: Divergence, beta: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum over rows of the divergence of p [n, b] and s [n, b], and its gradient [n, b] in the logits of s; see the module."""
+    log_s, log_p = log_s.clamp(min=_LOWEST), p.clamp(min=_LEAST).log()
+    s = log_s.exp()
+    if divergence == "forward_kl":
+        return (p * (log_p - log_s)).sum(), s - p
+    if divergence == "reverse_kl":
+        ratio = log_s - log_p
+        value = (s * ratio).sum(-1, keepdim=True)
+        return value.sum(), s * (ratio - value)
+    log_m = torch.logaddexp(log_p + math.log(beta), log_s + math.log1p(-beta))
+    ratio = log_s - log_m
+    from_student = (s * ratio).sum(-1, keepdim=True)
+    value = beta * (p * (log_p - log_m)).sum() + (1 - beta) * from_student.sum()
+    return value, (1 - beta) * s * (ratio - from_student)
 
 
 def fused_distillation_loss(
@@ -201,6 +236,8 @@ def fused_distillation_loss(
     tail: Tail = "ghost",
     chunk: int = 512,
     vocabulary: int | None = None,
+    divergence: Divergence = "forward_kl",
+    beta: float = 0.5,
 ) -> LossTerms:
     """Loss sums from hidden states [N, D] at label positions and the output embedding [V, D]; see the module.
 
@@ -208,5 +245,6 @@ def fused_distillation_loss(
     `vocabulary` are padding: they get no probability and no gradient.
     """
     vocabulary = weight.shape[0] if vocabulary is None else vocabulary
-    total, ce, kl = FusedDistillationLoss.apply(hidden, weight, targets, teacher, alpha, temperature, tail, chunk, vocabulary)
+    loss = KdLoss(alpha, temperature, tail, divergence, beta)
+    total, ce, kl = FusedDistillationLoss.apply(hidden, weight, targets, teacher, loss, chunk, vocabulary)
     return LossTerms(total, ce.detach(), kl.detach())

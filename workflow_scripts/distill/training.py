@@ -140,6 +140,8 @@ def _distillation_forward(
         kd.temperature if kd else 1.0,
         kd.tail if kd else "ghost",
         vocabulary=getattr(model, "vocabulary", None),
+        divergence=kd.divergence if kd else "forward_kl",
+        beta=kd.beta if kd else 0.5,
     )
     return {"loss": terms.total, "cross_entropy": terms.cross_entropy, "kl": terms.kl}
 

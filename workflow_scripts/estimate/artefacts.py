@@ -22,6 +22,7 @@ from workflow_scripts.settings.shapes import Shape, published_shape
 FILLED = Range(0.1, 0.5, 1.0)
 LOSS_SHARE = Range(0.2, 0.5, 0.9)
 BESIDE_THE_CORPUS = ("", "logit_cache")  # teacher output with which the corpus's own answers are trained on, by its folder
+ANSWERED = Range(0.2, 0.6, 1.0)  # share of max_new_tokens that an answer uses
 PREPARE = "(`snakemake --until prepare_model` makes the models only)"
 MODEL_SOURCE: TypeAdapter[ModelSource] = TypeAdapter(ModelSource)
 
@@ -41,8 +42,8 @@ class Artefacts:
 
     def __init__(self, jobs: Sequence[PlannedJob], folder: Path) -> None:
         self._folder = folder
-        trainings = {job.experiment: job for job in jobs if job.stage in TRAININGS}
-        makes = ("prepare_model", "preprocess", *TRAININGS)
+        trainings = {job.experiment: job for job in jobs if job.stage in TRAININGS and job.experiment}
+        makes = ("prepare_model", "preprocess", "rollout", *TRAININGS)
         self._makers = {Path(job.record).parents[1]: job for job in jobs if job.stage in makes}  # by what the manifest is under
         for job in jobs:  # a trained model may lie elsewhere than its record: its evaluation knows where
             if "model" in job.inputs and job.experiment in trainings:
@@ -82,9 +83,20 @@ class Artefacts:
             return Split(rows, Range.exactly(read), Range.exactly(loss), Range.exactly((read - loss) / max(rows, 1.0)))
         if job is None:
             raise UnpricedError(f"the size of its corpus is not known: {corpus} does not exist and no planned job makes it")
+        if job.stage == "rollout":
+            return self._written(job, name)
         rows, length = (float(setting(job.settings, f"data.{key}")) for key in (f"{name}_examples", "max_sequence_length"))
         prompt = Range(1 - LOSS_SHARE.high, 1 - LOSS_SHARE.mid, 1.0)
         return Split(rows, FILLED * (rows * length), FILLED * LOSS_SHARE * (rows * length), FILLED * prompt * length)
+
+    def _written(self, job: PlannedJob, name: str) -> Split:
+        """A split of what a student will write; the held-out one is that of the corpus that it is asked from."""
+        asked = self.split(job.inputs["corpus"], name)
+        if name != "train":
+            return asked
+        rows = min(asked.examples, float(setting(job.settings, "opd.prompts_per_round")))
+        loss = ANSWERED * (rows * float(setting(job.settings, "opd.generation.max_new_tokens")))
+        return Split(rows, asked.prompt_tokens * rows + loss, loss, asked.prompt_tokens)
 
     def epoch(self, inputs: Mapping[str, str]) -> tuple[Range | None, Range | None]:
         """Loss tokens of one pass over what a training reads, and its input tokens per loss token; None where not known."""

@@ -37,7 +37,7 @@ from tabulate import tabulate
 from workflow_scripts.estimate.artefacts import Artefacts, Split, known_shape, local_folder
 from workflow_scripts.estimate.pricing import Range, UnpricedError
 from workflow_scripts.estimate.work import TRAINED, WORK, Task, Work, amount
-from workflow_scripts.pipelines import PIPELINES
+from workflow_scripts.pipelines import PIPELINES, scored_rows
 from workflow_scripts.settings import Settings, SettingsError, load_experiments
 from workflow_scripts.settings.load import deep_merge, read_yaml
 from workflow_scripts.settings.models import FolderModel
@@ -74,6 +74,9 @@ class Need:
         return None if self.processes else max(2, math.ceil((self.gigabytes() - RUNTIME_GB) / spare))
 
 
+WRITTEN = "rollouts"  # a corpus that the student writes
+
+
 class Shapes(Artefacts):
     """Sizes before anything is made: models by the names that the settings give them, corpora of full rows."""
 
@@ -88,7 +91,8 @@ class Shapes(Artefacts):
     def split(self, corpus: str, name: str) -> Split:
         """A split of rows that all have data.max_sequence_length tokens, and prompts as long."""
         data = self.settings.data
-        rows = float({"train": data.train_examples, "evaluation": data.evaluation_examples}[name])
+        train = scored_rows(self.settings) if corpus == WRITTEN else data.train_examples
+        rows = float({"train": train, "evaluation": data.evaluation_examples}[name])
         tokens = Range.exactly(rows * data.max_sequence_length)
         return Split(rows, tokens, tokens, Range.exactly(float(data.max_sequence_length)))
 
@@ -104,8 +108,9 @@ def stages(settings: Settings) -> list[Need]:
     if pipeline.judged_on_pairs:
         inputs |= {"reference": names.student, "preferences": "pairs"}
     of_all = settings.model_dump()
-    planned = [stage for stage in (pipeline.teacher, pipeline.training, "evaluation") if stage]
-    return [need(Task(stage, of_all, inputs, Shapes(settings)), settings) for stage in planned]
+    planned = [s for s in ("rollout" if pipeline.in_rounds else None, pipeline.teacher, pipeline.training, "evaluation") if s]
+    written = inputs | ({"corpus": WRITTEN} if pipeline.in_rounds else {})
+    return [need(Task(s, of_all, written if s == pipeline.teacher else inputs, Shapes(settings)), settings) for s in planned]
 
 
 def need(task: Task, settings: Settings) -> Need:

@@ -12,14 +12,13 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from workflow_scripts.estimate.artefacts import Artefacts, Split, data_kind
+from workflow_scripts.estimate.artefacts import ANSWERED, Artefacts, Split, data_kind
 from workflow_scripts.estimate.history import Past, setting
 from workflow_scripts.estimate.pricing import ZERO, Range, UnpricedError
 
 FORWARD, TRAINED = 2.0, 6.0
-# Stated where no past record tells: input tokens per loss token, and the share of max_new_tokens that an answer uses.
+# Stated where no past record tells: input tokens per loss token.
 INPUT_PER_LOSS = Range(1.2, 2.5, 8.0)
-ANSWERED = Range(0.2, 0.6, 1.0)
 PAIRS = Range(1.0, 2.0, 10.0)  # tokens of an evaluation with held-out pairs, by those of the held-out rows alone
 TASKS = ("lm_eval_tasks", "lm_eval_limit", "lm_eval_num_fewshot")  # what the work of the harness's tasks depends on
 
@@ -144,6 +143,12 @@ def _synthetic_generation(task: Task) -> Work:
     return _answers(task, "synthetic_data.generation", prompts, train.prompt_tokens * prompts)
 
 
+def _rollout(task: Task) -> Work:
+    train = task.split("train")
+    prompts = float(min(train.examples, task.get("opd.prompts_per_round")))
+    return _answers(task, "opd.generation", prompts, train.prompt_tokens * prompts)
+
+
 def _preference_dataset(task: Task) -> Work:
     """Each sample is generated, then scored in another forward pass: both read (or write) prompt and answer."""
     samples, read = 0.0, ZERO
@@ -221,6 +226,7 @@ WORK = {
     "logit_caching": StageWork(_logit_caching, (Pass("teacher", FORWARD),)),
     "synthetic_generation": StageWork(_synthetic_generation, (Pass("teacher", FORWARD, FORWARD),)),
     "preference_dataset": StageWork(_preference_dataset, (Pass("teacher", 2 * FORWARD),)),  # writes, then scores
+    "rollout": StageWork(_rollout, (Pass("student", FORWARD, FORWARD),)),
     "student_train": StageWork(_training, (Pass("student", TRAINED),)),
     "dpo_training": StageWork(lambda task: _training(task, rows=2), (Pass("policy", TRAINED + FORWARD),)),  # and its reference
     "evaluation": StageWork(_evaluation, (Pass("model", FORWARD, FORWARD), Pass("teacher", FORWARD)), ("reference",)),

@@ -15,10 +15,12 @@ from typing import Any
 from workflow_scripts.pipelines import PIPELINES, STAGES, TEACHER_STAGES, Split, Stage
 from workflow_scripts.plan.jobs import ExperimentPlan, Job, TeacherArtefact, parts_of, seedless, turns
 from workflow_scripts.plan.names import digest, files_at, files_of, named_model, one_tokenizer, task_files, template_files
+from workflow_scripts.plan.rounds import plan_rounds, training_slice
 from workflow_scripts.plan.slices import canonical, comparable, cut, settings_fingerprint, value_at
 from workflow_scripts.settings import Experiments, Settings, SettingsError
 from workflow_scripts.settings.load import followers
 from workflow_scripts.settings.models import PrunedModel, RandomModel
+from workflow_scripts.settings.schema import Training
 
 
 class Plan:
@@ -34,6 +36,8 @@ class Plan:
         self.corpora: dict[str, Job] = {}
         self.teacher: dict[str, dict[str, TeacherArtefact]] = {stage: {} for stage in TEACHER_STAGES}
         self.references: dict[str, Job] = {}
+        self.rounds: dict[str, Job] = {}  # trainings before the last round, by their artefact
+        self.round_of: dict[str, str] = {}  # an experiment of theirs
         self.experiments: dict[str, ExperimentPlan] = {}
         self._settings = experiments
         self._claims: dict[str, str] = {}
@@ -83,10 +87,13 @@ class Plan:
         start = self.final_manifest(settings.model.policy) if settings.model.policy else models["student"]
         training = {pipeline.starts_with: start, "corpus": self.corpus_manifest(learnt)}
         evaluation = {"model": self.final_manifest(name), "corpus": self.corpus_manifest(learnt), "teacher": models["teacher"]}
-        made_from = [corpus, learnt, self._identity(student)]
-        if pipeline.teacher:
+        made_from = [corpus, learnt, self.identity(student)]
+        if pipeline.in_rounds:
+            made_from += plan_rounds(self, name, settings, training, shared, self.identity(student), teacher)
+        elif pipeline.teacher:
             stage = STAGES[pipeline.teacher]
-            artefact = self._teacher(stage, settings, corpus, teacher)
+            inputs = {"corpus": self.corpus_manifest(corpus), "teacher": models["teacher"]}
+            artefact = self.teacher_artefact(stage, settings, inputs, corpus, self.identity(teacher))
             shared[stage.in_summary] = f"{self.output.root}/teacher/{artefact}/stages/{stage.name}.json"
             training[pipeline.teacher_output] = self.teacher_manifest(stage.name, artefact)
             made_from.append(seedless(self.teacher[stage.name][artefact].merge, settings))
@@ -94,8 +101,7 @@ class Plan:
                 training["teacher"] = models["teacher"]
             if pipeline.judged_on_pairs:
                 evaluation |= {"preferences": training[pipeline.teacher_output], "reference": start}
-        stage = STAGES[pipeline.training]
-        trained = Job(cut(settings, (*stage.reads, *pipeline.reads), stage.ignores), training)
+        trained = Job(training_slice(settings), training)
         judged = Job(cut(settings, (*STAGES["evaluation"].reads, *pipeline.evaluates)), evaluation, task_files(settings))
         return ExperimentPlan(
             settings=settings,
@@ -175,26 +181,23 @@ class Plan:
         content = (
             cut(settings, (*reads, "model.student_chat_template"), ("model.chat_template",)) if of else cut(settings, reads)
         )
-        artefact = f"{settings.data.dataset_choice}-{digest(canonical(content), *([of] if of else []), self._identity(model))}"
+        artefact = f"{settings.data.dataset_choice}-{digest(canonical(content), *([of] if of else []), self.identity(model))}"
         inputs = {"teacher": self.model_manifest(model), **({"corpus": self.corpus_manifest(of)} if of else {})}
-        files = (
-            []
-            if of
-            else [file for path in settings.data.datasets[settings.data.dataset_choice].paths() for file in files_at(path)]
-        )
-        self.corpora[artefact] = Job(content, inputs, files + template_files(str(choice)))
+        paths = () if of else settings.data.datasets[settings.data.dataset_choice].paths()
+        files = [*(file for path in paths for file in files_at(path)), *template_files(str(choice))]
+        self.corpora[artefact] = Job(content, inputs, files)
         return artefact
 
-    def _teacher(self, stage: Stage, settings: Settings, corpus: str, teacher: str) -> str:
+    def teacher_artefact(self, stage: Stage, settings: Settings, inputs: dict[str, str], corpus: str, model: str) -> str:
+        """Register a stage that is split; `corpus` and `model` say what its inputs are. Returns its artefact's name."""
         split: Split = stage.split  # type: ignore[assignment]  # a teacher stage has one
-        inputs = {"corpus": self.corpus_manifest(corpus), "teacher": self.model_manifest(teacher)}
         adopted = split.existing is not None and bool(value_at(settings, split.existing))
         bulk = value_at(settings, stage.location) if stage.location else None
         first = ("experiment.replicate",) if settings.experiment.replicate == 1 else ()
         parts = Job(cut(settings, stage.reads, first), inputs)
         merge = Job(cut(settings, (*stage.reads, *split.reads), first), inputs, files_at(bulk) if adopted and bulk else [])
-        raw = f"{stage.name}-{digest(parts.identity, corpus, self._identity(teacher))}"
-        artefact = f"{stage.folder}-{digest(merge.identity, corpus, self._identity(teacher))}"
+        raw = f"{stage.name}-{digest(parts.identity, corpus, model)}"
+        artefact = f"{stage.folder}-{digest(merge.identity, corpus, model)}"
         if bulk is not None:
             self._claim(bulk, artefact, f"the folder of {stage.name}")
         self.teacher[stage.name][artefact] = TeacherArtefact(raw, parts, merge, adopted)
@@ -207,13 +210,14 @@ class Plan:
             {"model": self.model_manifest(model), "corpus": self.corpus_manifest(corpus), "teacher": teacher},
             task_files(settings),
         )
-        artefact = f"{model}-{digest(job.identity, corpus, teacher, self._identity(model))}"
+        artefact = f"{model}-{digest(job.identity, corpus, teacher, self.identity(model))}"
         self.references[artefact] = job
         return f"{self.output.root}/reference/{artefact}/evaluation.json"
 
-    def _identity(self, key: str) -> str:
+    def identity(self, key: str) -> str:
+        """What a model is made from."""
         job = self.models[key]
-        parents = [self._identity(Path(path).parts[-3]) for path in job.inputs.values()]
+        parents = [self.identity(Path(path).parts[-3]) for path in job.inputs.values()]
         return "\n".join([job.identity, *parents])
 
     def _claim(self, path: str, owner: str, what: str) -> None:
@@ -230,9 +234,12 @@ class Plan:
         of = {"experiment": name, "group": self._methods[name], "pipeline": settings.pipeline}
         return canonical({"wandb": choice, "folder": folder, **of})
 
+    def _training(self, name: str) -> Training:
+        return self._settings[self.round_of.get(name, name)].training
+
     def launcher(self, name: str) -> list[str]:
-        """What starts a training: Python itself, or the launcher of several processes."""
-        training = self._settings[name].training
+        """What starts a training (of an experiment or a round): Python itself, or the launcher of several processes."""
+        training = self._training(name)
         if training.num_nodes * training.num_processes == 1:
             return ["python"]
         sizes = [f"--nodes={training.num_nodes}", f"--processes={training.num_processes}"]
@@ -240,11 +247,11 @@ class Plan:
 
     def nodes(self, name: str) -> int:
         """Nodes of a training's Slurm job."""
-        return self._settings[name].training.num_nodes
+        return self._training(name).num_nodes
 
     def processes(self, name: str) -> int:
         """Processes of a training over all nodes; on GPUs one each."""
-        return self.nodes(name) * self._settings[name].training.num_processes
+        return self.nodes(name) * self._training(name).num_processes
 
     def sharded(self, name: str) -> bool:
         """Whether a training shards its parameters over its processes."""

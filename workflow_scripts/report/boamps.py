@@ -22,7 +22,7 @@ from workflow_scripts.accounting.model import ExperimentSummary, SummaryStage
 from workflow_scripts.energy.model import Component, known_energy
 from workflow_scripts.energy.uncertainty import KWH
 from workflow_scripts.errors import UserError
-from workflow_scripts.pipelines import IN_SUMMARY, PIPELINES
+from workflow_scripts.pipelines import IN_SUMMARY, PIPELINES, plain_name
 
 SCHEMAS = Path(__file__).with_name("boamps_schema")
 PREPARING = "preprocessing"  # what else an experiment needs: models fetched and pruned, the meter checked
@@ -103,7 +103,8 @@ def _report(
 
 def _task_stage(stage: str) -> str:
     """The schema's word for a stage of a summary."""
-    return IN_SUMMARY[stage].boamps if stage in IN_SUMMARY else PREPARING
+    name = plain_name(stage)
+    return IN_SUMMARY[name].boamps if name in IN_SUMMARY else PREPARING
 
 
 def _algorithm(

@@ -8,12 +8,17 @@ from pydantic import Field, field_validator, model_validator
 
 from workflow_scripts.settings.section import Section, Text
 
+Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
+DIVERGENCES = "KL(teacher || student), KL(student || teacher), or the generalised Jensen-Shannon divergence."
+
 
 class Distillation(Section):
     """Knowledge distillation on cached teacher logits."""
 
     alpha: float = Field(0.5, ge=0, le=1, description="Weight of cross entropy; 1 - alpha weighs the KL term.")
     temperature: float = Field(1.0, gt=0, le=20, description="Softmax temperature T of the KL term.")
+    divergence: Divergence = Field("forward_kl", description=DIVERGENCES)
+    beta: float = Field(0.5, gt=0, lt=1, description="divergence jsd: weight of the teacher in the mixture.")
     cache_temperatures: list[Annotated[float, Field(gt=0, le=20)]] = Field(
         [1.0], description="Temperatures the cache is made for; `temperature` must be one of them."
     )
@@ -47,3 +52,18 @@ class Distillation(Section):
                 "add it there (the cache is rebuilt) or choose one of these"
             )
         return self
+
+    @model_validator(mode="after")
+    def _whole_distribution(self) -> Distillation:
+        if self.divergence != "forward_kl":
+            needs_buckets(self, f"divergence = {self.divergence!r}")
+        return self
+
+
+def needs_buckets(options: Distillation, what: str) -> None:
+    """Raise ValueError naming `what`, a divergence from a student, where the cache or the tail leave no mass for the rest."""
+    if options.sampling != "top_k" or options.tail != "ghost":
+        raise ValueError(
+            f"{what} needs sampling = 'top_k' and tail = 'ghost', but they are {options.sampling!r} and {options.tail!r}: the "
+            "divergence is infinite where the teacher has no mass: set them, or choose forward_kl"
+        )

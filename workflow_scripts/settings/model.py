@@ -13,9 +13,9 @@ class Model(Section):
     """Teacher, student and starting policy: each a name in `models`, a folder, or a Hugging Face id."""
 
     teacher: Text = Field(description="The model that is distilled.")
-    student: Text = Field(description="The model that is trained (kd, sft, baseline; dpo without `policy`).")
+    student: Text = Field(description="The model that is trained (kd, sft, baseline; dpo and opd without `policy`).")
     policy: Name | None = Field(
-        None, description="dpo: name of the experiment whose final model the policy starts from. Null: the student."
+        None, description="dpo, opd: name of the experiment whose final model the policy starts from. Null: the student."
     )
     chat_template: Text = Field(
         "smollm2",

@@ -16,6 +16,7 @@ from workflow_scripts.settings.comparison import Comparison as Comparison
 from workflow_scripts.settings.data import Data as Data
 from workflow_scripts.settings.data import DatasetSource as DatasetSource
 from workflow_scripts.settings.distillation import Distillation as Distillation
+from workflow_scripts.settings.distillation import needs_buckets
 from workflow_scripts.settings.dpo import Dpo as Dpo
 from workflow_scripts.settings.dpo import JudgeLabeling as JudgeLabeling
 from workflow_scripts.settings.energy import Energy as Energy
@@ -30,6 +31,7 @@ from workflow_scripts.settings.models import ModelSource
 from workflow_scripts.settings.models import PackagedModel as PackagedModel
 from workflow_scripts.settings.models import PrunedModel as PrunedModel
 from workflow_scripts.settings.models import RandomModel as RandomModel
+from workflow_scripts.settings.opd import Opd as Opd
 from workflow_scripts.settings.output import Output as Output
 from workflow_scripts.settings.prerun import Hardware as Hardware
 from workflow_scripts.settings.prerun import Prerun as Prerun
@@ -70,6 +72,7 @@ class Settings(Section):
     dpo_preference_dataset_path: Text | None = Field(
         None, description="Folder of the preference dataset. Null: beside the manifest."
     )
+    opd: Opd = Opd()
     training: Training
     evaluation: Evaluation = Evaluation()
     energy: Energy = Energy()
@@ -109,9 +112,17 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _divergence_of_rounds(self) -> Settings:
+        if PIPELINES[self.pipeline].in_rounds and self.opd.divergence != "forward_kl":
+            needs_buckets(self.distillation, f"opd.divergence = {self.opd.divergence!r}")
+        return self
+
+    @model_validator(mode="after")
     def _no_more_parts_than_units(self) -> Settings:
-        stage = PIPELINES[self.pipeline].teacher
-        if stage and (split := STAGES[stage].split):
+        pipeline = PIPELINES[self.pipeline]
+        for stage in (pipeline.teacher, "rollout" if pipeline.in_rounds else None):
+            if stage is None or (split := STAGES[stage].split) is None:
+                continue
             parts, units = getattr(self.scatter, stage), math.ceil(split.units(self))
             if parts > units:
                 raise ValueError(

@@ -79,7 +79,7 @@ def student_train(args: Arguments) -> None:
                 options.packing,
             ),
             order=training.whole_batches(order, options.batch_size, len(rows)),
-            kd=KdLoss.of(settings.distillation) if cache else None,
+            kd=KdLoss.of(settings.distillation, getattr(settings, "opd", None)) if cache else None,
         )
         progress.metrics = training.run(trainer, callback, checkpoints)
     weights = training.full_weights(trainer)

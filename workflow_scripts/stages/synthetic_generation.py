@@ -18,36 +18,45 @@ from workflow_scripts.distill.generation import Answer, Prompt, ends_of_turns, p
 from workflow_scripts.distill.models import compute_dtype, load_tokenizer, open_model
 from workflow_scripts.distill.seeds import prompt_seed
 from workflow_scripts.progress import Progress
+from workflow_scripts.settings.schema import Generation
 from workflow_scripts.stages.runtime.common import Arguments, run_stage
 from workflow_scripts.stages.runtime.units import Part, Units, finish_part
 
 
 def synthetic_generation(args: Arguments) -> None:
     """Answer the prompts of one part."""
+    data = args.settings.synthetic_data
+    corpus_folder, _ = open_artefact(args.inputs["corpus"], "corpus")
+    questions = corpus.questions(corpus_folder, "train", data.max_gen_examples)
+    answer_part(args, "teacher", questions, data.generation, "synthetic_data.generation", "scatter.synthetic_generation")
+
+
+def answer_part(
+    args: Arguments, writer: str, questions: dict[int, corpus.Messages], options: Generation, key: str, scatter: str
+) -> None:
+    """Let the model of the input `writer` answer one part of the questions; `key` is the section of `options`."""
     settings, part = args.settings, Part.parse(args.extra["part"])
-    options = settings.synthetic_data.generation
     corpus_folder, facts = open_artefact(args.inputs["corpus"], "corpus")
-    teacher_folder, teacher = open_model(args.inputs["teacher"])
-    check_backend(options, "synthetic_data.generation")
+    model_folder, model = open_model(args.inputs[writer])
+    check_backend(options, key)
     tokenizer = load_tokenizer(corpus_folder / "tokenizer")
-    questions = corpus.questions(corpus_folder, "train", settings.synthetic_data.max_gen_examples)
     prompts = [
         Prompt(key, prompt_tokens(tokenizer, question), prompt_seed(options.seed, key)) for key, question in questions.items()
     ]
-    prompts = that_fit(prompts, lambda prompt: len(prompt.input_ids), options.max_new_tokens, teacher)
+    prompts = that_fit(prompts, lambda prompt: len(prompt.input_ids), options.max_new_tokens, model)
     batches = by_length(prompts, options.batch_size, lambda prompt: len(prompt.input_ids))
     units = Units(len(batches))
     mine = sum(len(batches[number]) for number in part.numbers(len(batches)))
     with Progress("generated", total=mine * options.max_new_tokens, phase="start") as progress:
-        todo = list(units.todo(part, "scatter.synthetic_generation", progress))
+        todo = list(units.todo(part, scatter, progress))
         if todo:
             write = open_backend(
                 options,
-                teacher_folder,
+                model_folder,
                 compute_dtype(settings.training.dtype),
                 settings.model.attn_implementation,
                 max(len(prompt.input_ids) for prompt in prompts),
-                ends_of_turns(teacher, facts),
+                ends_of_turns(model, facts),
                 tokenizer.pad_token_id,
             )
         progress.phase("work")

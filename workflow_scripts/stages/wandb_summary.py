@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def own_training(summary: ExperimentSummary) -> SummaryStage:
     """The record of the experiment's own training."""
-    return summary.of("student")[0]
+    return summary.training or summary.of("student")[0]
 
 
 def figures(summary: ExperimentSummary) -> dict[str, float]:

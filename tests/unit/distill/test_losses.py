@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from workflow_scripts.distill.losses import SparseTeacher, dense_distillation_loss, fused_distillation_loss
+from tests.helpers.dense_loss import dense_distillation_loss
+from workflow_scripts.distill.losses import SparseTeacher, fused_distillation_loss
 
 N, D, V = 13, 8, 41
 
@@ -87,3 +88,42 @@ def test_ghost_is_zero_at_the_teacher_and_zero_tail_is_not() -> None:
         torch.full_like(z, -30.0).scatter(1, teacher.ids, teacher.logits), targets, teacher, 0.0, 1.0, "zero"
     )
     assert flatter.kl.item() < -0.1, "leaving the tail out rewards a student that puts no mass there"
+
+
+@pytest.mark.parametrize("k", [6, V])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize(("divergence", "beta"), [("forward_kl", 0.5), ("reverse_kl", 0.5), ("jsd", 0.5), ("jsd", 0.9)])
+def test_divergences_equal_a_dense_float64_reference(divergence: str, beta: float, temperature: float, k: int) -> None:
+    hidden, weight, targets, _, teacher = problem(k, temperature)
+    plain = [t.double().requires_grad_() for t in (hidden, weight)]
+    fused = [t.clone().requires_grad_() for t in (hidden, weight)]
+    reference = dense_distillation_loss(plain[0] @ plain[1].t(), targets, teacher, 0.3, temperature, "ghost", divergence, beta)
+    terms = fused_distillation_loss(
+        *fused, targets, teacher, 0.3, temperature, "ghost", chunk=5, divergence=divergence, beta=beta
+    )
+    reference.total.backward()
+    terms.total.backward()
+    assert terms.kl.item() == pytest.approx(reference.kl.item(), rel=1e-5) and terms.kl > 0.1
+    for mine, theirs in zip(fused, plain, strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad.float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd"])
+@pytest.mark.parametrize("margin", [14.0, 60.0, 150.0])
+def test_a_confident_student_keeps_the_digits_of_its_tail(margin: float, divergence: str, temperature: float) -> None:
+    """Teacher tail of 4 %, student tail from 1e-6 to below the smallest float32."""
+    logits = torch.zeros(1, 40).index_fill_(1, torch.arange(4), margin * temperature)
+    logits[0, 4:] += torch.linspace(0, 1, 36)
+    p = torch.cat([torch.full((1, 4), 0.24), torch.full((1, 36), 0.04 / 36)], 1)
+    z = temperature * p.log()
+    teacher = SparseTeacher(torch.arange(4)[None], z[:, :4], torch.zeros(1))
+    targets = torch.zeros(1, dtype=torch.int64)
+    plain, fused = logits.double().requires_grad_(), logits.clone().requires_grad_()
+    reference = dense_distillation_loss(plain, targets, teacher, 0.2, temperature, "ghost", divergence)
+    identity = torch.eye(40)
+    terms = fused_distillation_loss(fused, identity, targets, teacher, 0.2, temperature, divergence=divergence)
+    reference.total.backward()
+    terms.total.backward()
+    assert terms.kl.item() == pytest.approx(reference.kl.item(), rel=1e-4)
+    torch.testing.assert_close(fused.grad, plain.grad.float(), rtol=1e-3, atol=1e-7)

@@ -6,9 +6,10 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from tests.helpers.dense_loss import dense_distillation_loss
 from workflow_scripts.distill import logit_cache
 from workflow_scripts.distill.generation import Prompt, generate
-from workflow_scripts.distill.losses import KdLoss, SparseTeacher, dense_distillation_loss, fused_distillation_loss
+from workflow_scripts.distill.losses import KdLoss, SparseTeacher, fused_distillation_loss
 from workflow_scripts.distill.models import hide_padding
 from workflow_scripts.distill.scoring import agreements, log_likelihoods
 from workflow_scripts.distill.training import _distillation_forward

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.helpers.dense_loss import dense_distillation_loss
 from tests.unit.distill.test_logit_cache import MADE_FROM, ROWS
 from workflow_scripts.artefact import open_artefact, publish
 from workflow_scripts.distill import logit_cache
 from workflow_scripts.distill.logit_cache import CacheError, LogitCache
-from workflow_scripts.distill.losses import KdLoss, SparseTeacher, dense_distillation_loss, fused_distillation_loss
+from workflow_scripts.distill.losses import KdLoss, SparseTeacher, fused_distillation_loss
 from workflow_scripts.distill.random_draws import DrawnShard, Draws, draw, uniforms
 from workflow_scripts.distill.training import Collator, _distillation_forward
 

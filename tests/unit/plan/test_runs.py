@@ -21,7 +21,7 @@ ALPHA = {"sweep": {"demo_kd": {"distillation.alpha": [0.3, 0.7]}}}
 
 def planned(*overlays: dict[str, Any]) -> Plan:
     """The plan of the demo with a campaign's files over it."""
-    merged: dict[str, Any] = {}
+    merged: dict[str, Any] = {"comparison": {"experiments": FOUR}}
     for overlay in overlays:
         merged = deep_merge(merged, overlay)
     return Plan(load_experiments(REPOSITORY / "config", deep_merge(BASE, merged), merged))

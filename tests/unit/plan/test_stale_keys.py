@@ -17,8 +17,8 @@ from workflow_scripts.plan.slices import leaves, line
 from workflow_scripts.settings import Settings, load_experiments
 from workflow_scripts.settings.load import deep_merge, read_yaml
 
-BASE = read_yaml(REPOSITORY / "config" / "base.yaml")
 DEMO = ("demo_baseline", "demo_kd", "demo_sft", "demo_dpo")
+BASE = deep_merge(read_yaml(REPOSITORY / "config" / "base.yaml"), {"comparison": {"experiments": list(DEMO)}})
 STUDENT = {"student_train baseline", "student_train kd", "student_train sft"}
 TRAINED = STUDENT | {"dpo_training dpo"}
 JUDGED = {"evaluation baseline", "evaluation kd", "evaluation sft", "evaluation dpo", "reference_evaluation"}
@@ -47,6 +47,7 @@ READ_BY: dict[str, set[str]] = {
     "distillation.top_k_logits": LOGITS,
     "distillation.sampling_draws": set(),  # read where distillation.sampling = random
     "distillation.sampling_seed": set(),
+    "distillation.beta": set(),  # read where distillation.divergence = jsd
     "distillation.logprob_cache_path": set(),
     "synthetic_data": {"generate_answers", "merge_answers"},
     "synthetic_data.filtering": {"merge_answers"},
@@ -58,6 +59,7 @@ READ_BY: dict[str, set[str]] = {
     "dpo.keep_truncated": {"merge_pairs"},
     "dpo.judge_labeling": {"merge_pairs"},
     "dpo_preference_dataset_path": set(),
+    "opd": set(),  # of tests/unit/plan/test_rounds.py
     "training": TRAINED,
     **dict.fromkeys(
         (
@@ -97,7 +99,7 @@ VALUES: dict[str, dict[str, Any]] = {
     "comparison.quality": {"comparison": {"quality": "kl_to_teacher"}},
     "output.output_dir": {"output": {"output_dir": "x/{experiment}"}},
     "output.run_dir": {"output": {"run_dir": "x/{experiment}"}},
-    "dpo.generation.top_p": {"dpo": {"generation": {"top_p": 0.5}}},
+    **{f"{way}.generation.top_p": {way: {"generation": {"top_p": 0.5}}} for way in ("dpo", "opd")},
     "energy.country_iso_code": {"energy": {"country_iso_code": "FRA"}},
     **{f"scatter.{stage.name}": {"scatter": {stage.name: 1}} for stage, _ in splits()},
 }

@@ -1,0 +1,43 @@
+"""What rounds of on-policy distillation cost: only the teacher's work of the first one is there to be reused."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.helpers.summaries import read, stage, summary
+from workflow_scripts.accounting.arms import Axis, arm_of
+from workflow_scripts.accounting.groups import Group
+
+STAGES = {
+    "rollout": stage(10.0, "student", "r1"),
+    "logit_caching": stage(100.0, "teacher", "c1"),
+    "student_train_round1": stage(200.0, "student", "t1"),
+    "rollout_round2": stage(20.0, "student", "r2"),
+    "logit_caching_round2": stage(70.0, "teacher", "c2"),
+    "student_train": stage(300.0, "student", "t2"),
+}
+ON_THE_WAY = {
+    "count": 1,
+    "seconds": 1.0,
+    "joules": 5.0,
+    "reason": None,
+    "points": [{"step": 3, "eval_loss": 3.5, "training_joules": 40.0}],
+}
+
+
+def test_teacher_of_later_rounds_and_earlier_trainings_are_in_the_energy_to_a_quality() -> None:
+    opd = read(summary("opd", "opd", STAGES, evaluations_on_the_way=ON_THE_WAY))
+    assert list(opd.unshared) == ["logit_caching_round2"] and opd.used_share == 1.0
+    assert opd.method_energy.value == pytest.approx(700.0) and opd.training.provenance.fingerprint == "t2"
+    arm = arm_of(Group("opd", [opd]), Axis("cross_entropy", 1.0), 0.0)
+    assert [joules for joules, _ in arm.teacher] == [100.0]
+    (found,) = arm.runs
+    earlier = 10 + 200 + 20 + 70
+    assert found.joules.tolist() == pytest.approx([earlier + 40, earlier + 300 - 5]) and found.loss.tolist() == [3.5, 3.0]
+    assert found.whole == pytest.approx(earlier + 300 - 5)
+    assert "logit_caching_round2: made for this experiment's own policies" in " ".join(opd.warnings)
+
+
+def test_a_later_round_without_a_figure_leaves_no_arm() -> None:
+    opd = read(summary("opd", "opd", STAGES | {"logit_caching_round2": stage(None, "teacher", "c2")}))
+    assert arm_of(Group("opd", [opd]), Axis("cross_entropy", 1.0), 0.0) is None
