@@ -87,7 +87,7 @@ class Pipeline:
 
 
 INFERENCE: Reads = ("training.dtype", "model.attn_implementation")
-TEACHER: Reads = (*INFERENCE, "experiment.replicate")
+TEACHER: Reads = ("teacher.dtype", "model.attn_implementation", "experiment.replicate")
 _CACHE: Reads = (
     "distillation.sampling",
     Where("distillation.sampling", "top_k", ("distillation.top_k_logits",)),

@@ -44,7 +44,7 @@ def synthetic_generation(args: Arguments) -> None:
             write = open_backend(
                 options,
                 teacher_folder,
-                compute_dtype(settings.training.dtype),
+                compute_dtype(settings.teacher.dtype, training=False),
                 settings.model.attn_implementation,
                 max(len(prompt.input_ids) for prompt in prompts),
                 ends_of_turns(teacher, facts),
