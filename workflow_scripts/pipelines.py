@@ -89,7 +89,7 @@ class Pipeline:
 
 
 INFERENCE: Reads = ("training.dtype", "model.attn_implementation")
-TEACHER: Reads = (*INFERENCE, "experiment.replicate")
+TEACHER: Reads = ("teacher.dtype", "model.attn_implementation", "experiment.replicate")
 _CACHE: Reads = (
     "distillation.sampling",
     Where("distillation.sampling", "top_k", ("distillation.top_k_logits",)),
@@ -183,7 +183,7 @@ STAGES = {
         Stage(
             "rollout",
             "student",
-            ("opd.prompts_per_round", "opd.generation", *TEACHER),
+            ("opd.prompts_per_round", "opd.generation", *INFERENCE, "experiment.replicate"),
             folder="rollouts",
             boamps="datacreation",
             split=Split(

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import Workflow, copy_workflow
 from workflow_scripts.plan.plan import Plan
 from workflow_scripts.settings import SettingsError, load_experiments
-from workflow_scripts.settings.load import read_yaml
+from workflow_scripts.settings.load import deep_merge, read_yaml
 
 CONFIG = Path(__file__).parents[2] / "config"
 SEVEN = ["baseline_1b", "kd_7b_to_1b", "sft_7b_to_1b", "dpo_7b_to_1b"]
@@ -117,3 +117,27 @@ def test_random_models_replace_the_hub_s(fresh: Workflow) -> None:
     assert jobs(text)["prepare_model"] == 3  # the tokenizer's model first
     assert "results/olmo2_random/models/olmo2-7b-random/model/manifest.json" in text and "allenai" not in text
     assert "dataset/logprob_cache" not in text
+
+
+@pytest.mark.parametrize("corpus", ["tulu", "math", "codeforces"])
+def test_the_paper_s_grid_is_planned_without_a_hub(fresh: Workflow, corpus: str) -> None:
+    campaign = Workflow(fresh.folder, fresh.folder / "config" / "campaigns" / "paper.yaml")
+    overlay = None if corpus == "tulu" else f"config/campaigns/paper_{corpus}.yaml"
+    text = campaign.snakemake("-n", overlay=overlay, HF_HUB_OFFLINE="1").stdout
+    methods, seeds = 3 + 2 + 9 + 3, 3  # baselines; kd of 7B and 13B; the sweep of kd of 1B; sft
+    per_run = dict.fromkeys(("student_train", "export_model", "evaluation", "experiment_summary"), methods * seeds)
+    once = dict.fromkeys(("prerun", "preprocess", "cache_logits", "merge_logits", "generate_answers", "merge_answers"), 1)
+    shared = {"prepare_model": 4, "reference_evaluation": 4, "check_tokenizers": 3, "comparison": 1, "all": 1}
+    assert jobs(text) == {**per_run, **once, **shared}
+    run = f"model_log/paper/{corpus}/kd_32b_to_1b-alpha0_8-temperature4_0-seed43/"
+    assert run in text and f"results/paper/{corpus}/comparison" in text and "dataset/logprob_cache" not in text
+
+
+def test_the_paper_s_protocol_reaches_every_run() -> None:
+    campaign = read_yaml(CONFIG / "campaigns" / "paper.yaml")
+    found = load_experiments(CONFIG, deep_merge(read_yaml(CONFIG / "base.yaml"), campaign), campaign)
+    for settings in (found[name] for name in found.compared()):
+        training = settings.training
+        assert (training.optimizer, training.schedule_type, training.num_warmup_steps) == ("adafactor", "cosine", 100)
+        assert (training.batch_size, training.gradient_accumulation_steps, training.batch_tokens) == (4, 1, None)
+        assert settings.data.max_sequence_length == 1024 and settings.model.teacher == "allenai/OLMo-2-0325-32B-SFT"

@@ -41,13 +41,17 @@ def device() -> torch.device:
     return torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
 
 
-def compute_dtype(choice: str) -> torch.dtype:
-    """Resolve `training.dtype`: auto is bfloat16 where the hardware multiplies it natively (CUDA, AMX), else float32."""
+def compute_dtype(choice: str, *, training: bool = True) -> torch.dtype:
+    """Resolve `training.dtype` or, without `training`, `teacher.dtype`: auto is bfloat16 where that is faster, else float32.
+
+    That is on CUDA and with AMX; avx512_bf16 multiplies it, too, but speeds up inference only.
+    """
     if choice != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[choice]
     if torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
+    multiplies = torch.cpu._is_amx_tile_supported() or (not training and torch.cpu._is_avx512_bf16_supported())
+    return torch.bfloat16 if multiplies else torch.float32
 
 
 def load_model(folder: Path, dtype: torch.dtype, attn_implementation: str = "sdpa") -> Any:

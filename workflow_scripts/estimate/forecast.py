@@ -36,6 +36,7 @@ from workflow_scripts.settings.load import deep_merge
 
 # What the joules of the same FLOPs depend on.
 PACE = (
+    "teacher.dtype",
     *("training.dtype", "training.optimizer", "training.gradient_checkpointing", "training.compile", "training.packing"),
     *("training.eval_steps", "model.attn_implementation", *(f"evaluation.{key}" for key in TASKS)),
 )

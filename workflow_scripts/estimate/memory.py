@@ -37,7 +37,7 @@ from tabulate import tabulate
 from workflow_scripts.estimate.artefacts import Artefacts, Split, known_shape, local_folder
 from workflow_scripts.estimate.pricing import Range, UnpricedError
 from workflow_scripts.estimate.work import TRAINED, WORK, Task, Work, amount
-from workflow_scripts.pipelines import PIPELINES, scored_rows
+from workflow_scripts.pipelines import PIPELINES, STAGES, scored_rows
 from workflow_scripts.settings import Settings, SettingsError, load_experiments
 from workflow_scripts.settings.load import deep_merge, read_yaml
 from workflow_scripts.settings.models import FolderModel
@@ -123,7 +123,7 @@ def need(task: Task, settings: Settings) -> Need:
         parts = _training_parts(shape_of(task.input(passes[0].role), settings), work.rows // processes, settings)
         return Need(task.stage, processes, parts, seconds / processes)
     parts = _inference_parts(task, work, settings)
-    read = _inference_bytes(settings) * task.parameters(passes[0].role) + parts.get("key-value cache", 0.0) / 2
+    read = _inference_bytes(task, settings) * task.parameters(passes[0].role) + parts.get("key-value cache", 0.0) / 2
     steps = math.ceil(work.examples / work.at_once) * work.new if work.new else 0
     return Need(task.stage, None, parts, seconds + steps * read / BANDWIDTH)
 
@@ -137,7 +137,7 @@ def _inference_parts(task: Task, work: Work, settings: Settings) -> dict[str, fl
     scores = any(not p.per_generated for p in passes)
     cache = key_value_bytes(shapes[passes[0].role], work.at_once * (length + work.new)) if work.new else 0.0
     return {
-        "weights": float(_inference_bytes(settings) * sum(shape.parameters() for shape in shapes.values())),
+        "weights": float(_inference_bytes(task, settings) * sum(shape.parameters() for shape in shapes.values())),
         **({"key-value cache": cache} if cache else {}),
         "activations": float(work.rows * length * (6 * widest.intermediate_size + 12 * widest.hidden_size)),
         "logits": max(_chunk(widest) if scores else 0.0, 4.0 * 4 * work.at_once * widest.vocab_size),
@@ -177,8 +177,9 @@ def _chunk(shape: Shape) -> float:
     return float(CHUNK * shape.vocab_size * (2 + 4 + 4))
 
 
-def _inference_bytes(settings: Settings) -> int:
-    return 4 if settings.training.dtype == "float32" else 2
+def _inference_bytes(task: Task, settings: Settings) -> int:
+    dtype = settings.teacher.dtype if STAGES[task.stage].role == "teacher" else settings.training.dtype
+    return 4 if dtype == "float32" else 2
 
 
 def shape_of(name: str, settings: Settings) -> Shape:

@@ -39,6 +39,7 @@ from workflow_scripts.settings.runs import Sweep
 from workflow_scripts.settings.section import Name, Section, Text
 from workflow_scripts.settings.synthetic_data import Filtering as Filtering
 from workflow_scripts.settings.synthetic_data import SyntheticData as SyntheticData
+from workflow_scripts.settings.teacher import Teacher as Teacher
 from workflow_scripts.settings.training import Dtype as Dtype
 from workflow_scripts.settings.training import Training as Training
 from workflow_scripts.settings.wandb import Wandb as Wandb
@@ -66,6 +67,7 @@ class Settings(Section):
     model: Model
     models: dict[Name, ModelSource] = Field({}, description="Registry of models that a rule makes.")
     data: Data
+    teacher: Teacher = Teacher()
     distillation: Distillation = Distillation()
     synthetic_data: SyntheticData
     dpo: Dpo

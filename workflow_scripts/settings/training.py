@@ -48,7 +48,11 @@ class Training(Section):
     max_grad_norm: float = Field(1.0, gt=0, description="Gradient norm is clipped to this.")
     num_warmup_steps: int = Field(0, ge=0, description="Optimizer steps of linear warm-up.")
     schedule_type: Literal["cosine", "linear", "constant"] = Field("cosine", description="Learning rate schedule.")
-    dtype: Dtype = Field("auto", description="Compute type; auto: bfloat16 where the hardware multiplies it natively.")
+    dtype: Dtype = Field(
+        "auto",
+        description="Compute type of training and evaluation; auto: bfloat16 on GPUs that have it and on CPUs with AMX, else "
+        "float32.",
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
     compile: bool = Field(
         False, description="Compile the decoder layers (torch.compile); what that costs is on the training's bill."

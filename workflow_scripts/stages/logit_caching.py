@@ -44,7 +44,7 @@ def logit_caching(args: Arguments) -> None:
     with Progress("loss", total=sum(loss_tokens(row) for row in mine), phase="start") as progress:
         todo = list(units.todo(part, "scatter.logit_caching", progress))
         if todo:
-            dtype = compute_dtype(settings.training.dtype)
+            dtype = compute_dtype(settings.teacher.dtype, training=False)
             model = load_model(teacher_folder, dtype, settings.model.attn_implementation)
             pad_id = load_tokenizer(teacher_folder).pad_token_id
         progress.phase("work")

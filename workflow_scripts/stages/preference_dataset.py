@@ -41,7 +41,7 @@ def preference_dataset(args: Arguments) -> None:
     with Progress("generated", total=mine * options.max_new_tokens, phase="start") as progress:
         todo = list(units.todo(part, "scatter.preference_dataset", progress))
         if todo:
-            dtype = compute_dtype(settings.training.dtype)
+            dtype = compute_dtype(settings.teacher.dtype, training=False)
             model = load_model(teacher_folder, dtype, settings.model.attn_implementation)
             write = open_backend(
                 options,

@@ -39,6 +39,8 @@ def answer_part(
     corpus_folder, facts = open_artefact(args.inputs["corpus"], "corpus")
     model_folder, model = open_model(args.inputs[writer])
     check_backend(options, key)
+    of = settings.teacher if writer == "teacher" else settings.training
+    dtype = compute_dtype(of.dtype, training=False)
     tokenizer = load_tokenizer(corpus_folder / "tokenizer")
     prompts = [
         Prompt(key, prompt_tokens(tokenizer, question), prompt_seed(options.seed, key)) for key, question in questions.items()
@@ -53,7 +55,7 @@ def answer_part(
             write = open_backend(
                 options,
                 model_folder,
-                compute_dtype(settings.training.dtype),
+                dtype,
                 settings.model.attn_implementation,
                 max(len(prompt.input_ids) for prompt in prompts),
                 ends_of_turns(model, facts),

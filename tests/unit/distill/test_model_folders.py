@@ -25,7 +25,7 @@ from transformers import (
 from tests.unit.distill.test_olmo2_template import tokenizer  # noqa: F401
 from workflow_scripts.artefact import read_json
 from workflow_scripts.distill.generation import Prompt, ends_of_turns, generate
-from workflow_scripts.distill.models import ModelError, load_model, load_tokenizer
+from workflow_scripts.distill.models import ModelError, compute_dtype, load_model, load_tokenizer
 from workflow_scripts.plan import slices
 from workflow_scripts.settings.schema import Generation
 from workflow_scripts.stages.prepare_model import prepare_model
@@ -163,3 +163,17 @@ def test_decoders_of_other_families(tmp_path: Path, tokenizer: Any, model: Any, 
         generate(loaded, [Prompt(0, [1, 2, 3] * 6, 0)], Generation(decoding_strategy="greedy", max_new_tokens=5), [], 0)
     )
     assert len(answer.token_ids) == 5 and max(answer.token_ids) < 258, "rows that are padding are never written"
+
+
+@pytest.mark.parametrize(
+    ("amx", "avx512", "trains"), [(True, True, "bfloat16"), (False, True, "float32"), (False, False, "float32")]
+)
+def test_auto_is_bfloat16_where_the_cpu_is_faster_with_it(
+    monkeypatch: pytest.MonkeyPatch, amx: bool, avx512: bool, trains: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    assert compute_dtype("auto") is getattr(torch, trains)
+    assert compute_dtype("auto", training=False) is (torch.bfloat16 if amx or avx512 else torch.float32)
+    assert compute_dtype("float32", training=False) is torch.float32

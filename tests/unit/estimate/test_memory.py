@@ -120,6 +120,13 @@ def test_the_command_prints_a_table_and_names_what_it_does_not_know(capsys, tmp_
     assert "'kd_7b_to_2b' is no experiment" in capsys.readouterr().err
 
 
+def test_the_teacher_s_type_decides_its_own_stages_only(experiments) -> None:
+    settings = experiments["kd_7b_to_1b"]
+    full = settings.model_copy(update={"teacher": settings.teacher.model_copy(update={"dtype": "float32"})})
+    half, whole = ({found.stage: found.parts["weights"] for found in memory.stages(s)} for s in (settings, full))
+    assert whole.pop("logit_caching") == 2 * half.pop("logit_caching") and whole == half
+
+
 def test_a_local_config_tells_the_shape(experiments, tmp_path) -> None:
     values = copy.deepcopy(config_values(GROUPED))
     Olmo2Config(**values, pad_token_id=0, eos_token_id=2).save_pretrained(tmp_path)

@@ -70,7 +70,8 @@ READ_BY: dict[str, set[str]] = {
     ),
     **dict.fromkeys(("training.batch_size", "training.gradient_accumulation_steps"), TRAINED),  # batch_tokens is what is stated
     "training.packing": STUDENT | STATED,  # TRL has none for pairs
-    "training.dtype": TRAINED | JUDGED | ASKED | STATED,
+    "teacher.dtype": ASKED,
+    "training.dtype": TRAINED | JUDGED | STATED,
     "evaluation": JUDGED,
     **{section: set() for section in ("energy", "wandb", "hardware", "prerun", "scatter", "output", "sweep")},
     "comparison": {"comparison"},

@@ -71,7 +71,7 @@ class Toy:
         options = {"cache_temperatures": [1.0, 2.0], "shard_examples": 4, "batch_size": 3, "logprob_cache_path": None}
         return partial(
             distillation=CONTENT[sampling] | options,
-            training={"dtype": "float32"},
+            teacher={"dtype": "float32"},
             model={"attn_implementation": "sdpa"},
         )
 
