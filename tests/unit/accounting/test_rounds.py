@@ -28,7 +28,7 @@ ON_THE_WAY = {
 def test_teacher_of_later_rounds_and_earlier_trainings_are_in_the_energy_to_a_quality() -> None:
     opd = read(summary("opd", "opd", STAGES, evaluations_on_the_way=ON_THE_WAY))
     assert list(opd.unshared) == ["logit_caching_round2"] and opd.used_share == 1.0
-    assert opd.method_energy.value == pytest.approx(700.0) and opd.training.provenance.fingerprint == "t2"
+    assert opd.method_energy.value == pytest.approx(700.0 - 5) and opd.training.provenance.fingerprint == "t2"
     arm = arm_of(Group("opd", [opd]), Axis("cross_entropy", 1.0), 0.0)
     assert [joules for joules, _ in arm.teacher] == [100.0]
     (found,) = arm.runs

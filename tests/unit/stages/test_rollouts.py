@@ -25,7 +25,7 @@ from workflow_scripts.stages.runtime.common import Arguments
 from workflow_scripts.stages.student_train import student_train
 
 SCORED = {"sampling": "top_k", "top_k_logits": 8}
-RUN = {"training": {"dtype": "float32"}, "model": {"attn_implementation": "sdpa"}}
+RUN = {"training": {"dtype": "float32"}, "teacher": {"dtype": "float32"}, "model": {"attn_implementation": "sdpa"}}
 
 
 @pytest.fixture
