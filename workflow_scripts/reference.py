@@ -50,10 +50,10 @@ REAL_SIZES = """
 extend `config/shared/olmo2.yaml`. `snakemake --configfile config/olmo2.yaml` makes and compares the four of 7B to 1B; that
 file holds what belongs to the campaign: comparison, paths, prerun, jobs per teacher stage. With `config/olmo2_random.yaml`
 after it the same shapes run on random weights, without a model hub. What a stage needs is computed before it runs, by
-`python -m workflow_scripts memory EXPERIMENT... [--gpu-gb 48 80]` (the command's docstring says how): all of 7B to 1B fits one GPU of
-48 GB. The 32B teacher takes one of 80 GB or two of 48 GB, students of 7B and 13B are sharded over four (`fsdp`), and their
-evaluation beside the teacher takes two of 80 GB. On 80 GB `synthetic_data.generation.batch_size` can be raised. GB are 10^9
-bytes of each process; hours are of one GPU with a stated, moderate speed; `-` does not fit.
+`python -m workflow_scripts memory EXPERIMENT... [--gpu-gb 48 80]` (the command's docstring says how): all of 7B to 1B fits
+one GPU of 48 GB. The 32B teacher takes one of 80 GB or two of 48 GB, students of 7B and 13B are sharded over four (`fsdp`),
+and their evaluation beside the teacher takes two of 80 GB. On 80 GB `synthetic_data.generation.batch_size` can be raised. GB
+are 10^9 bytes of each process; hours are of one GPU with a stated, moderate speed; `-` does not fit.
 """
 
 
