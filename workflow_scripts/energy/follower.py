@@ -9,6 +9,7 @@ by which the launcher says it through srun, is SIGTERM for the command.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -61,7 +62,7 @@ def measure(child: Child, ledger: Path, sampler: Sampler) -> dict[str, Any]:
         "stage": os.environ["METER_STAGE"],
         "attempt": os.environ["METER_ATTEMPT"],
         "host": socket.gethostname(),
-        "power_model": sampler.model.model_dump(mode="json") if sampler.model else None,
+        "power_model": dataclasses.asdict(sampler.model) if sampler.model else None,
         "time": time.time(),
         "devices": sampler.devices(),
     }

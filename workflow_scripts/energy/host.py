@@ -3,11 +3,42 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import platform
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 _ROOT = Path("/")
+
+
+@dataclass(frozen=True)
+class PowerModel:
+    """What the modelled power of a host is made of: watts, and where each number was found."""
+
+    cpu_model: str
+    cpu_tdp_watts: float  # of all sockets
+    cpu_tdp_source: Literal["registry", "fallback", "configuration"]
+    sockets: int
+    cores: int
+    threads: int
+    memory_gb: float  # 2^30 bytes
+    dram_watts: float
+    dram_watts_source: Literal["codecarbon", "configuration"]
+    virtual: bool
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for watts, numbers or bytes that are none: a file may hold anything."""
+        numbers = (self.cpu_tdp_watts, self.sockets, self.cores, self.threads, self.memory_gb, self.dram_watts)
+        if not all(isinstance(number, int | float) and 0 <= number < math.inf for number in numbers):
+            raise ValueError(f"no power model: {self}")
+
+    @property
+    def words(self) -> str:
+        """The numbers of the model and where they are from."""
+        cpu = f"TDP {self.cpu_tdp_watts:g} W of {self.sockets} socket(s), from {self.cpu_tdp_source}"
+        return f"{cpu}; memory {self.dram_watts:g} W for {self.memory_gb:.0f} GB, from {self.dram_watts_source}"
 
 
 def cpu_brand() -> str | None:

@@ -27,10 +27,21 @@ _RESERVE = 1 << 16  # bytes beyond the end of a ledger
 _LAST_LINE = 1 << 14  # bytes of them that only the end line may use
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE
 CLASSES = ("measured", "integrated", "modelled", "unavailable")
+POLICIES = {  # components inside the boundary, by `energy.total_energy_policy`
+    "measured": ("gpu", "module", "cpu", "dram"),
+    "codecarbon": ("cpu", "dram"),
+    "gpu_only": ("gpu", "module"),
+}
 
 
 class LedgerError(UserError):
     """A ledger that does not belong here or cannot be read."""
+
+
+def total_joules(joules: dict[str, float | None], policy: str) -> float | None:
+    """Sum of the known components inside the policy's boundary; None when none is known."""
+    known = [value for component in POLICIES[policy] if (value := joules.get(component)) is not None]
+    return float(sum(known)) if known else None
 
 
 def attempt_id() -> str:

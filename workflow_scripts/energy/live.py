@@ -14,15 +14,13 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
-from workflow_scripts.energy.documents import Open
-from workflow_scripts.energy.ledger import HOSTS, Attempt, latest
-from workflow_scripts.energy.model import Metrics
-from workflow_scripts.energy.record import POLICIES, total_joules
+from workflow_scripts.energy.ledger import HOSTS, POLICIES, Attempt, latest, total_joules
 from workflow_scripts.progress import LARGEST_REPORT
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class LiveEnergy:
@@ -98,24 +96,15 @@ class LiveEnergy:
                 joules[name] = joules.get(name, 0.0) + entry["joules"]
 
 
-class Report(Open):
-    """What a stage says of its work (see workflow_scripts.progress); further keys are kept."""
-
-    unit: str
-    total: int | None
-    work: dict[str, int]
-    durable: dict[str, int] | None
-    resumed: dict[str, int] | None
-    metrics: dict[str, object]
-    measured: dict[str, int]
-    warnings: list[str]
-
-
 def read_report(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """The stage's progress file, and what of it was left out, in words; None where there is nothing to use.
 
     A stage may write anything: numbers that are none become null, and what has another shape than a Report is no report.
     """
+    from pydantic import ValidationError  # here, so that no stage waits for it
+
+    from workflow_scripts.energy.model import Metrics, Report
+
     try:
         if (size := path.stat().st_size) > LARGEST_REPORT:
             return None, [f"the stage's report of {size} bytes was not read: the limit is {LARGEST_REPORT}"]

@@ -18,6 +18,7 @@ state folder it shares); the merge's record adds up all of them.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import os
@@ -28,20 +29,27 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workflow_scripts.artefact import ArtefactError, inherited, read_json, refusal, write_json
 from workflow_scripts.energy.child import Child, exit_code, ignored, stage_environment, why_killed
 from workflow_scripts.energy.display import Bar, append, tail
 from workflow_scripts.energy.host import oom_kills, peak_rss_mb
-from workflow_scripts.energy.ledger import HOSTS, Attempt, LedgerError, LedgerWriter, attempt_id, read_attempts, read_parts
+from workflow_scripts.energy.ledger import (
+    HOSTS,
+    Attempt,
+    LedgerError,
+    LedgerWriter,
+    attempt_id,
+    read_attempts,
+    read_parts,
+    total_joules,
+)
 from workflow_scripts.energy.live import LiveEnergy, read_report
-from workflow_scripts.energy.model import StageRecord
 from workflow_scripts.energy.neighbours import Neighbours
 from workflow_scripts.energy.pauses import Pauses
 from workflow_scripts.energy.phases import Phases
 from workflow_scripts.energy.provenance import bug_report, provenance
-from workflow_scripts.energy.record import build_record, total_joules
 from workflow_scripts.energy.sampler import Sampler, Trace
 from workflow_scripts.energy.sources.slurm import JobEnd
 from workflow_scripts.energy.state import (
@@ -57,6 +65,9 @@ from workflow_scripts.energy.state import (
     host_identity,
 )
 from workflow_scripts.progress import STATE_VARIABLE, UNITS_VARIABLE
+
+if TYPE_CHECKING:
+    from workflow_scripts.energy.model import StageRecord
 
 _SLURM_KEYS = ("SLURM_JOB_ID", "SLURM_JOB_PARTITION", "SLURM_RESTART_COUNT", "SLURM_JOB_GPUS", "SLURM_CLUSTER_NAME")
 LOOK_EVERY_S = 5.0
@@ -295,7 +306,7 @@ class _Run:
             "idle": _read_idle(self.options.idle),
             "attempt": self.attempt,
             "host": socket.gethostname(),
-            "power_model": self.sampler.model.model_dump(mode="json") if self.sampler.model else None,
+            "power_model": dataclasses.asdict(self.sampler.model) if self.sampler.model else None,
             "pid": os.getpid(),
             "slurm": {key: os.environ[key] for key in _SLURM_KEYS if key in os.environ},
             "devices": self.sampler.devices(),
@@ -337,6 +348,8 @@ class _Run:
         return path
 
     def _record(self) -> StageRecord:
+        from workflow_scripts.energy.record import build_record  # here, so that no stage waits for it
+
         if not self.ledger.started:
             reason = refusal(self.folder) or "its ledger was refused"
             raise LedgerError(

@@ -14,31 +14,11 @@ from pydantic import (
 )
 
 from workflow_scripts.energy.documents import Closed, Document, Open, is_none
+from workflow_scripts.energy.host import PowerModel
 from workflow_scripts.energy.uncertainty import KWH, Energy, Instrument, instrument, percent, total
 
 EnergyClass = Literal["measured", "integrated", "modelled", "unavailable"]
 Role = Literal["prerun", "data", "teacher", "student", "evaluation", "accounting"]
-
-
-class PowerModel(Closed):
-    """What the modelled power of a host is made of: watts, and where each number was found."""
-
-    cpu_model: str
-    cpu_tdp_watts: float  # of all sockets
-    cpu_tdp_source: Literal["registry", "fallback", "configuration"]
-    sockets: int
-    cores: int
-    threads: int
-    memory_gb: float  # 2^30 bytes
-    dram_watts: float
-    dram_watts_source: Literal["codecarbon", "configuration"]
-    virtual: bool
-
-    @property
-    def words(self) -> str:
-        """The numbers of the model and where they are from."""
-        cpu = f"TDP {self.cpu_tdp_watts:g} W of {self.sockets} socket(s), from {self.cpu_tdp_source}"
-        return f"{cpu}; memory {self.dram_watts:g} W for {self.memory_gb:.0f} GB, from {self.dram_watts_source}"
 
 
 class CpuTime(Closed):
@@ -387,3 +367,16 @@ class StageRecord(Document):
 def known_energy(records: Iterable[StageRecord]) -> Energy:
     """Energy of the records that have a figure."""
     return total(spent for record in records if (spent := record.spent) is not None)
+
+
+class Report(Open):
+    """What a stage says of its work (see workflow_scripts.progress); further keys are kept."""
+
+    unit: str
+    total: int | None
+    work: dict[str, int]
+    durable: dict[str, int] | None
+    resumed: dict[str, int] | None
+    metrics: dict[str, object]
+    measured: dict[str, int]
+    warnings: list[str]

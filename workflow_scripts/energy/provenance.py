@@ -10,12 +10,14 @@ import socket
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workflow_scripts import __version__
 from workflow_scripts.energy.host import cpu_brand
-from workflow_scripts.energy.model import Provenance
 from workflow_scripts.energy.state import Identity
+
+if TYPE_CHECKING:
+    from workflow_scripts.energy.model import Provenance
 
 _PACKAGES = ("torch", "transformers", "trl", "datasets", "codecarbon", "snakemake", "nvidia-ml-py")
 

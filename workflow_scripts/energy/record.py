@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from workflow_scripts.energy.carbon import intensity
-from workflow_scripts.energy.ledger import Attempt
+from workflow_scripts.energy.ledger import POLICIES, Attempt, total_joules
 from workflow_scripts.energy.model import AttemptRecord, Component, CpuTime, EnergyFigures, StageRecord, Total, Work
 from workflow_scripts.energy.uncertainty import worst
 from workflow_scripts.progress import TOKEN_TYPES
@@ -22,11 +22,6 @@ _UNCERTAINTY_KEYS = (
 )
 FOREIGN_PCT = 5.0
 IDLE_DAYS = 30.0
-POLICIES = {
-    "measured": ("gpu", "module", "cpu", "dram"),
-    "codecarbon": ("cpu", "dram"),
-    "gpu_only": ("gpu", "module"),
-}
 
 
 def build_record(own: Sequence[Attempt], overhead: dict[str, float], split: Sequence[Sequence[Attempt]] = ()) -> StageRecord:
@@ -114,11 +109,6 @@ def build_record(own: Sequence[Attempt], overhead: dict[str, float], split: Sequ
             ),
         }
     )
-
-
-def total_joules(joules: dict[str, float | None], policy: str) -> float | None:
-    """Sum of the known components inside the policy's boundary; None when none is known."""
-    return _sum(joules.get(component) for component in POLICIES[policy])
 
 
 def _attempt_record(

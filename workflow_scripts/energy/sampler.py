@@ -13,7 +13,7 @@ from typing import Any
 
 from workflow_scripts.energy.attribution import CpuSeconds, CpuShare, JobShare, allocated_cpus, scope
 from workflow_scripts.energy.carbon import intensity
-from workflow_scripts.energy.model import PowerModel
+from workflow_scripts.energy.host import PowerModel
 from workflow_scripts.energy.sources.base import Figure, ReadingError, unavailable
 from workflow_scripts.energy.sources.codecarbon import ModelledPower, power_model, write_csv
 from workflow_scripts.energy.sources.nvml import IN_MODULE, GpuSource, open_nvml

@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import psutil
@@ -14,7 +17,7 @@ from pydantic import ValidationError
 from tests.helpers.meter_bench import Bench, python
 from tests.unit.energy.test_record import attempt
 from workflow_scripts.energy.attribution import JobShare
-from workflow_scripts.energy.model import PowerModel
+from workflow_scripts.energy.host import PowerModel
 from workflow_scripts.energy.phases import Phases
 from workflow_scripts.energy.record import build_record
 from workflow_scripts.energy.sources import codecarbon
@@ -83,7 +86,7 @@ def test_a_shorter_step_than_the_clock_of_cpu_time_waits_unless_it_is_the_last(m
 
 def test_an_unknown_cpu_is_twelve_watts_a_core_for_the_second_model(monkeypatch) -> None:
     host = Host(monkeypatch)
-    source = ModelledPower(MODEL.model_copy(update={"cpu_tdp_source": "fallback"}), 0.0)
+    source = ModelledPower(replace(MODEL, cpu_tdp_source="fallback"), 0.0)
     host.run(1.0, 0.5)
     assert source.read(1.0)["cpu"].crosscheck == pytest.approx(0.5 * 12 * 8)
     assert any("does not know the CPU 'Xeon': 200 W is 4 W a thread: set energy.cpu_tdp_watts" in w for w in source.warnings())
@@ -91,14 +94,14 @@ def test_an_unknown_cpu_is_twelve_watts_a_core_for_the_second_model(monkeypatch)
 
 def test_doubtful_models_say_so() -> None:
     assert ModelledPower(MODEL, 0.0).warnings() == []
-    doubtful = MODEL.model_copy(update={"virtual": True, "dram_watts": 300.0})
+    doubtful = replace(MODEL, virtual=True, dram_watts=300.0)
     texts = ModelledPower(doubtful, 0.0).warnings()
     assert "virtual machine" in texts[0] and "the memory's 300 W exceed the CPU's 200 W" in texts[1]
 
 
 def test_facts_are_found_once_and_the_configuration_wins(tmp_path: Path, monkeypatch) -> None:
     calls = []
-    here = MODEL.model_copy(update={"threads": psutil.cpu_count(), "memory_gb": psutil.virtual_memory().total / 2**30})
+    here = replace(MODEL, threads=psutil.cpu_count(), memory_gb=psutil.virtual_memory().total / 2**30)
     monkeypatch.setattr(codecarbon, "find_power_model", lambda: calls.append(1) or here)
     path = tmp_path / "hosts" / "h.json"
     assert power_model(Energy().model_dump(), path) == power_model(Energy().model_dump(), path) == here
@@ -106,12 +109,18 @@ def test_facts_are_found_once_and_the_configuration_wins(tmp_path: Path, monkeyp
     own = power_model(Energy(cpu_tdp_watts=300.0, dram_watts_per_gb=0.5).model_dump(), path)
     assert (own.cpu_tdp_watts, own.cpu_tdp_source) == (300.0, "configuration")
     assert (own.dram_watts, own.dram_watts_source) == (pytest.approx(0.5 * here.memory_gb), "configuration")
-    path.write_text(json.dumps(here.model_copy(update={"threads": 999}).model_dump()))
+    path.write_text(json.dumps(asdict(replace(here, threads=999))))
     power_model(Energy().model_dump(), path)
     assert len(calls) == 2, "the file is of another host"
-    path.write_text("{")
-    power_model(Energy().model_dump(), path)
-    assert len(calls) == 3, "a damaged file is made again"
+    for damaged in ("{", "[]", "{}", json.dumps(asdict(here) | {"dram_watts": "much"})):
+        path.write_text(damaged)
+        assert power_model(Energy().model_dump(), path) == here
+    assert len(calls) == 6, "a damaged file is made again"
+
+
+def test_a_stage_does_not_wait_for_what_only_the_record_needs() -> None:
+    needed = "import sys, workflow_scripts.energy.meter; print(*{'pydantic', 'codecarbon', 'pandas'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", needed], capture_output=True, text=True, check=True).stdout.split() == []
 
 
 def test_one_model_of_the_memory_is_given() -> None:

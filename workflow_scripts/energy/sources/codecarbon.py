@@ -15,6 +15,7 @@ import platform
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,7 @@ import psutil
 
 from workflow_scripts import __version__
 from workflow_scripts.artefact import ArtefactError, read_json, write_json
-from workflow_scripts.energy.host import cpu_brand, has_hypervisor
-from workflow_scripts.energy.model import PowerModel
+from workflow_scripts.energy.host import PowerModel, cpu_brand, has_hypervisor
 from workflow_scripts.energy.sources.base import Figure
 from workflow_scripts.energy.uncertainty import KWH
 
@@ -83,13 +83,13 @@ def power_model(options: dict[str, Any], remembered: Path) -> PowerModel:
     The first stage on a host (the prerun, in a campaign) finds it before it starts; a file of another host is not used.
     """
     model: PowerModel | None = None
-    with contextlib.suppress(ArtefactError, ValueError):
-        model = PowerModel.model_validate(read_json(remembered))
+    with contextlib.suppress(ArtefactError, TypeError, ValueError):
+        model = PowerModel(**read_json(remembered))
     memory = psutil.virtual_memory().total / 2**30
     if model is None or model.threads != psutil.cpu_count() or abs(model.memory_gb - memory) > 0.01 * memory:
         model = find_power_model()
         with contextlib.suppress(OSError):  # the next stage finds it again
-            write_json(remembered, model.model_dump(mode="json"))
+            write_json(remembered, asdict(model))
     changes: dict[str, Any] = {}
     if options["cpu_tdp_watts"] is not None:
         changes |= {"cpu_tdp_watts": options["cpu_tdp_watts"], "cpu_tdp_source": "configuration"}
@@ -99,7 +99,7 @@ def power_model(options: dict[str, Any], remembered: Path) -> PowerModel:
             "dram_watts": watts if watts is not None else per_gb * model.memory_gb,
             "dram_watts_source": "configuration",
         }
-    return model.model_copy(update=changes)
+    return replace(model, **changes)
 
 
 class ModelledPower:
