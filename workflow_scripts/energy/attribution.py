@@ -17,11 +17,15 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class CpuSeconds:
-    """CPU seconds of a job, of all work on its host, and those that a hypervisor gave to others (nobody's work here)."""
+    """CPU seconds of a job, of all work on its host, and those that a hypervisor gave to others (nobody's work here).
+
+    `driver` are those of the processes that wait for the meter: the workflow's own Snakemake, and shells.
+    """
 
     job: float
     host: float
     steal: float
+    driver: float = 0.0
 
 
 class CpuShare:
@@ -32,6 +36,10 @@ class CpuShare:
         self._host_start, self._steal_start = self._host_times()
         self._seen: dict[tuple[int, int], float] = {}
         self._job = 0.0
+        stats = self._stats()
+        self._above = _chain(os.getppid(), stats)
+        self._driver_start = {pid: _own(stats[pid]) for pid in self._above}
+        self._driver = 0.0
 
     def read(self, root: int) -> CpuSeconds:
         """CPU seconds since the start; `root` is the stage's process id, and the id of its session.
@@ -39,20 +47,23 @@ class CpuShare:
         Processes that ended are known by what they had when last seen, and, where their parent waited for them, by the
         parent's sum over its children; the larger of the two counts.
         """
-        members = self._members(root)
+        stats = self._stats()
+        members = self._members(root, stats)
+        waiting = [_own(stats[pid]) - self._driver_start[pid] for pid in self._above if pid in stats]
+        self._driver = max(self._driver, sum(waiting))
         for pid, start, own, _ in members:
             self._seen[pid, start] = max(own, self._seen.get((pid, start), 0.0))
         living = sum(own + waited for _, _, own, waited in members)
         self._job = max(self._job, living, sum(self._seen.values()))
         host, steal = self._host_times()
-        return CpuSeconds(self._job, max(host - self._host_start, self._job), steal - self._steal_start)
+        return CpuSeconds(self._job, max(host - self._host_start, self._job), steal - self._steal_start, self._driver)
 
     def pids(self) -> set[int]:
         """Process ids that were ever seen in the job."""
         return {pid for pid, _ in self._seen}
 
-    def _members(self, root: int) -> list[tuple[int, int, float, float]]:
-        """(pid, start time, own CPU seconds, those of its waited-for children) of the members that /proc knows."""
+    def _stats(self) -> dict[int, list[str]]:
+        """The fields of /proc/<pid>/stat from the process' state on, by process id."""
         stats = {}
         for entry in self._proc.iterdir():
             if entry.name.isdigit():
@@ -61,20 +72,35 @@ class CpuShare:
                 except OSError:
                     continue
                 stats[int(entry.name)] = fields
+        return stats
+
+    @staticmethod
+    def _members(root: int, stats: Mapping[int, list[str]]) -> list[tuple[int, int, float, float]]:
+        """(pid, start time, own CPU seconds, those of its waited-for children) of the members that /proc knows."""
         members = []
         for pid, fields in stats.items():
-            ancestor, steps = pid, 0
-            while ancestor in stats and ancestor != root and steps < 64:
-                ancestor, steps = int(stats[ancestor][1]), steps + 1
-            if ancestor == root or int(fields[3]) == root:
-                own, waited = (int(fields[11]) + int(fields[12])) / _TICKS, (int(fields[13]) + int(fields[14])) / _TICKS
-                members.append((pid, int(fields[19]), own, waited))
+            if root in _chain(pid, stats) or int(fields[3]) == root:
+                members.append((pid, int(fields[19]), _own(fields), (int(fields[13]) + int(fields[14])) / _TICKS))
         return members
 
     def _host_times(self) -> tuple[float, float]:
         """CPU seconds in which all CPUs worked (user, nice, system, irq, softirq), and in which others had them (steal)."""
         fields = [int(value) for value in (self._proc / "stat").read_text().splitlines()[0].split()[1:9]]
         return (sum(fields[:3]) + fields[5] + fields[6]) / _TICKS, fields[7] / _TICKS
+
+
+def _chain(pid: int, stats: Mapping[int, list[str]]) -> list[int]:
+    """A process and its ancestors, as far as /proc knows them."""
+    found: list[int] = []
+    while pid in stats and pid not in found:
+        found.append(pid)
+        pid = int(stats[pid][1])
+    return found
+
+
+def _own(fields: list[str]) -> float:
+    """CPU seconds of a process without its children."""
+    return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
 def allocated_cpus(environment: Mapping[str, str], cgroups: Path = Path("/sys/fs/cgroup")) -> float:

@@ -182,8 +182,8 @@ class Sampler:
         return self._gpu.describe(self._cpu.pids()) if self._gpu else []
 
     def _contention(self, elapsed: float) -> dict[str, Any]:
-        """CPU seconds of the job, of other work on the host (the meter's own left out), and stolen by a hypervisor."""
-        own = time.process_time()
+        """CPU seconds of the job, of other work on the host (not the meter's, not its workflow's driver's), and stolen ones."""
+        own = time.process_time() + self._seconds.driver
         foreign = max(0.0, self._seconds.host - self._seconds.job - own)
         return {
             "job_s": self._seconds.job,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import REPOSITORY
 from workflow_scripts.energy import attribution
 from workflow_scripts.energy.attribution import CpuShare, JobShare, allocated_cpus, scope
 from workflow_scripts.energy.sources.base import Figure
@@ -51,6 +52,33 @@ def test_cpu_time_of_a_tree_with_ended_and_detached_processes() -> None:
     process.wait()
     assert 1.6 <= found.job <= 2.8, "a process that ended between two looks loses what it did since the last"
     assert found.job <= found.host
+
+
+WAITS = """
+import sys
+from workflow_scripts.energy.attribution import CpuShare
+share = CpuShare()
+print("ready", flush=True)
+sys.stdin.readline()
+found = share.read(-1)
+print(found.driver, found.host, flush=True)
+"""
+DRIVER = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+child.stdout.readline()
+e = time.process_time() + 0.6
+while time.process_time() < e: pass
+child.stdin.write("go\\n")
+child.stdin.flush()
+print(child.stdout.readline())
+"""
+
+
+def test_the_driver_of_the_workflow_is_told_from_other_work() -> None:
+    done = subprocess.run([sys.executable, "-c", DRIVER, WAITS], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    driver, host = (float(word) for word in done.stdout.split())
+    assert 0.5 <= driver <= 1.0 and driver <= host + 0.05
 
 
 def test_stolen_time_is_nobodys_work(tmp_path: Path) -> None:
