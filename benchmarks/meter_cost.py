@@ -2,7 +2,7 @@
 
     python -m benchmarks.meter_cost [SECONDS]
 
-Prints a table: CPU of the meter as a share of one core at 500 ms (the difference of a long and a short stage), its memory
+Prints a table: CPU of the meter as a share of one core at 500 ms (of the process, between two instants of a stage), its memory
 beyond its imports, the delay it puts before a stage, what a stage of 0.3 s gets, how three jobs share a host's joules, samples
 missed while a stage holds the interpreter lock, and the error of integrating a replayed trace.
 """
@@ -19,6 +19,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+import psutil
 
 from workflow_scripts.energy.sources.base import PowerIntegral
 from workflow_scripts.settings.schema import Energy
@@ -43,6 +45,23 @@ def command(folder: Path, code: str, options: Energy) -> list[str]:
     base = [sys.executable, "-m", "workflow_scripts.energy.meter", "--stage", "bench", "--role", "accounting"]
     paths = [f"--record={folder}/record.json", f"--log={folder}/log", f"--state={folder}/state"]
     return [*base, *paths, "--options", options.model_dump_json(), "--", sys.executable, "-c", code]
+
+
+def while_running(folder: Path, seconds: float) -> tuple[float, dict]:
+    """CPU of the meter as a share of one core while its stage sleeps, from 3 s on, and the record."""
+    meter = subprocess.Popen(
+        command(folder, f"import time; time.sleep({seconds + 4})", Energy(nvml_poll_interval_ms=500)),
+        cwd=REPOSITORY,
+        stderr=subprocess.DEVNULL,
+    )
+    process = psutil.Process(meter.pid)
+    time.sleep(3)
+    began, before = time.monotonic(), process.cpu_times()
+    time.sleep(seconds)
+    elapsed, after = time.monotonic() - began, process.cpu_times()
+    meter.wait()
+    spent = after.user + after.system - before.user - before.system
+    return spent / elapsed, json.loads((folder / "record.json").read_text())
 
 
 def start_delay(folder: Path) -> float:
@@ -96,14 +115,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["METER_HOSTS"] = str(folder / "hosts")  # the host's facts are found by the first stage
-        for part in ("idle", "stall", "delay", "moment", "first"):
+        for part in ("idle", "stall", "moment", "first"):
             (folder / part).mkdir()
         metered("", folder / "first")
-        record = metered(f"import time; time.sleep({seconds})", folder / "idle", nvml_poll_interval_ms=500)
+        share, record = while_running(folder / "idle", seconds)
         overhead = record["overhead"]
-        short = metered(f"import time; time.sleep({seconds / 4})", folder / "delay", nvml_poll_interval_ms=500)
-        spent = overhead["cpu_seconds"] - short["overhead"]["cpu_seconds"]
-        share = spent / (record["duration_seconds"] - short["duration_seconds"])
         imports = subprocess.run([sys.executable, "-c", IMPORTS], cwd=REPOSITORY, capture_output=True, text=True, check=True)
         moment = metered("import time; time.sleep(0.3)", folder / "moment")
         stall = metered("import ctypes; [ctypes.PyDLL(None).sleep(10) for _ in range(2)]", folder / "stall")
