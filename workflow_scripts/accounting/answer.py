@@ -112,7 +112,7 @@ def advantages(groups: Sequence[Group], gold: Group | None, axes: Sequence[tuple
                     axis.sign * float(one.over_seeds(lambda run: float(run.loss[-1])).mean()) for one in (arm, base)
                 )
                 better, (least, most) = advantage(arm, base, row_difference(arm, base), CAMPAIGN / (2 * (len(groups) - 1)))
-                known = {"final": final, "baseline_final": theirs, "clear": least > 0 or most < 0}
+                known = {"final": final + 0.0, "baseline_final": theirs + 0.0, "clear": least > 0 or most < 0}
                 row = row.model_copy(update=known | _interval("better", better))
             found.append(row)
     return found

@@ -15,7 +15,7 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ def summarise(plan: SummaryPlan, config: Mapping[str, Any], forecast: Mapping[st
         seedless_fingerprint=plan.seedless_fingerprint,
         evaluations_on_the_way=intermediate_evaluations(records[training], plan.own[training]),
         deployment=deployment(plan, records, evaluation, references),
-        stages={**(ancestors(parent) if parent else {}), **records},
+        stages={**(ancestors(parent, records) if parent else {}), **records},
     )
 
 
@@ -180,11 +180,17 @@ def lineage(parent: ExperimentSummary) -> Lineage:
     )
 
 
-def ancestors(parent: ExperimentSummary) -> dict[str, SummaryStage]:
-    """Training records that led to the starting policy, marked with `lineage`; they are in no total of this experiment."""
+def ancestors(parent: ExperimentSummary, own: Collection[str] = ()) -> dict[str, SummaryStage]:
+    """Training records that led to the starting policy, marked with `lineage`; they are in no total of this experiment.
+
+    One that is called as one of its `own` has its experiment's name after it.
+    """
     trainings = {name: stage for name, stage in parent.stages.items() if stage.role == "student"}
     named = {name: stage.lineage or parent.experiment_name for name, stage in trainings.items()}
-    return {name: stage.model_copy(update={"lineage": named[name]}) for name, stage in trainings.items()}
+    return {
+        f"{name}_of_{named[name]}" if name in own else name: stage.model_copy(update={"lineage": named[name]})
+        for name, stage in trainings.items()
+    }
 
 
 def deployment(

@@ -136,7 +136,10 @@ def cost_by_reuse(comparison: Comparison, path: Path) -> None:
     """E(N) against N with its band over seeds and the baseline's level, and below N* at every quality."""
     rows, stars = comparison.amortised, [row for row in comparison.levels if row.reuses_low is not None]
     if not rows:
-        empty(path, "no method with a teacher's output has a known cost")
+        refused = any(row.refusals for row in comparison.answers)
+        empty(
+            path, "no method with a teacher's output is comparable" if refused else "no method with a teacher has a known cost"
+        )
         return
     factor, unit = unit_of(max(row.amortised_kwh for row in rows))
     height = SIZE[1] * (1.7 if stars else 1.0)

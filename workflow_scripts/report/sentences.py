@@ -51,11 +51,12 @@ def sentences(made: Comparison) -> list[tuple[str, str]]:
 def _second(rows: list[Advantage], made: Comparison) -> str:
     """The quality that no method trains on, beside the verdicts' own."""
     parts = [
-        f"{row.experiment} {_figure(row.final)} against {_figure(row.baseline_final)}, "
-        f"difference {_span(row.better, row.better_low, row.better_high)}: {_told(row, str(made.baseline))}"
+        f"{row.experiment} {100 * (row.final or 0):.3g} % (difference "
+        f"{_span(row.better, row.better_low, row.better_high, percent=True)}, {_told(row, str(made.baseline))})"
         for row in rows
     ]
-    return f"Share of checkable instructions followed, which no method trains on: {'; '.join(parts)}."
+    share = f"{made.baseline} follows {100 * (rows[0].baseline_final or 0):.3g} % of the checkable instructions"
+    return f"On what no method trains on, {share}: {'; '.join(parts)}."
 
 
 def _told(row: Advantage, gold: str) -> str:

@@ -61,6 +61,11 @@ class Training(Section):
     num_nodes: int = Field(1, ge=1, le=64, description="Nodes; more than one needs a Slurm job of as many.")
     fsdp: bool = Field(False, description="Shard parameters, gradients and optimizer over the processes (full shard).")
     save_steps: int = Field(50, ge=1, description="Optimizer steps between checkpoints.")
+    keep_checkpoints: bool = Field(
+        True,
+        description="Keep the last checkpoints, with the optimizer's state, when the model is written; false: they go, and a "
+        "training whose model is lost begins anew.",
+    )
     eval_steps: int | None = Field(None, ge=1, description="Optimizer steps between evaluations. Null: none.")
 
     @model_validator(mode="after")

@@ -26,7 +26,7 @@ from workflow_scripts.distill.preference_training import PreferenceTrainer, dpo_
 from workflow_scripts.distill.work import ExampleWork, WorkCallback, work_per_step
 from workflow_scripts.progress import Progress, state_dir
 from workflow_scripts.stages.runtime.common import Arguments, build_dir, publish, restore, run_stage
-from workflow_scripts.stages.runtime.tracking import link_checkpoints, start_tracking
+from workflow_scripts.stages.runtime.tracking import clear_checkpoints, link_checkpoints, start_tracking
 
 COLUMNS = ["prompt_ids", "chosen_ids", "rejected_ids"]
 
@@ -92,6 +92,7 @@ def dpo_training(args: Arguments) -> None:
     tokenizer.save_pretrained(build)
     published = model_facts(build) | inherited(args.inputs.values())
     publish(build, args.out, "model", {"name": args.extra["name"], "source": "trained", **published})
+    clear_checkpoints(checkpoints, options.keep_checkpoints)
     run.finish()  # last: the model does not wait for its tracking, nor depend on it
 
 

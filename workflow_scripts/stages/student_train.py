@@ -25,7 +25,7 @@ from workflow_scripts.distill.parallel import die_with_launcher, is_main, world_
 from workflow_scripts.distill.work import ExampleWork, WorkCallback, work_per_step
 from workflow_scripts.progress import Progress, state_dir
 from workflow_scripts.stages.runtime.common import Arguments, build_dir, publish, restore, run_stage
-from workflow_scripts.stages.runtime.tracking import link_checkpoints, start_tracking
+from workflow_scripts.stages.runtime.tracking import clear_checkpoints, link_checkpoints, start_tracking
 
 
 def student_train(args: Arguments) -> None:
@@ -90,6 +90,7 @@ def student_train(args: Arguments) -> None:
     tokenizer.save_pretrained(build)
     facts = model_facts(build) | inherited(args.inputs.values())
     publish(build, args.out, "model", {"name": args.extra["name"], "source": "trained", **facts})
+    clear_checkpoints(checkpoints, options.keep_checkpoints)
     run.finish()  # last: the model does not wait for its tracking, nor depend on it
 
 

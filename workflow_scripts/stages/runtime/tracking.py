@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,12 @@ def start_tracking(settings: str, config: dict[str, Any]) -> tuple[Run, int]:
     if os.environ.get("RANK", "0") != "0":
         choice = WandbChoice.nothing(choice.wandb.log_interval)
     return Run(choice, run_id(choice.experiment, state_dir().name), config), choice.wandb.log_interval
+
+
+def clear_checkpoints(folder: Path, keep: bool) -> None:
+    """The model is written: what it could have been resumed from goes, unless it is kept."""
+    for checkpoint in [] if keep else list(folder.glob("checkpoint-*")):
+        shutil.rmtree(checkpoint)
 
 
 def link_checkpoints(out: Path) -> Path:
