@@ -197,7 +197,7 @@ def test_edited_code_makes_stale_what_computes_with_it(finished: Workflow, sourc
 
 def test_who_else_is_compared_is_no_affair_of_a_summary(finished: Workflow) -> None:
     experiments = ["demo_baseline", "demo_kd", "demo_sft"]
-    edit(finished, "config/base.yaml", set_key("comparison.experiments", experiments))
+    edit(finished, "tiny.yaml", set_key("comparison.experiments", experiments))
     assert set(plan(finished)) == {"comparison"}
 
 
