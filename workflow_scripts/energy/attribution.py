@@ -19,7 +19,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 class CpuSeconds:
     """CPU seconds of a job, of all work on its host, and those that a hypervisor gave to others (nobody's work here).
 
-    `driver` are those of the processes that wait for the meter: the workflow's own Snakemake, and shells.
+    `driver` are those of the workflow's own Snakemake and of the shells between it and the meter.
     """
 
     job: float
@@ -37,7 +37,7 @@ class CpuShare:
         self._seen: dict[tuple[int, int], float] = {}
         self._job = 0.0
         stats = self._stats()
-        self._above = _chain(os.getppid(), stats)
+        self._above = _driver(_chain(os.getppid(), stats), proc)
         self._driver_start = {pid: _own(stats[pid]) for pid in self._above}
         self._driver = 0.0
 
@@ -96,6 +96,16 @@ def _chain(pid: int, stats: Mapping[int, list[str]]) -> list[int]:
         found.append(pid)
         pid = int(stats[pid][1])
     return found
+
+
+def _driver(ancestors: list[int], proc: Path) -> list[int]:
+    """The ancestors up to Snakemake; none where it is not among them: whatever else started the meter is other work."""
+    for number, pid in enumerate(ancestors, 1):
+        with contextlib.suppress(OSError):
+            words = (proc / str(pid) / "cmdline").read_text(errors="replace").split("\0")[:4]
+            if any(Path(word).name == "snakemake" for word in words):  # python …/bin/snakemake, or python -m snakemake
+                return ancestors[:number]
+    return []
 
 
 def _own(fields: list[str]) -> float:
