@@ -3,8 +3,9 @@
     python -m benchmarks.meter_cost [SECONDS]
 
 Prints a table: CPU of the meter as a share of one core at 500 ms (of the process, between two instants of a stage), its memory
-beyond its imports, the delay it puts before a stage, what a stage of 0.3 s gets, how three jobs share a host's joules, samples
-missed while a stage holds the interpreter lock, and the error of integrating a replayed trace.
+beyond its imports, the delay it puts before a stage, what a stage of 0.3 s gets, its modelled joules by those of CodeCarbon's
+own tracker, how three jobs share a host's joules, samples missed while a stage holds the interpreter lock, and the error of
+integrating a replayed trace.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import psutil
 
 from workflow_scripts.energy.sources.base import PowerIntegral
+from workflow_scripts.energy.uncertainty import KWH
 from workflow_scripts.settings.schema import Energy
 
 REPOSITORY = Path(__file__).parents[1]
@@ -32,6 +36,20 @@ lines = open("/proc/self/status").read().splitlines()
 print(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024)
 """
 BURN = "import time\ne = time.monotonic() + 12\nwhile time.monotonic() < e: sum(range(1000))"
+
+TRACKED = """
+import os, time
+from codecarbon import OfflineEmissionsTracker
+tracker = OfflineEmissionsTracker(country_iso_code="CAN", measure_power_secs=1, save_to_file=False, log_level="critical")
+begun = float(os.environ["STAGE_BEGIN"])
+tracker.start()
+first, end = time.monotonic() - begun, time.monotonic() + 20
+while time.monotonic() < end: sum(range(1000))
+last = time.monotonic() - begun
+tracker.stop()
+found = tracker.final_emissions_data
+print(first, last, found.cpu_energy, found.ram_energy)
+"""
 
 
 def metered(code: str, folder: Path, **energy: object) -> dict:
@@ -80,6 +98,15 @@ def start_delay(folder: Path) -> float:
     return statistics.median(with_meter) - statistics.median(alone)
 
 
+def by_tracker(folder: Path) -> tuple[float, float]:
+    """Our joules of CPU and RAM over the 20 s in which CodeCarbon's own tracker runs in the stage, by the tracker's."""
+    record = metered(TRACKED, folder)
+    first, last, *energies = map(float, (folder / "log").read_text().splitlines()[-1].split())
+    trace = pd.read_csv(record["attempts"][-1]["trace"])
+    ours = [np.diff(np.interp([first, last], trace["elapsed_s"], trace[f"{name}_j"]))[0] for name in ("cpu", "dram")]
+    return ours[0] / (energies[0] * KWH), ours[1] / (energies[1] * KWH)
+
+
 def shared_out(folder: Path) -> float:
     """Three jobs that burn CPU at the same time on one host: the sum of their joules above idle over the host's."""
     options = Energy(cpu_scope="job", flush_seconds=0.5)
@@ -115,11 +142,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["METER_HOSTS"] = str(folder / "hosts")  # the host's facts are found by the first stage
-        for part in ("idle", "stall", "moment", "first"):
+        for part in ("idle", "stall", "moment", "first", "tracked"):
             (folder / part).mkdir()
         metered("", folder / "first")
         share, record = while_running(folder / "idle", seconds)
         overhead = record["overhead"]
+        cpu, dram = by_tracker(folder / "tracked")
         imports = subprocess.run([sys.executable, "-c", IMPORTS], cwd=REPOSITORY, capture_output=True, text=True, check=True)
         moment = metered("import time; time.sleep(0.3)", folder / "moment")
         stall = metered("import ctypes; [ctypes.PyDLL(None).sleep(10) for _ in range(2)]", folder / "stall")
@@ -132,6 +160,7 @@ def main() -> None:
             ("meter memory beyond its imports", f"{overhead['max_rss_mb'] - float(imports.stdout):.0f} MB", "< 60 MB"),
             ("delay before the stage", f"{start_delay(delays):.3f} s", "< 0.15 s"),
             ("a stage of 0.3 s", f"{moment['total_energy_joules']:.2f} J", "a figure"),
+            ("modelled CPU and RAM by CodeCarbon's tracker", f"{cpu:.3f} {dram:.3f}", "0.98 to 1.02"),
             ("three jobs at once, joules above idle over the host's", f"{shared_out(folder / 'jobs'):.3f}", "0.99 to 1.01"),
             (
                 "samples missed, lock held 10 s at a time",

@@ -154,13 +154,15 @@ class Device(Open):
     uuid: str | None = None
     name: str | None = None
     power_limit_watts: float | None = None
+    clock_mhz: float | None = None  # that the multiprocessors are set to run at
     driver: str | None = None
 
     @property
     def words(self) -> str:
         """What it is and how it is set, where that is known."""
         limit = f"limit {self.power_limit_watts:g} W" if self.power_limit_watts is not None else ""
-        known = ", ".join(part for part in (limit, f"driver {self.driver}" if self.driver else "") if part)
+        clock = f"clock {self.clock_mhz:g} MHz" if self.clock_mhz is not None else ""
+        known = ", ".join(part for part in (limit, clock, f"driver {self.driver}" if self.driver else "") if part)
         return (self.name or "unknown GPU") + (f" ({known})" if known else "")
 
 

@@ -333,7 +333,7 @@ def _above_idle(
         reason = "the baseline is the whole host's, the figure the job's share"
     elif hosts != {idle.get("host")}:
         reason = f"the baseline is of host {idle.get('host')}, the stage ran on {', '.join(sorted(hosts))}"
-    elif "gpu" in total.boundary and gpus != set(idle.get("gpus", [])):
+    elif {"gpu", "module"} & set(total.boundary) and gpus != set(idle.get("gpus", [])):
         of = ", ".join(idle.get("gpus", [])) or "(none)"
         reason = f"the baseline is of the GPUs {of}, the stage had {', '.join(sorted(gpus)) or '(none)'}"
     elif not idle["stable"]:

@@ -171,7 +171,7 @@ def _metered(child: list[str], options: dict[str, Any], window_s: float | None =
         "period_ms": options["nvml_poll_interval_ms"],
         "seconds": seconds,
         "joules": total["joules"],
-        "watts": {name: _mean_watts(window, f"{name}_j") for name in ("gpu", "cpu", "dram")},
+        "watts": {name: _mean_watts(window, f"{name}_j") for name in ("gpu", "module", "cpu", "dram")},
         "class": total["class"],
         "boundary": total["boundary"],
         "reason": total["reason"],

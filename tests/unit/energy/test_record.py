@@ -248,6 +248,9 @@ IDLE = {"host": "h", "gpus": [], "watts": {"gpu": None, "cpu": 3.0, "dram": None
 
 def test_joules_above_idle_over_the_same_boundary() -> None:
     assert build(attempt(1, 10, cpu=figure(100.0), idle=IDLE)).above_idle_j == 70.0
+    grace = IDLE | {"watts": {"gpu": None, "module": 90.0, "cpu": 3.0, "dram": None}}
+    module = {"module": figure(2000.0, "NVML power")}
+    assert build(attempt(1, 10, cpu=figure(100.0), idle=grace, **module)).above_idle_j == 2100 - 930
 
 
 def test_an_old_baseline_is_said() -> None:
@@ -275,6 +278,7 @@ def test_idle_power_from_a_staircase_and_from_a_line() -> None:
         ({}, {"scope": "job"}, "the figure the job's share"),
         ({"host": "other"}, {}, "the baseline is of host other, the stage ran on h"),
         ({"gpus": ["GPU-2"]}, {"gpu": figure(5.0, "NVML power")}, "the baseline is of the GPUs GPU-2, the stage had (none)"),
+        ({"gpus": ["GPU-2"]}, {"module": figure(5.0, "NVML power")}, "the baseline is of the GPUs GPU-2, the stage had (none)"),
     ],
 )
 def test_no_baseline_no_figure_but_the_reason(change, parts, reason) -> None:

@@ -285,6 +285,7 @@ class FakeNvml:
     """
 
     NVML_FI_DEV_POWER_INSTANT, NVML_SUCCESS, NVML_TEMPERATURE_GPU, NVML_POWER_SCOPE_MODULE = 186, 0, 0, 1
+    NVML_CLOCK_SM = 1
     NVMLError = type("NVMLError", (Exception,), {})
     NVMLError_NotSupported = type("NVMLError_NotSupported", (NVMLError,), {})
     NVMLError_FunctionNotFound = type("NVMLError_FunctionNotFound", (NVMLError,), {})
@@ -304,6 +305,7 @@ class FakeNvml:
             "nvmlDeviceGetComputeRunningProcesses": [],
             "nvmlDeviceGetName": "a GPU",
             "nvmlDeviceGetEnforcedPowerLimit": 350_000,
+            "nvmlDeviceGetApplicationsClock": lambda handle, kind: {self.NVML_CLOCK_SM: 1980}[kind],
             "nvmlSystemGetDriverVersion": "580",
             "nvmlDeviceGetMigMode": self.NVMLError_NotSupported("Not Supported"),
             "nvmlDeviceGetTemperature": 40,
@@ -344,7 +346,7 @@ def test_whatever_an_extra_of_nvml_raises_is_null_with_its_reason(monkeypatch) -
     )
     source, warnings = nvml.open(monkeypatch)
     first, _ = source.describe(set())
-    assert first["name"] == "a GPU" and first["mig"] is None and warnings == []
+    assert (first["name"], first["clock_mhz"]) == ("a GPU", 1980) and first["mig"] is None and warnings == []
     assert first["reasons"] == {
         "power_limit_watts": "Not Supported",
         "driver": "'utf-8' codec can't decode byte 0x78 in position 0: no text",

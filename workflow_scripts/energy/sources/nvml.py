@@ -236,6 +236,7 @@ class NvmlReader:
         questions: dict[str, Callable[[], Any]] = {
             "name": lambda: nvml.nvmlDeviceGetName(handle),
             "power_limit_watts": lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000,
+            "clock_mhz": lambda: nvml.nvmlDeviceGetApplicationsClock(handle, nvml.NVML_CLOCK_SM),
             "driver": nvml.nvmlSystemGetDriverVersion,
             "mig": self.mig,
             "temperature_c": lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
