@@ -6,6 +6,7 @@
 # make forecast   what the stale jobs will cost, before anything runs; ARGS='demo_kd --configfile my.yaml' goes to snakemake -n
 # make bill       what all the work in results/ has cost to date: useful, wasted, superseded; ARGS='otherfolder --json'
 # make faults     the fault campaign: about a hundred kills, full disks and damaged files, each survived or reported
+# make docs       the pages of docs/ as a site in site/, in an environment of its own
 # make checks     what CI runs before the tests: format, lint, types
 PYTHON ?= python3
 VENV := .venv
@@ -15,7 +16,12 @@ SNAKEMAKE := $(BIN)/snakemake
 REPORT := results/report.html
 COMPARISON := results/comparison/comparison.json
 
-.PHONY: environment demo plan forecast bill test test-all faults checks format lock reference
+.DEFAULT_GOAL := help
+
+.PHONY: help environment demo plan forecast bill test test-all faults docs checks format lock reference
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' $(MAKEFILE_LIST)
 
 environment: $(READY)
 
@@ -46,6 +52,14 @@ test-all: $(READY)
 
 faults: $(READY)
 	$(BIN)/python -m benchmarks.faults.campaign
+
+docs: .venv.docs/.made-from-lock
+	NO_MKDOCS_2_WARNING=1 .venv.docs/bin/mkdocs build --quiet --strict
+
+.venv.docs/.made-from-lock: envs/requirements-docs.txt
+	$(PYTHON) -m venv .venv.docs
+	.venv.docs/bin/python -m pip install --quiet --disable-pip-version-check -r envs/requirements-docs.txt
+	@touch $@
 
 checks: $(READY)
 	$(BIN)/ruff format --check .

@@ -22,6 +22,7 @@ from workflow_scripts.accounting.model import ExperimentSummary
 from workflow_scripts.accounting.prediction import Forecast
 from workflow_scripts.energy.model import StageRecord
 from workflow_scripts.estimate import memory
+from workflow_scripts.pipelines import PIPELINES
 from workflow_scripts.settings.load import EXTENDS, load_experiments, read_yaml
 from workflow_scripts.settings.schema import CAMPAIGN_SECTIONS, Settings
 from workflow_scripts.settings.shapes import published_shape
@@ -43,6 +44,7 @@ for the whole campaign and are refused in an experiment's file. Unknown keys, ke
 of bounds are refused with one line that names key, value and bound. `2e-5` and `1_000` are numbers. The first line of each
 shipped file tells editors the schema.
 """
+MARKS = ("<!-- picture, made by make reference -->", "<!-- end of picture -->")
 REAL_SIZES = """
 ## Real sizes
 
@@ -57,6 +59,26 @@ are 10^9 bytes of each process; hours are of one GPU with a stated, moderate spe
 """
 
 
+def with_picture(text: str) -> str:
+    """A page with the picture of the stages (Mermaid) between its marks, drawn from the registry."""
+    lines = ["prerun --> prepare_model --> preprocess"]
+    for name, pipeline in PIPELINES.items():
+        training = f'{name}["{pipeline.training} ({name})"]'
+        if pipeline.teacher is None:
+            lines.append(f"preprocess --> {training}")
+        elif pipeline.in_rounds:
+            lines.append(f'preprocess --> rollout --> {name}_teacher["{pipeline.teacher} ({name})"]:::teacher --> {training}')
+            lines.append(f"{name} -- next round --> rollout")
+        else:
+            lines.append(f'preprocess --> {name}_teacher["{pipeline.teacher}"]:::teacher --> {training}')
+        lines.append(f"{name} --> evaluation")
+    lines += [f"baseline -. starting policy .-> {name}" for name, pipeline in PIPELINES.items() if pipeline.from_policy]
+    lines += ["evaluation --> experiment_summary --> comparison", "classDef teacher stroke:#d55e00,stroke-width:2px"]
+    drawn = "\n".join(["```mermaid", "flowchart LR", *(f"  {line}" for line in lines), "```"])
+    before, _, rest = text.partition(MARKS[0])
+    return f"{before}{MARKS[0]}\n{drawn}\n{MARKS[1]}{rest.partition(MARKS[1])[2]}" if rest else text
+
+
 def render() -> dict[Path, str]:
     """Contents of the generated files by path."""
     campaign = ", ".join(f"`{name}`" for name in CAMPAIGN_SECTIONS)
@@ -69,6 +91,7 @@ def render() -> dict[Path, str]:
             parts.append(f"\n## {title}\n\n{document}\n\n{table}\n")
     parts.append(real_sizes())
     return {
+        ROOT / "README.md": with_picture((ROOT / "README.md").read_text(encoding="utf-8")),
         ROOT / "config" / "README.md": "".join(parts),
         ROOT / "config" / "schema.json": json.dumps(editor_schema(), indent=1) + "\n",
         RECORD_SCHEMA: json.dumps(StageRecord.model_json_schema(mode="serialization"), indent=1) + "\n",
