@@ -39,7 +39,7 @@ def mend() -> None:
 
     async def check_active_jobs(self: Any, active_jobs: list[Any]) -> AsyncIterator[Any]:
         watch.jobs = {str(job.external_jobid): job.job.name for job in active_jobs}
-        watch.elsewhere = bool(self._submitted_job_clusters)
+        watch.elsewhere = bool(getattr(self, "_submitted_job_clusters", ()))  # asked for the first time before it is made
         async for job in check(self, active_jobs):
             yield job
 

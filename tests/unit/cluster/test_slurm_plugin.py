@@ -6,12 +6,13 @@ import asyncio
 import logging
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import snakemake_executor_plugin_slurm as plugin
 
 from workflow_scripts.cluster import slurm_plugin
-from workflow_scripts.cluster.slurm_plugin import Watch, is_refusal
+from workflow_scripts.cluster.slurm_plugin import Watch, is_refusal, mend
 
 SILENT = None  # an answer with exit code 1
 LOGGER = logging.getLogger("test")
@@ -129,3 +130,16 @@ def test_out_of_memory_names_the_key_once(site: Site, caplog: pytest.LogCaptureF
 )
 def test_a_refusal_that_says_nothing_of_the_job_is_no_attempt(said: str, refused: bool) -> None:
     assert is_refusal(said) is refused
+
+
+def test_states_may_be_asked_for_before_the_executor_is_whole() -> None:
+    """Its thread is started before its __post_init__ has run; an error ends the thread, and the driver waits for ever."""
+    mend()
+    executor = plugin.Executor.__new__(plugin.Executor)
+    executor.workflow = SimpleNamespace(executor_settings=SimpleNamespace(init_seconds_before_status_checks=1))
+    executor._next_seconds_between_status_checks, executor.logger = None, logging.getLogger("plugin")
+
+    async def asked() -> list[object]:
+        return [job async for job in executor.check_active_jobs([])]
+
+    assert asyncio.run(asked()) == []
