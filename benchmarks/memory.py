@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import peers
-from workflow_scripts.distill.losses import SparseTeacher, fused_distillation_loss
+from workflow_scripts.distill.losses import KdLoss, SparseTeacher, fused_distillation_loss
 
 HIDDEN, K = 576, 64
 
@@ -45,7 +45,7 @@ def loss(which: str, positions: int, vocabulary: int) -> float:
     hidden, weight, targets, teacher = loss_inputs(positions, vocabulary)
     before = field("VmRSS")
     if which == "fused":
-        fused_distillation_loss(hidden, weight, targets, teacher, 0.5).total.backward()
+        fused_distillation_loss(hidden, weight, targets, teacher, KdLoss(0.5)).total.backward()
     else:
         peers.dense_loss(hidden, weight, targets, torch.randn(positions, vocabulary), 0.5).backward()
     return peak() - before

@@ -42,7 +42,7 @@ from benchmarks.memory import HIDDEN, K, loss_inputs
 from benchmarks.training import Inputs, on_policy_losses, one, train
 from workflow_scripts.distill.generation import Prompt, generate
 from workflow_scripts.distill.logit_cache import LogitCache, Shard, teacher_rows, write_shard
-from workflow_scripts.distill.losses import fused_distillation_loss
+from workflow_scripts.distill.losses import KdLoss, fused_distillation_loss
 from workflow_scripts.distill.models import load_model, load_tokenizer
 from workflow_scripts.distill.order import training_order
 from workflow_scripts.distill.scoring import log_likelihoods
@@ -143,7 +143,7 @@ def loss(results: Path) -> Iterator[Row]:
     dense = torch.randn(positions, OLMO_VOCABULARY)
 
     def ours() -> float:
-        return seconds(lambda: fused_distillation_loss(hidden, weight, targets, teacher, 0.5).total.backward())
+        return seconds(lambda: fused_distillation_loss(hidden, weight, targets, teacher, KdLoss(0.5)).total.backward())
 
     def theirs() -> float:
         return seconds(lambda: peers.dense_loss(hidden, weight, targets, dense, 0.5).backward())

@@ -246,5 +246,5 @@ def on_policy_losses(inputs: Inputs, rows: int = 6) -> tuple[float, float]:
         hidden = inputs.student.model(padded.input_ids, padded.attention_mask, use_cache=False).last_hidden_state
         labels = padded.input_ids.roll(-1, 1)[padded.predicts]
         head = inputs.student.lm_head.weight
-        terms = fused_distillation_loss(hidden[padded.predicts], head, labels, teacher, 0.0, divergence="reverse_kl")
+        terms = fused_distillation_loss(hidden[padded.predicts], head, labels, teacher, KdLoss(0.0, divergence="reverse_kl"))
     return (terms.total / len(labels)).item(), theirs

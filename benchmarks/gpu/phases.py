@@ -27,7 +27,7 @@ from workflow_scripts.distill import logit_cache
 from workflow_scripts.distill.batching import by_length
 from workflow_scripts.distill.corpus import loss_tokens
 from workflow_scripts.distill.generation import Prompt, generate
-from workflow_scripts.distill.losses import SparseTeacher, fused_distillation_loss
+from workflow_scripts.distill.losses import KdLoss, SparseTeacher, fused_distillation_loss
 from workflow_scripts.distill.scoring import log_likelihoods
 from workflow_scripts.settings.schema import Generation, Training
 
@@ -207,7 +207,7 @@ def loss(scale: Scale, windows: Windows, work: Path) -> None:
     teacher = SparseTeacher(ids, logits, torch.logsumexp(logits, -1) + 0.1)
 
     def fused() -> None:
-        fused_distillation_loss(hidden, weight, targets, teacher, 0.5).total.backward()
+        fused_distillation_loss(hidden, weight, targets, teacher, KdLoss(0.5)).total.backward()
 
     dense_teacher: list[torch.Tensor] = []
 

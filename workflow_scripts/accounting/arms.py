@@ -161,7 +161,7 @@ def refusals(method: Group, baseline: Group, quality: str) -> list[Refusal]:
         found.append(Refusal(what="boundary", experiment=method.name, value=unlike))
     judged = [s.quality for each in both for s in each.runs]
     splits = {(q.split_sha256 or "unknown")[:12] for q in judged}
-    if quality != "bits_per_byte":  # the others count tokens
+    if quality not in ("bits_per_byte", FOLLOWED):  # the others count tokens
         splits |= (
             tokenizers if len(tokenizers := {f"tokenizer {(q.tokenizer_sha256 or '?')[:12]}" for q in judged}) > 1 else set()
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from workflow_scripts.accounting.groups import Group, group
 from workflow_scripts.accounting.model import ExperimentSummary
 from workflow_scripts.accounting.quality import LOWER_IS_BETTER
+from workflow_scripts.settings.evaluation import FOLLOWED
 
 AGREEMENT = ("kl_to_teacher", "top1_agreement")
 
@@ -77,10 +78,12 @@ def lower_is_better(summaries: Iterable[ExperimentSummary], quality: str) -> boo
 def quality_refusal(summaries: Iterable[ExperimentSummary], quality: str) -> str | None:
     """Why the qualities of these experiments are no numbers of one scale, or None."""
     judged = {s.experiment_name: s.quality for s in summaries if s.quality.quality(quality) is not None}
+    checks: dict[str, dict[str, str]] = {}
     if "/" in quality:
         checks = {f"{quality} was asked differently": {name: q.conditions(quality) for name, q in judged.items()}}
-    else:
-        checks = {"the evaluation split differs": {name: (q.split_sha256 or "unknown")[:12] for name, q in judged.items()}}
+    if "/" not in quality or quality == FOLLOWED:  # of the held-out rows
+        checks["the evaluation split differs"] = {name: (q.split_sha256 or "unknown")[:12] for name, q in judged.items()}
+    if "/" not in quality:
         if quality != "bits_per_byte":
             known = {name: q.tokenizer_sha256[:12] for name, q in judged.items() if q.tokenizer_sha256}
             checks[f"{quality} counts tokens of different vocabularies, bits_per_byte does not"] = known

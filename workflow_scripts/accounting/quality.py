@@ -20,7 +20,7 @@ class EvaluationPoint(Closed):
 
 
 class IntermediateEvaluations(Closed):
-    """What the evaluations inside the training have cost; their joules are on the training's bill, null with a reason."""
+    """Evaluations inside the training: their cost, null with a reason, is in its record, but not in the method's."""
 
     count: int
     seconds: float

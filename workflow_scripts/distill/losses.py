@@ -231,13 +231,9 @@ def fused_distillation_loss(
     weight: torch.Tensor,
     targets: torch.Tensor,
     teacher: SparseTeacher | None = None,
-    alpha: float = 1.0,
-    temperature: float = 1.0,
-    tail: Tail = "ghost",
+    loss: KdLoss = KdLoss(),  # frozen
     chunk: int = 512,
     vocabulary: int | None = None,
-    divergence: Divergence = "forward_kl",
-    beta: float = 0.5,
 ) -> LossTerms:
     """Loss sums from hidden states [N, D] at label positions and the output embedding [V, D]; see the module.
 
@@ -245,6 +241,5 @@ def fused_distillation_loss(
     `vocabulary` are padding: they get no probability and no gradient.
     """
     vocabulary = weight.shape[0] if vocabulary is None else vocabulary
-    loss = KdLoss(alpha, temperature, tail, divergence, beta)
     total, ce, kl = FusedDistillationLoss.apply(hidden, weight, targets, teacher, loss, chunk, vocabulary)
     return LossTerms(total, ce.detach(), kl.detach())

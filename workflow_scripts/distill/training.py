@@ -136,12 +136,8 @@ def _distillation_forward(
         model.lm_head.weight,
         targets[predicts],
         teacher,
-        kd.alpha if kd else 1.0,
-        kd.temperature if kd else 1.0,
-        kd.tail if kd else "ghost",
+        kd or KdLoss(),
         vocabulary=getattr(model, "vocabulary", None),
-        divergence=kd.divergence if kd else "forward_kl",
-        beta=kd.beta if kd else 0.5,
     )
     return {"loss": terms.total, "cross_entropy": terms.cross_entropy, "kl": terms.kl}
 

@@ -168,9 +168,9 @@ class _Run:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._forward)
         self.neighbours, self.pauses, self.oom_kills = Neighbours(self.options.stage), Pauses(), oom_kills()
-        idle = _read_idle(self.options.idle)
-        here = idle is not None and idle.get("host") == socket.gethostname()
-        self.sampler = Sampler(self.energy, self.hosts, idle["watts"] if idle is not None and here else None)
+        self.idle = read_json(Path(self.options.idle)).get("idle") if self.options.idle else None  # the prerun's baseline
+        here = self.idle is not None and self.idle.get("host") == socket.gethostname()
+        self.sampler = Sampler(self.energy, self.hosts, self.idle["watts"] if self.idle is not None and here else None)
         environment, self.known["dropped_environment"] = stage_environment(os.environ, self._stage_variables())
         self.warnings += ignored(os.environ, self.known["dropped_environment"])
         self.ledger = LedgerWriter(self.folder / "attempts" / f"{self.attempt}.jsonl", self._start_line())
@@ -303,7 +303,7 @@ class _Run:
             "pipeline": self.options.pipeline,
             "energy": self.energy,
             "scope": self.sampler.scope,
-            "idle": _read_idle(self.options.idle),
+            "idle": self.idle,
             "attempt": self.attempt,
             "host": socket.gethostname(),
             "power_model": dataclasses.asdict(self.sampler.model) if self.sampler.model else None,
@@ -388,14 +388,6 @@ class _Run:
         elif record.status != "complete":
             reason = refusal(self.folder) or "the ledger's last line is missing"
             print(f"error: {reason}: {self.folder}: without this attempt's end there is no record: run again", file=sys.stderr)
-
-
-def _read_idle(path: str | None) -> dict[str, Any] | None:
-    """The idle baseline of a prerun's result."""
-    if path is None:
-        return None
-    idle: dict[str, Any] | None = read_json(Path(path)).get("idle")
-    return idle
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ class Sampler:
         self.scope = scope(energy["cpu_scope"], allocated, self.host_cpus)
         self._job = JobShare(min(1.0, allocated / self.host_cpus)) if self.scope == "job" else None
         self._cpu = CpuShare()
-        self._seconds = CpuSeconds(0.0, 0.0, 0.0)
+        self._seconds, self._own = CpuSeconds(0.0, 0.0, 0.0), time.process_time()
         self._final: dict[str, Figure] | None = None
         self.gpu_peak: float | None = None
         self.samples, self.max_gap, self._last, self._begin = 0, 0.0, now, now
@@ -70,7 +70,7 @@ class Sampler:
     def start(self, begin: float) -> None:
         """The stage has begun, at `begin` of the monotonic clock."""
         self._last = self._begin = begin
-        self._cpu = CpuShare()
+        self._cpu, self._own = CpuShare(), time.process_time()
         if self.model is not None:
             try:
                 self._modelled = ModelledPower(self.model, self._begin)
@@ -128,11 +128,12 @@ class Sampler:
         }
 
     def read_share(self, root: int, now: float) -> None:
-        """Look at the CPU time of the job and of its host; `root` is the stage."""
+        """Look at the CPU time of the job and of its host; `root` is the stage. This process works for the job, too."""
         before, self._seconds = self._seconds, self._cpu.read(root)
+        own, self._own = time.process_time() - self._own, time.process_time()
         if self._job is not None:
             host = self._seconds.host - before.host
-            share = min(1.0, max(0.0, self._seconds.job - before.job) / host) if host > 0 else None
+            share = min(1.0, max(0.0, self._seconds.job - before.job + own) / host) if host > 0 else None
             self._job.look(share, {name: figure for name, figure in self.figures(now).items() if name in ("cpu", "dram")})
 
     def line(self, now: float, begin: float, final: bool = False) -> dict[str, Any]:

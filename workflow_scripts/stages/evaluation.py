@@ -87,9 +87,12 @@ def evaluation(args: Arguments) -> None:
             "preference": None,
             "tasks": None,
         }
-        if found_instructions := follow(model, rows, tokenizer, ends, settings.evaluation, progress):
-            result["tasks"] = {"metrics": {FOLLOWED: asked(found_instructions)}}
-            result["rows"]["instructions"] = found_instructions
+        metrics: dict[str, dict[str, object]] = {}
+        if followed := follow(model, rows, tokenizer, ends, settings.evaluation, progress):
+            result["rows"]["instructions"] = followed
+            asked = f"{VERSION}, at most {settings.evaluation.instruction_new_tokens} new tokens"
+            share = {"value": sum(followed) / len(followed), "higher_is_better": True, "examples": len(followed), "shots": 0}
+            metrics[FOLLOWED] = share | {"version": asked}
         if "preferences" in args.inputs:
             reference_folder, _ = open_model(args.inputs["reference"])
             reference = load_model(reference_folder, dtype, settings.model.attn_implementation)
@@ -99,11 +102,11 @@ def evaluation(args: Arguments) -> None:
             )
         progress.metrics = {k: v for k, v in result.items() if isinstance(v, float)}
         if tasks is not None:
-            own = result["tasks"] or {"metrics": {}}
             result["tasks"] = harness.run(model, tokenizer, ends, settings.evaluation, tasks)
-            result["tasks"]["metrics"] |= own["metrics"]
-        if result["tasks"] is not None:
-            progress.metrics |= {name: entry["value"] for name, entry in result["tasks"]["metrics"].items()}
+            metrics |= result["tasks"]["metrics"]
+        if metrics:
+            result["tasks"] = (result["tasks"] or {}) | {"metrics": metrics}
+            progress.metrics |= {name: entry["value"] for name, entry in metrics.items()}
     write_json(args.out, result | inherited(args.inputs.values()))
 
 
@@ -180,17 +183,6 @@ def follow(
         progress.add(generated=sum(answer.generated for answer in batch))
     progress.phase(before)
     return followed
-
-
-def asked(followed: list[int]) -> dict[str, Any]:
-    """The share of instructions that were followed, as an entry of the tasks' metrics."""
-    return {
-        "value": sum(followed) / len(followed),
-        "higher_is_better": True,
-        "examples": len(followed),
-        "shots": 0,
-        "version": VERSION,
-    }
 
 
 def answer_bytes(rows: list[dict[str, Any]], tokenizer: Any) -> int:

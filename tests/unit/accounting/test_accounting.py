@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.summaries import baseline, kd, measured, policy_cost, read, stage, summary
-from workflow_scripts.accounting.fairness import differences, incomplete
+from workflow_scripts.accounting.fairness import differences, incomplete, quality_refusal
 from workflow_scripts.accounting.load import Loaded
 from workflow_scripts.accounting.model import SummaryStage, sum_of
 from workflow_scripts.accounting.rows import ExperimentRow, users
@@ -68,6 +68,17 @@ def test_a_second_quality_stands_beside_the_verdict_with_its_interval_over_rows_
     assert ("kd follows more" if clear else "not told apart") in said and said.startswith(
         "On what no method trains on, gold follows 20.8 %"
     )
+
+
+def test_instructions_on_other_questions_or_of_other_lengths_are_not_compared() -> None:
+    runs = [read(followed("gold", 1, 0.2)), read(followed("kd", 1, 0.3, 600))]
+    assert quality_refusal(runs, "instructions/followed") is None
+    other = followed("kd", 1, 0.3, 600)
+    other["quality"]["split_sha256"] = "t" * 64
+    assert "the evaluation split differs" in str(quality_refusal([runs[0], read(other)], "instructions/followed"))
+    longer = followed("kd", 1, 0.3, 600)
+    longer["quality"]["tasks"]["metrics"]["instructions/followed"]["version"] = "1, at most 99 new tokens"
+    assert "was asked differently" in str(quality_refusal([runs[0], read(longer)], "instructions/followed"))
 
 
 def named(*summaries: dict) -> list[str]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.helpers.dense_loss import dense_distillation_loss
-from workflow_scripts.distill.losses import SparseTeacher, fused_distillation_loss
+from workflow_scripts.distill.losses import KdLoss, SparseTeacher, fused_distillation_loss
 
 N, D, V = 13, 8, 41
 
@@ -30,7 +30,7 @@ def test_whole_vocabulary_equals_dense_kl(temperature: float, tail: str) -> None
     )
     for terms in (
         dense_distillation_loss(logits, targets, teacher, 0.3, temperature, tail),
-        fused_distillation_loss(hidden, weight, targets, teacher, 0.3, temperature, tail, chunk=5),
+        fused_distillation_loss(hidden, weight, targets, teacher, KdLoss(0.3, temperature, tail), chunk=5),
     ):
         assert terms.kl.item() == pytest.approx(expected.item(), rel=1e-5)
         ce = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
@@ -48,7 +48,7 @@ def test_the_gradient_at_whole_vocabulary_is_that_of_dense_kl(temperature: float
         torch.log_softmax(logits / temperature, -1), torch.log_softmax(z / temperature, -1), log_target=True, reduction="sum"
     )
     (0.3 * torch.nn.functional.cross_entropy(logits, targets, reduction="sum") + 0.7 * temperature**2 * kl).backward()
-    fused_distillation_loss(*fused, targets, teacher, 0.3, temperature, tail, chunk=5).total.backward()
+    fused_distillation_loss(*fused, targets, teacher, KdLoss(0.3, temperature, tail), chunk=5).total.backward()
     for mine, theirs in zip(fused, plain, strict=True):
         assert theirs.grad.abs().sum() > 0
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-4)
@@ -62,7 +62,7 @@ def test_fused_value_and_gradient_equal_plain(tail: str, temperature: float, chu
     plain = [t.clone().requires_grad_() for t in (hidden, weight)]
     fused = [t.clone().requires_grad_() for t in (hidden, weight)]
     reference = dense_distillation_loss(plain[0] @ plain[1].t(), targets, teacher, 0.4, temperature, tail)
-    terms = fused_distillation_loss(fused[0], fused[1], targets, teacher, 0.4, temperature, tail, chunk)
+    terms = fused_distillation_loss(fused[0], fused[1], targets, teacher, KdLoss(0.4, temperature, tail), chunk)
     (reference.total * 0.5).backward()
     (terms.total * 0.5).backward()
     assert terms.total.item() == pytest.approx(reference.total.item(), rel=1e-5)
@@ -98,9 +98,7 @@ def test_divergences_equal_a_dense_float64_reference(divergence: str, beta: floa
     plain = [t.double().requires_grad_() for t in (hidden, weight)]
     fused = [t.clone().requires_grad_() for t in (hidden, weight)]
     reference = dense_distillation_loss(plain[0] @ plain[1].t(), targets, teacher, 0.3, temperature, "ghost", divergence, beta)
-    terms = fused_distillation_loss(
-        *fused, targets, teacher, 0.3, temperature, "ghost", chunk=5, divergence=divergence, beta=beta
-    )
+    terms = fused_distillation_loss(*fused, targets, teacher, KdLoss(0.3, temperature, "ghost", divergence, beta), chunk=5)
     reference.total.backward()
     terms.total.backward()
     assert terms.kl.item() == pytest.approx(reference.kl.item(), rel=1e-5) and terms.kl > 0.1
@@ -122,7 +120,7 @@ def test_a_confident_student_keeps_the_digits_of_its_tail(margin: float, diverge
     plain, fused = logits.double().requires_grad_(), logits.clone().requires_grad_()
     reference = dense_distillation_loss(plain, targets, teacher, 0.2, temperature, "ghost", divergence)
     identity = torch.eye(40)
-    terms = fused_distillation_loss(fused, identity, targets, teacher, 0.2, temperature, divergence=divergence)
+    terms = fused_distillation_loss(fused, identity, targets, teacher, KdLoss(0.2, temperature, "ghost", divergence))
     reference.total.backward()
     terms.total.backward()
     assert terms.kl.item() == pytest.approx(reference.kl.item(), rel=1e-4)

@@ -73,7 +73,7 @@ def test_fused_loss_and_gradient_are_those_of_the_unpadded_head(temperature: flo
     top = torch.topk(z, 5)
     teacher = SparseTeacher(top.indices, top.values, torch.logsumexp(z / temperature, -1))
     h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
-    fused = fused_distillation_loss(h, w, targets, teacher, 0.3, temperature, tail, chunk=4, vocabulary=VOCABULARY)
+    fused = fused_distillation_loss(h, w, targets, teacher, KdLoss(0.3, temperature, tail), chunk=4, vocabulary=VOCABULARY)
     fused.total.backward()
     h2, w2 = hidden.clone().requires_grad_(), weight[:VOCABULARY].clone().requires_grad_()
     reference = dense_distillation_loss(h2 @ w2.t(), targets, teacher, 0.3, temperature, tail)

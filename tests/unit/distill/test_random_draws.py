@@ -185,7 +185,7 @@ def test_the_angle_to_the_full_gradient_falls_with_the_batch_and_below_that_of_a
         def gradient(teacher: SparseTeacher, tail: str = "zero") -> torch.Tensor:
             weight = mine.clone().requires_grad_()
             targets = torch.zeros(positions, dtype=torch.int64)
-            fused_distillation_loss(hidden, weight, targets, teacher, 0.0, 1.0, tail).total.backward()
+            fused_distillation_loss(hidden, weight, targets, teacher, KdLoss(0.0, 1.0, tail)).total.backward()
             return weight.grad
 
         full = gradient(SparseTeacher(torch.arange(vocabulary).expand(positions, -1), z, lse))
@@ -210,7 +210,7 @@ def test_fused_equals_plain_and_the_tail_does_not_matter(temperature: float, tai
     teacher = found.teacher(300, temperature, int(found.entries.max()))
     plain, fused = ([t.clone().requires_grad_() for t in (hidden, weight)] for _ in range(2))
     reference = dense_distillation_loss(plain[0] @ plain[1].t(), targets, teacher, 0.4, temperature, "zero")
-    terms = fused_distillation_loss(*fused, targets, teacher, 0.4, temperature, tail, chunk=7)
+    terms = fused_distillation_loss(*fused, targets, teacher, KdLoss(0.4, temperature, tail), chunk=7)
     reference.total.backward()
     terms.total.backward()
     assert terms.total.item() == pytest.approx(reference.total.item(), rel=1e-5)

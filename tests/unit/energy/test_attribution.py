@@ -7,13 +7,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests.conftest import REPOSITORY
 from workflow_scripts.energy import attribution
-from workflow_scripts.energy.attribution import CpuShare, JobShare, allocated_cpus, scope
+from workflow_scripts.energy.attribution import CpuSeconds, CpuShare, JobShare, allocated_cpus, scope
+from workflow_scripts.energy.sampler import Sampler
 from workflow_scripts.energy.sources.base import Figure
+from workflow_scripts.settings.schema import Energy
 
 
 @pytest.mark.parametrize(
@@ -52,6 +55,17 @@ def test_cpu_time_of_a_tree_with_ended_and_detached_processes() -> None:
     process.wait()
     assert 1.6 <= found.job <= 2.8, "a process that ended between two looks loses what it did since the last"
     assert found.job <= found.host
+
+
+def test_what_the_meter_does_itself_is_the_jobs(tmp_path: Path, monkeypatch) -> None:
+    """Jobs that fill a host add up to its figure, their meters included."""
+    sampler = Sampler(Energy(cpu_scope="job", cpu_tdp_watts=50.0, rapl_root="/nowhere").model_dump(mode="json"), tmp_path)
+    looks = []
+    monkeypatch.setattr(sampler._job, "look", lambda share, figures: looks.append(share))
+    monkeypatch.setattr(sampler, "_cpu", SimpleNamespace(read=lambda root: CpuSeconds(0.5, 1.0, 0.0)))
+    monkeypatch.setattr(time, "process_time", lambda: sampler._own + 0.4)
+    sampler.read_share(-1, time.monotonic())
+    assert looks == [pytest.approx(0.9)]
 
 
 WAITS = """
