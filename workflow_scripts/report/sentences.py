@@ -102,11 +102,13 @@ def _why(row: Answer, made: Comparison) -> str:
     if row.saved is not None:
         why += f"; the difference to an equal quality is {_span(row.saved, row.saved_low, row.saved_high, percent=True)}"
     elif row.equal_tokens_saved is not None:
-        why += f"; the difference at equal tokens is {100 * row.equal_tokens_saved:.2g} %"
+        why += f"; the difference at equal tokens is {rounded(100 * row.equal_tokens_saved, 2)} %"
     if row.cause not in ("no teacher", "energy"):
         known = row.repeatability is not None
         why += (
-            f"; equal work here repeats to {100 * (row.repeatability or 0):.2g} %" if known else "; nothing here was done twice"
+            f"; equal work here repeats to {rounded(100 * (row.repeatability or 0), 2)} %"
+            if known
+            else "; nothing here was done twice"
         )
     return why
 
@@ -145,7 +147,7 @@ def _span(value: float | None, low: float | None, high: float | None, percent: b
         return "an unknown number"
 
     def text(figure: float) -> str:
-        return f"{100 * figure:.2g} %" if percent else rounded(figure, 2)
+        return f"{rounded(100 * figure, 2)} %" if percent else rounded(figure, 2)
 
     if low is None:
         return f"{text(value)} (no interval)"
