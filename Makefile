@@ -1,5 +1,6 @@
 # make environment  .venv alone, from the lock (the others make it, too)
 # make demo       the whole comparison on a small real model, CPU only
+# make study      the study of docs/study.md: five methods, three seeds each; about an hour and a half on two quiet cores
 # make test       the fast tests: units and plans, in two processes
 # make test-all   every test, the tiny experiment end to end among them; ARGS='tests/workflow -k stale'
 # make plan       the stale jobs, one line each: why, and what they will cost; ARGS='demo_kd --configfile my.yaml'
@@ -18,7 +19,7 @@ COMPARISON := results/comparison/comparison.json
 
 .DEFAULT_GOAL := help
 
-.PHONY: help environment demo plan forecast bill test test-all faults docs checks format lock reference
+.PHONY: help environment demo study plan forecast bill test test-all faults docs checks format lock reference
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' $(MAKEFILE_LIST)
@@ -26,14 +27,12 @@ help:
 environment: $(READY)
 
 # Snakemake warns of coroutines of its own.
-demo: export PYTHONWARNINGS = ignore::RuntimeWarning
-demo: $(READY)
-	$(SNAKEMAKE) --quiet host progress reason rules
-	@$(MAKE) --no-print-directory $(REPORT)
+demo study: export PYTHONWARNINGS = ignore::RuntimeWarning
+study: CAMPAIGN := --configfile config/campaigns/study.yaml
+demo study: $(READY)
+	$(SNAKEMAKE) --quiet host progress reason rules $(CAMPAIGN)
+	$(SNAKEMAKE) --quiet all --report $(REPORT) $(CAMPAIGN)
 	@$(BIN)/python -m workflow_scripts.report.table $(COMPARISON) $(REPORT)
-
-$(REPORT): $(COMPARISON)
-	$(SNAKEMAKE) --quiet all --report $(REPORT)
 
 plan: $(READY)
 	@$(BIN)/python -m workflow_scripts plan $(ARGS)
