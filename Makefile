@@ -1,6 +1,6 @@
 # make environment  .venv alone, from the lock (the others make it, too)
 # make demo       the whole comparison on a small real model, CPU only
-# make study      the study of docs/study.md: five methods, three seeds each; about an hour and a half on two quiet cores
+# make study      config/campaigns/study.yaml: the demo's five methods with three seeds each, hours on two cores; leave the machine to it
 # make test       the fast tests: units and plans, in two processes
 # make test-all   every test, the tiny experiment end to end among them; ARGS='tests/workflow -k stale'
 # make plan       the stale jobs, one line each: why, and what they will cost; ARGS='demo_kd --configfile my.yaml'

@@ -162,6 +162,7 @@ STAGES = {
             "teacher",
             (
                 *("dpo.samples_per_prompt", "dpo.train_prompts", "dpo.evaluation_prompts", "dpo.generation"),
+                Where("dpo.judge_labeling.scoring_method", "judge", ("dpo.judge_labeling.scoring_method",)),
                 *TEACHER,
             ),
             folder="preference_dataset",
@@ -313,8 +314,19 @@ def exports() -> dict[str, str]:
     return {folder: f"export_{folder.removeprefix('final_')}" for folder in folders}
 
 
+def rules() -> dict[str, str]:
+    """Family of each metered rule: the role of its stage; a merge or an export needs no more than accounting does."""
+    found: dict[str, str] = {}
+    for name, stage in STAGES.items():
+        family = "evaluation" if stage.role == "prerun" else stage.role
+        if stage.split:
+            found |= {stage.split.part_rule: family, stage.split.merge_rule: "accounting"}
+        elif name != "export":
+            found[name] = family
+    more = {"train_round": "student", "reference_evaluation": "evaluation"}
+    return found | more | dict.fromkeys(exports().values(), "accounting")
+
+
 def rule_names() -> list[str]:
     """Names of all metered rules: a stage's own, but for those that are split, exported by folder or run on references, too."""
-    own = [name for name, stage in STAGES.items() if not stage.split and name != "export"]
-    split = [rule for _, split in splits() for rule in (split.part_rule, split.merge_rule)]
-    return [*own, *split, "reference_evaluation", "train_round", *exports().values()]
+    return list(rules())

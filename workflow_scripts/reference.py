@@ -1,6 +1,6 @@
 """The configuration reference and the JSON schema, generated from the models.
 
-python -m workflow_scripts.reference --write      rewrite config/README.md and the schemas
+python -m workflow_scripts.reference --write      rewrite config/README.md, the schemas, what is drawn from the registry
 python -m workflow_scripts.reference              exit 1 when they are not in step
 """
 
@@ -22,7 +22,7 @@ from workflow_scripts.accounting.model import ExperimentSummary
 from workflow_scripts.accounting.prediction import Forecast
 from workflow_scripts.energy.model import StageRecord
 from workflow_scripts.estimate import memory
-from workflow_scripts.pipelines import PIPELINES
+from workflow_scripts.pipelines import PIPELINES, rules
 from workflow_scripts.settings.load import EXTENDS, load_experiments, read_yaml
 from workflow_scripts.settings.schema import CAMPAIGN_SECTIONS, Settings
 from workflow_scripts.settings.shapes import published_shape
@@ -44,6 +44,8 @@ for the whole campaign and are refused in an experiment's file. Unknown keys, ke
 of bounds are refused with one line that names key, value and bound. `2e-5` and `1_000` are numbers. The first line of each
 shipped file tells editors the schema.
 """
+PROFILE = ROOT / "profiles" / "slurm" / "config.yaml"
+MEMBERS = re.compile(r"(?<=^  members: # the registry's, by make reference\n)(?:    .*\n)+", re.MULTILINE)
 MARKS = ("<!-- picture, made by make reference -->", "<!-- end of picture -->")
 REAL_SIZES = """
 ## Real sizes
@@ -79,6 +81,15 @@ def with_picture(text: str) -> str:
     return f"{before}{MARKS[0]}\n{drawn}\n{MARKS[1]}{rest.partition(MARKS[1])[2]}" if rest else text
 
 
+def with_members(text: str) -> str:
+    """A Slurm profile with the rules of each family, as the registry has them."""
+    families: dict[str, list[str]] = {}
+    for rule, family in rules().items():
+        families.setdefault(family, []).append(rule)
+    lines = "".join(f"    {family}: [{', '.join(members)}]\n" for family, members in families.items())
+    return MEMBERS.sub(lambda _: lines, text)
+
+
 def render() -> dict[Path, str]:
     """Contents of the generated files by path."""
     campaign = ", ".join(f"`{name}`" for name in CAMPAIGN_SECTIONS)
@@ -92,6 +103,7 @@ def render() -> dict[Path, str]:
     parts.append(real_sizes())
     return {
         ROOT / "README.md": with_picture((ROOT / "README.md").read_text(encoding="utf-8")),
+        PROFILE: with_members(PROFILE.read_text(encoding="utf-8")),
         ROOT / "config" / "README.md": "".join(parts),
         ROOT / "config" / "schema.json": json.dumps(editor_schema(), indent=1) + "\n",
         RECORD_SCHEMA: json.dumps(StageRecord.model_json_schema(mode="serialization"), indent=1) + "\n",

@@ -14,6 +14,7 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from workflow_scripts.distill import packing, training
+from workflow_scripts.distill.adapters import add_adapters
 from workflow_scripts.distill.arguments import arguments
 from workflow_scripts.distill.budget import EnergyBudget
 from workflow_scripts.distill.corpus import loss_tokens
@@ -85,6 +86,8 @@ def train(
     )
     steps = work_per_step(order, work, block.batch_size, block.gradient_accumulation_steps, block.packing)
     student = model(packing.ROWWISE if block.packing else "sdpa")
+    if block.lora:
+        add_adapters(student, block.lora, 1)
     if block.compile:
         training.compile_layers(student, folder / "compiled")
     planned = sum(step.loss for step in steps)

@@ -122,7 +122,8 @@ class FusedDistillationLoss(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Sums of total loss, cross entropy and KL over the N positions; see the module's formulas."""
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        trained = ctx.needs_input_grad[1]  # not where adapters are trained: a third of the loss's products
+        grad_weight = torch.zeros(weight.shape if trained else 0, dtype=torch.float32, device=weight.device)
         ce_sum = torch.zeros((), dtype=torch.float32, device=hidden.device)
         kl_sum = torch.zeros_like(ce_sum)
         for begin in range(0, hidden.shape[0], chunk):
@@ -134,7 +135,8 @@ class FusedDistillationLoss(torch.autograd.Function):
             kl_sum += kl
             grad = grad.to(hidden.dtype)
             grad_hidden[part] = grad @ weight
-            grad_weight += grad.t() @ hidden[part]
+            if trained:
+                grad_weight += grad.t() @ hidden[part]
         ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
         ctx.mark_non_differentiable(ce_sum, kl_sum)
         total = ce_sum.clone() if teacher is None else loss.alpha * ce_sum + (1 - loss.alpha) * kl_sum
@@ -144,7 +146,8 @@ class FusedDistillationLoss(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Scale the gradients that the forward pass formed by that of the total."""
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grads[0], grad_weight * grads[0], None, None, None, None, None
+        of_weight = grad_weight * grads[0] if ctx.needs_input_grad[1] else None
+        return grad_hidden * grads[0], of_weight, None, None, None, None, None
 
 
 def _chunk(

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer
 
-from workflow_scripts.distill import checkpoints
+from workflow_scripts.distill import adapters, checkpoints
 from workflow_scripts.distill.batching import pad_rows
 from workflow_scripts.distill.corpus import loss_tokens
 from workflow_scripts.distill.logit_cache import LogitCache
@@ -285,6 +285,14 @@ def full_weights(trainer: Any) -> dict[str, torch.Tensor] | None:
     """The weights gathered in the main process where they are sharded, else None; every process must call this."""
     state: dict[str, torch.Tensor] | None = trainer.accelerator.get_state_dict(trainer.model) if trainer.args.fsdp else None
     return state
+
+
+def write_model(trainer: Any, build: Path, weights: dict[str, torch.Tensor] | None, base: str) -> None:
+    """Write the trained model; adapters of the model `base` are merged, and stand beside it by themselves."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if hasattr(model, "peft_config"):
+        adapters.merge_adapters(model, build / adapters.FOLDER, base)
+    model.save_pretrained(build, state_dict=weights)
 
 
 def resume_point(folder: Path, device: torch.device) -> Path | None:

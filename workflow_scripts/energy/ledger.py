@@ -211,6 +211,11 @@ def read_parts(folder: Path, stage: str) -> list[list[Attempt]]:
     return [attempts for part in folders if (attempts := read_attempts(part, stage))]
 
 
+def at_one_merge(attempts: Iterable[Attempt], known: dict[str, Any]) -> list[Attempt]:
+    """The attempts whose settings and code are those of the provenance `known`: other merges of the same parts are not ours."""
+    return [a for a in attempts if all(a.start["provenance"].get(key) == known[key] for key in ("settings", "code"))]
+
+
 def read_with_hosts(path: Path, stage: str) -> Attempt | None:
     """One attempt with the ledgers of its further hosts; None where a meter ended before its first line was whole."""
     if not _has_start(path):

@@ -12,7 +12,8 @@ all attempts. A meter that is killed takes its stage with it at once.
 
 `--settings`, `--code`, `--input` and `--file` are what the result depends on; the state folder is named by them.
 A stage whose work is split has one meter per part (--part) and one for the merge (--parts: the records of the parts, whose
-state folder it shares); the merge's record adds up all of them.
+state folder it shares); the merge's record adds up all of them. Merges of the same parts with other settings share the folder
+and are told apart by the provenance in their ledgers: each record has its own merge.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from workflow_scripts.energy.ledger import (
     Attempt,
     LedgerError,
     LedgerWriter,
+    at_one_merge,
     attempt_id,
     read_attempts,
     read_parts,
@@ -96,8 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     try:
         check_prerun(options.idle, options.prerun_settings)
-        earlier = read_attempts(folder / "attempts", options.stage)
-        return _Run(options, command, folder, provenance(fingerprint, identity), lock, begun + waited, earlier).run()
+        return _Run(options, command, folder, provenance(fingerprint, identity), lock, begun + waited).run()
     except (LedgerError, ArtefactError, OSError) as error:
         unnamed = isinstance(error, OSError) and error.filename is None
         where = f" (while writing {options.record}, or the ledger in {folder})" if unnamed else ""
@@ -145,7 +146,6 @@ class _Run:
         known: dict[str, Any],
         lock: Lock,
         started: float,
-        earlier: list[Attempt],
     ) -> None:
         self.options, self.command, self.folder, self.known, self.lock = options, command, folder, known, lock
         self.energy: dict[str, Any] = json.loads(options.options)
@@ -154,7 +154,7 @@ class _Run:
         self.attempt = attempt_id()
         self.progress_file = folder / f"progress-{self.attempt}.json"
         self.energy_file = folder / f"energy-{self.attempt}.json"
-        self.live = LiveEnergy(self.energy_file, self.attempt, earlier, self.energy)
+        self.live = LiveEnergy(self.energy_file, self.attempt, self._attempts(), self.energy)
         self.trace_path = folder / "traces" / f"{self.attempt}.csv"
         self.child: Child | None = None
         self.pending: int | None = None
@@ -291,6 +291,11 @@ class _Run:
     def _tokens(self) -> int | None:
         return self.work["work"].get(self.work["unit"]) if self.work else None
 
+    def _attempts(self) -> list[Attempt]:
+        """Attempts at the stage so far, oldest first; of a merge those at this very one."""
+        found = read_attempts(self.folder / "attempts", self.options.stage)
+        return at_one_merge(found, self.known) if self.options.parts else found
+
     # ---- what is written
 
     def _start_line(self) -> dict[str, Any]:
@@ -362,7 +367,7 @@ class _Run:
             "startup_seconds": self.startup_s,
         }
         parts = [] if self.options.part else read_parts(self.folder, self.options.stage)
-        record = build_record(read_attempts(self.folder / "attempts", self.options.stage), overhead, parts)
+        record = build_record(self._attempts(), overhead, parts)
         content = record.model_dump(mode="json", by_alias=True)
         if record.status == "complete":
             write_json(Path(self.options.record), content)

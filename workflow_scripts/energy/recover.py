@@ -6,7 +6,7 @@ For every state folder below the given ones that nobody works on: compute the re
 record.json beside the ledgers, and print one line. Changes nothing else; the next attempt counts the same attempts again.
 
 The work of a stage in parts lies in `parts/<n>-of-<m>`: each part gets a record of its own, and once a merge was tried, the
-stage's record adds up the merge and all parts, as the meter's does.
+stage's record adds up the newest merge and all parts, as the meter's does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from workflow_scripts.artefact import write_json
-from workflow_scripts.energy.ledger import LedgerError, read_attempts, read_parts
+from workflow_scripts.energy.ledger import LedgerError, at_one_merge, read_attempts, read_parts
 from workflow_scripts.energy.model import StageRecord
 from workflow_scripts.energy.record import build_record
 from workflow_scripts.energy.state import Lock, LockedError
@@ -42,7 +42,8 @@ def recover(folder: Path) -> StageRecord:
         attempts = read_attempts(folder / "attempts", stage)
         if not attempts:
             raise LedgerError("no attempt has a whole line: nothing is known of it")
-        record = build_record(attempts, {}, [] if is_part(folder) else read_parts(folder, stage))
+        parts = [] if is_part(folder) else read_parts(folder, stage)
+        record = build_record(at_one_merge(attempts, attempts[-1].start["provenance"]) if parts else attempts, {}, parts)
         write_json(folder / "record.json", record.model_dump(mode="json", by_alias=True))
     finally:
         lock.release()

@@ -162,6 +162,8 @@ class Estimator:
             before, now = setting(past.settings, key), setting(job.settings, key)
             if before != now and None not in (before, now):
                 yield f"{key} {before}"
+        if bool(setting(past.settings, "training.lora")) != bool(setting(job.settings, "training.lora")):
+            yield "another training.lora"
         if job.stage in ("prepare_model", "prerun") and past.settings not in ({}, job.settings):
             yield "another model" if job.stage == "prepare_model" else "other prerun settings"
         if past.parameters is None and (changed := self.remade(past)):

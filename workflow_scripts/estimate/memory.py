@@ -8,7 +8,8 @@ no GPU; models are known by the published OLMo 2 names, as random models, or by 
     training      weights, gradients and optimizer states in float32 (P x 4, x 4, x OPTIMIZER_BYTES; divided by the processes
                   under FSDP, which first loads the weights whole), bfloat16 copies of the weights that autocast keeps, the
                   residual stream saved per layer for the backward pass, one layer's inner activations (all layers' without
-                  gradient checkpointing), and the loss
+                  gradient checkpointing), and the loss; with adapters (training.lora) gradients and optimizer states are
+                  theirs alone, and the loss has no gradient of the head
     inference     weights in the compute type, key-value cache at full length for generation, one layer's activations, logits
     loss          rows of a chunk x V in the compute type and twice in float32, and for the fused loss V x D of weight gradient
     runtime       CUDA context and workspaces (RUNTIME_GB), and SLACK of what comes and goes for the allocator's waste
@@ -150,15 +151,17 @@ def _training_parts(student: Shape, rows: int, settings: Settings) -> dict[str, 
     tokens, parameters = rows * settings.data.max_sequence_length, student.parameters()
     layers = 1 if training.gradient_checkpointing else student.num_hidden_layers
     copied = parameters if shards == 1 else 2 * student.layer_parameters() + 2 * student.vocab_size * student.hidden_size
-    half = training.dtype != "float32"
+    half, lora = training.dtype != "float32", training.lora
+    own = student.adapter_parameters(lora.rank, lora.target_modules) if lora else 0
+    trained = own if lora else parameters
     parts = {
-        "weights": 4 * parameters / shards,
-        "gradients": 4 * parameters / shards,
-        "optimizer": OPTIMIZER_BYTES[training.optimizer] * parameters / shards,
+        "weights": 4 * (parameters + own) / shards,
+        "gradients": 4 * trained / shards,
+        "optimizer": OPTIMIZER_BYTES[training.optimizer] * trained / shards,
         "bfloat16 copies": 2.0 * copied if half else 0.0,
         "residual stream": 4.0 * tokens * student.hidden_size * student.num_hidden_layers,
         "activations": layers * _one_layer(student, tokens) * (1 if half else 2),
-        "loss": _chunk(student) + 4.0 * student.vocab_size * student.hidden_size,
+        "loss": _chunk(student) + (0.0 if lora else 4.0 * student.vocab_size * student.hidden_size),
     }
     loading = {"weights": 4.0 * parameters, "own shard": 4 * parameters / shards}
     return loading if shards > 1 and sum(loading.values()) > sum(parts.values()) else parts

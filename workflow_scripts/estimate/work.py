@@ -1,8 +1,8 @@
 """How much work a stage is: one entry of WORK per stage, read by the forecast and by the memory estimate alike.
 
-Dense decoders: a forward pass takes 2 FLOPs per parameter and token, a training step 6 (Kaplan et al. 2020, 2.1), and 2 more
-where activations are computed again. Attention over the context adds context / (6 x hidden size) of that, 7 % for 256 tokens at
-hidden size 576, and is left out.
+Dense decoders: a forward pass takes 2 FLOPs per parameter and token, a training step 6 (Kaplan et al. 2020, 2.1), 2 less with
+adapters, as frozen weights need no gradient, and 2 more where activations are computed again. Attention over the context adds
+context / (6 x hidden size) of that, 7 % for 256 tokens at hidden size 576, and is left out.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ FORWARD, TRAINED = 2.0, 6.0
 # Stated where no past record tells: input tokens per loss token.
 INPUT_PER_LOSS = Range(1.2, 2.5, 8.0)
 PAIRS = Range(1.0, 2.0, 10.0)  # tokens of an evaluation with held-out pairs, by those of the held-out rows alone
+JUDGE_TOKENS = 60.0  # of the judge's question beside conversation and answers
 TASKS = ("lm_eval_tasks", "lm_eval_limit", "lm_eval_num_fewshot")  # what the work of the harness's tasks depends on
 
 
@@ -109,7 +110,9 @@ def amount(task: Task, work: Work) -> Range:
     passes = WORK[task.stage].passes if task.stage in WORK else ()
     if not passes:
         return Range.exactly(work.examples)
-    again = FORWARD if setting(task.settings, "training.gradient_checkpointing") and passes[0].per_input >= TRAINED else 0.0
+    trains = passes[0].per_input >= TRAINED
+    again = FORWARD if trains and setting(task.settings, "training.gradient_checkpointing") else 0.0
+    again -= FORWARD if trains and setting(task.settings, "training.lora") else 0.0
     by_model = {task.input(p.role): p for p in reversed(passes)}
     each = (
         (work.input * (p.per_input + again) + work.generated * p.per_generated) * task.parameters(p.role)
@@ -157,7 +160,11 @@ def _preference_dataset(task: Task) -> Work:
         own = float(min(split.examples, task.get(f"dpo.{name}_prompts")) * task.get("dpo.samples_per_prompt"))
         samples, read = samples + own, read + split.prompt_tokens * own
     work = _answers(task, "dpo.generation", samples, read)
-    return replace(work, input=work.input + work.generated)
+    done = work.input + work.generated
+    if setting(task.settings, "dpo.judge_labeling.scoring_method") == "judge":  # each sees every other one in both orders
+        others = float(task.get("dpo.samples_per_prompt") - 1)
+        done = done + (work.input + work.generated * 2.0 + Range.exactly(samples * JUDGE_TOKENS)) * others
+    return replace(work, input=done)
 
 
 def _answers(task: Task, section: str, answers: float, read: Range) -> Work:

@@ -155,6 +155,7 @@ def comparable(settings: Settings, policy: str | None = None) -> dict[str, objec
         "energy budget [kWh]": training.energy_budget_kwh or "none",
         "packing": training.packing if packs else None,
         "gradient checkpointing": training.gradient_checkpointing,
+        "adapters": f"LoRA, rank {training.lora.rank}" if training.lora else "none",
         "compilation": training.compile,
         "intermediate evaluations, every [steps]": training.eval_steps or "never",
     }

@@ -9,14 +9,20 @@ from pydantic import Field
 from workflow_scripts.settings.generation import Generation
 from workflow_scripts.settings.section import Section
 
+ScoringMethod = Literal["likelihood_mean", "likelihood", "judge"]
+
 
 class JudgeLabeling(Section):
-    """How the teacher ranks its samples."""
+    """How the teacher ranks its samples: by their likelihood under itself, or by its judgement."""
 
-    scoring_method: Literal["likelihood_mean", "likelihood"] = Field(
-        "likelihood_mean", description="Log-likelihood per token, or its sum (which favours short answers)."
+    scoring_method: ScoringMethod = Field(
+        "likelihood_mean",
+        description="The teacher's log-likelihood of its own sample per token, or its sum (which favours short answers). "
+        "judge: the teacher is asked which of two answers is better, in both orders; the score is the number of those beaten.",
     )
-    min_margin: float = Field(0.0, ge=0, description="Pairs whose scores differ by less are dropped [nats].")
+    min_margin: float = Field(
+        0.0, ge=0, description="Pairs whose scores differ by less are dropped [nats; judge: answers beaten]. A tie always is."
+    )
 
 
 class Dpo(Section):

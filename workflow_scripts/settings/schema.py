@@ -41,6 +41,7 @@ from workflow_scripts.settings.synthetic_data import Filtering as Filtering
 from workflow_scripts.settings.synthetic_data import SyntheticData as SyntheticData
 from workflow_scripts.settings.teacher import Teacher as Teacher
 from workflow_scripts.settings.training import Dtype as Dtype
+from workflow_scripts.settings.training import Lora as Lora
 from workflow_scripts.settings.training import Training as Training
 from workflow_scripts.settings.wandb import Wandb as Wandb
 

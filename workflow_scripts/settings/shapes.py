@@ -6,6 +6,7 @@ No torch here: the plan and the memory estimate read shapes, too.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -31,6 +32,13 @@ class Shape:
         """Query, key, value and output projections, gated MLP, norms of query, key and both blocks' outputs."""
         d, kv = self.hidden_size, self.key_value_size
         return 2 * d * d + 2 * d * kv + 3 * d * self.intermediate_size + (d + kv) + 2 * d
+
+    def adapter_parameters(self, rank: int, targets: Iterable[str]) -> int:
+        """Parameters of low-rank adapters of these linear layers in all decoder layers (Hu et al. 2021, 4.1)."""
+        d, kv, f = self.hidden_size, self.key_value_size, self.intermediate_size
+        widths = {"q_proj": d + d, "k_proj": d + kv, "v_proj": d + kv, "o_proj": d + d}
+        widths |= dict.fromkeys(("gate_proj", "up_proj", "down_proj"), d + f)
+        return rank * self.num_hidden_layers * sum(widths.get(name, 0) for name in targets)
 
     def parameters(self) -> int:
         """All parameters: embedding, layers, final norm, head."""

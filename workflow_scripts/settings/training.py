@@ -11,6 +11,19 @@ from workflow_scripts.settings.section import Section
 Dtype = Literal["auto", "float32", "bfloat16"]
 
 
+class Lora(Section):
+    """Low-rank adapters (Hu et al. 2021), by peft: what is trained in place of the weights, and merged into them at the end."""
+
+    rank: int = Field(16, ge=1, description="Rank of an adapter.")
+    alpha: int = Field(32, ge=1, description="What an adapter adds is multiplied by alpha / rank.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of an adapter's inputs that a step leaves out.")
+    target_modules: list[str] = Field(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        min_length=1,
+        description="Linear layers of the decoder that get one, by the last part of their names.",
+    )
+
+
 class Training(Section):
     """One training block for all pipelines, so that they stay comparable."""
 
@@ -53,6 +66,10 @@ class Training(Section):
         description="Compute type of training and evaluation; auto: bfloat16 on GPUs that have it and on CPUs with AMX, else "
         "float32.",
     )
+    lora: Lora | None = Field(
+        None,
+        description="Train adapters only; the model that is written has them merged, `adapter/` in its folder has them alone.",
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
     compile: bool = Field(
         False, description="Compile the decoder layers (torch.compile); what that costs is on the training's bill."
@@ -77,4 +94,6 @@ class Training(Section):
             )
         if self.fsdp and world == 1:
             raise ValueError("fsdp = true shards over several processes: raise num_processes or num_nodes")
+        if self.fsdp and self.lora:
+            raise ValueError("lora and fsdp = true exclude each other: a shard cannot be merged; adapters need no shards")
         return self

@@ -17,6 +17,7 @@ import torch
 
 from workflow_scripts.artefact import inherited, open_artefact
 from workflow_scripts.distill import corpus, training
+from workflow_scripts.distill.adapters import add_adapters
 from workflow_scripts.distill.arguments import arguments, check_optimizer
 from workflow_scripts.distill.budget import EnergyBudget
 from workflow_scripts.distill.models import check_context, load_model, load_tokenizer, model_facts, open_model
@@ -63,6 +64,8 @@ def dpo_training(args: Arguments) -> None:
     step_count = math.ceil(len(order) / (options.batch_size * options.gradient_accumulation_steps))
     own = dpo_options(settings.dpo.beta, settings.dpo.loss_type)
     model = load_model(policy_folder, torch.float32, settings.model.attn_implementation)
+    if options.lora:
+        add_adapters(model, options.lora, settings.experiment.seed)
     if options.compile:
         training.compile_layers(model, state_dir() / "compiled")
     held_out = None
@@ -88,7 +91,7 @@ def dpo_training(args: Arguments) -> None:
     if not is_main():
         return
     build = build_dir(args.out)
-    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(build, state_dict=weights)
+    training.write_model(trainer, build, weights, policy["name"])
     tokenizer.save_pretrained(build)
     published = model_facts(build) | inherited(args.inputs.values())
     publish(build, args.out, "model", {"name": args.extra["name"], "source": "trained", **published})

@@ -61,7 +61,7 @@ def rank_split(
             continue
         rows = [samples[split, example, n] for n in range(settings.samples_per_prompt)]
         ranked = preference.rank(
-            [preference.Sample(**{key: row[key] for key in preference.FIELDS}) for row in rows],
+            [preference.Sample(**{key: row[key] for key in preference.FIELDS if key in row}) for row in rows],
             settings.judge_labeling.scoring_method,
             settings.judge_labeling.min_margin,
             settings.keep_truncated,

@@ -1,4 +1,4 @@
-"""preference_dataset: the teacher samples answers to prompts and judges them by its own likelihood.
+"""preference_dataset: the teacher samples answers to prompts and scores them: by its own likelihood, or also as a judge.
 
 python -m workflow_scripts.stages.preference_dataset --settings JSON --teacher MANIFEST --corpus MANIFEST --part N-of-M
     --out MANIFEST
@@ -9,6 +9,7 @@ them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from workflow_scripts.artefact import open_artefact
@@ -16,6 +17,7 @@ from workflow_scripts.distill import corpus
 from workflow_scripts.distill.backends import Backend, check_backend, open_backend
 from workflow_scripts.distill.batching import by_length, in_batches
 from workflow_scripts.distill.generation import Answer, Prompt, ends_of_turns, prompt_tokens, that_fit
+from workflow_scripts.distill.judge import JudgeError, judge
 from workflow_scripts.distill.models import compute_dtype, load_model, load_tokenizer, open_model
 from workflow_scripts.distill.scoring import log_likelihoods
 from workflow_scripts.distill.seeds import prompt_seed
@@ -33,7 +35,10 @@ def preference_dataset(args: Arguments) -> None:
     check_backend(options, "dpo.generation")
     corpus_folder, facts = open_artefact(args.inputs["corpus"], "corpus")
     tokenizer = load_tokenizer(corpus_folder / "tokenizer")
-    prompts = read_prompts(corpus_folder, settings.dpo, tokenizer)
+    prompts, asked = read_prompts(corpus_folder, settings.dpo, tokenizer)
+    judges = hasattr(
+        settings.dpo, "judge_labeling"
+    )  # in the slice where the teacher is the judge, as then only it decides here
     prompts = that_fit(prompts, lambda samples: len(samples[0].input_ids), options.max_new_tokens, teacher)
     batches = by_length(prompts, max(1, options.batch_size // settings.dpo.samples_per_prompt), lambda p: len(p[0].input_ids))
     units = Units(len(batches))
@@ -57,21 +62,62 @@ def preference_dataset(args: Arguments) -> None:
         for number in todo:
             batch = [prompt for samples in batches[number] for prompt in samples]
             rows, work = sample_and_score(model, write, batch, settings.dpo, tokenizer, progress)
+            if judges:
+                work = judged(model, tokenizer, rows, asked, teacher, options.batch_size, work, progress)
             units.save(number, {"work": work, "samples": rows})
             progress.saved()
     finish_part(args.out, part, units)
 
 
-def read_prompts(corpus_folder: Any, settings: Dpo, tokenizer: Any) -> list[list[Prompt]]:
-    """For each question of both splits, one prompt per sample; keys are (split, example id, sample number)."""
-    found = []
+def read_prompts(
+    corpus_folder: Any, settings: Dpo, tokenizer: Any
+) -> tuple[list[list[Prompt]], dict[tuple[str, int], corpus.Messages]]:
+    """For each question of both splits, one prompt per sample, and the questions by split and example id.
+
+    Keys of prompts are (split, example id, sample number).
+    """
+    found, asked = [], {}
     for split, count in (("train", settings.train_prompts), ("evaluation", settings.evaluation_prompts)):
         for example, question in corpus.questions(corpus_folder, split, count).items():
+            asked[split, example] = question
             ids = prompt_tokens(tokenizer, question)
             samples = range(settings.samples_per_prompt)
             seed = settings.generation.seed
             found.append([Prompt((split, example, n), ids, prompt_seed(seed, example, n)) for n in samples])
-    return found
+    return found, asked
+
+
+def judged(
+    model: Any,
+    tokenizer: Any,
+    rows: list[dict[str, Any]],
+    asked: Mapping[tuple[str, int], corpus.Messages],
+    teacher: Mapping[str, Any],
+    batch_size: int,
+    work: dict[str, int],
+    progress: Progress,
+) -> dict[str, int]:
+    """Put the judge's `wins` into the samples of a batch; returns the work with what it has read.
+
+    Raises JudgeError when it chose neither answer in any comparison.
+    """
+    by_prompt: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        by_prompt.setdefault(row["key"][:2], []).append(row)
+    questions = [(asked[key], [row["text"] for row in own]) for key, own in by_prompt.items()]
+    wins, counts = judge(model, tokenizer, questions, teacher["max_position_embeddings"], batch_size)
+    if counts["neither"] == counts["asked"]:
+        raise JudgeError(
+            f"dpo.judge_labeling.scoring_method = judge: {teacher['name']} replied neither A nor B in all {counts['asked']} "
+            "comparisons of a batch: choose a teacher that follows instructions, or likelihood_mean"
+        )
+    if counts["neither"]:
+        print(f"the judge chose neither answer in {counts['neither']} of {counts['asked']} comparisons", flush=True)
+    for own, won in zip(by_prompt.values(), wins, strict=True):
+        for row, count in zip(own, won, strict=True):
+            row["wins"] = count
+    progress.add(input=counts["input"])
+    return work | {"input": work["input"] + counts["input"]}
 
 
 def sample_and_score(

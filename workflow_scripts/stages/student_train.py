@@ -13,6 +13,7 @@ import torch
 
 from workflow_scripts.artefact import LOGIT_FORMATS, inherited, open_artefact, read_json
 from workflow_scripts.distill import training
+from workflow_scripts.distill.adapters import add_adapters
 from workflow_scripts.distill.arguments import arguments, check_optimizer
 from workflow_scripts.distill.budget import EnergyBudget
 from workflow_scripts.distill.corpus import CorpusError, loss_tokens, read_table, tokenise_answer
@@ -56,6 +57,8 @@ def student_train(args: Arguments) -> None:
     tokenizer = load_tokenizer(corpus_folder / "tokenizer")
     attention = attention_for(settings.model.attn_implementation, options.packing, student_folder)
     model = load_model(student_folder, torch.float32, attention)
+    if options.lora:
+        add_adapters(model, options.lora, settings.experiment.seed)
     if options.compile:
         training.compile_layers(model, state_dir() / "compiled")
     planned = sum(step.loss for step in steps)
@@ -86,7 +89,7 @@ def student_train(args: Arguments) -> None:
     if not is_main():
         return
     build = build_dir(args.out)
-    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(build, state_dict=weights)
+    training.write_model(trainer, build, weights, student["name"])
     tokenizer.save_pretrained(build)
     facts = model_facts(build) | inherited(args.inputs.values())
     publish(build, args.out, "model", {"name": args.extra["name"], "source": "trained", **facts})

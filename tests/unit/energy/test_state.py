@@ -15,8 +15,10 @@ import time
 import pytest
 
 from tests.helpers.meter_bench import WORKER, Bench, python
+from workflow_scripts.accounting.bill import bill
 from workflow_scripts.cluster.site import announce, hint_after_failure
 from workflow_scripts.energy import state
+from workflow_scripts.energy.recover import recover
 from workflow_scripts.energy.state import Identity, Lock, LockedError, NotSharedError, check_shared
 
 
@@ -160,6 +162,26 @@ def test_the_record_of_a_split_stage_adds_up_all_attempts_at_all_parts(tmp_path)
     span = max(a["end_time"] for a in record["attempts"]) - min(a["start_time"] for a in record["attempts"])
     assert record["span_seconds"] == pytest.approx(span) and span > record["duration_seconds"]
     assert len(list(tmp_path.glob("state/work/*"))) == 1, "one state for all parts of a stage"
+
+
+def test_another_merge_of_the_same_parts_has_its_own_joules(tmp_path) -> None:
+    bench = Bench(tmp_path)
+    assert run_split(bench, "--part", "1-of-1", code=PART.format(steps=5, name="a", then="pass")) == 0
+    part = str(next(tmp_path.glob("state/work/*/parts/1-of-1/record.json")))
+    merges = [("1", MERGE), ("2", MERGE), ("1", MERGE)]
+    found = []
+    for least, code in merges:
+        arguments = ("--settings", json.dumps({"filtering": {"min_length": least}}), "--parts", part)
+        assert run_split(bench, *arguments, code=code) == 0
+        found.append(bench.record())
+    names = [[attempt["part"] for attempt in record["attempts"]] for record in found]
+    assert names == [["1-of-1", None], ["1-of-1", None], ["1-of-1", None, None]], "one of equal settings adds up"
+    for record in found:
+        assert record["total_energy_joules"] == pytest.approx(sum(a["total_j"] for a in record["attempts"]))
+    (folder,) = tmp_path.glob("state/work/*")
+    recovered = recover(folder)
+    assert [attempt.id for attempt in recovered.attempts] == [attempt["id"] for attempt in found[-1]["attempts"]]
+    assert len(bill(tmp_path).versions) == 1 and bill(tmp_path).versions[0].attempts == 4, "the bill counts the part once"
 
 
 COUNTING = """

@@ -22,7 +22,8 @@ def of(pattern: str, page: Path) -> list[str]:
 def test_what_a_page_names_is_there(page: Path) -> None:
     links = [link for link in of(r"\]\(([^)\s]+)\)", page) if not re.match(r"https?:|mailto:|#", link)]
     missing = [link for link in links if not (page.parent / link.partition("#")[0]).exists()]
-    targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE))
+    rules = re.findall(r"^([a-z- ]+):", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE)
+    targets = {name for names in rules for name in names.split()}
     missing += [f"make {name}" for name in of(r"(?:^|`)make ([a-z][a-z-]+)", page) if name not in targets]
     missing += [name for name in of(r"python -m workflow_scripts ([a-z_]+)", page) if name not in COMMANDS]
     modules = of(r"python -m ((?:workflow_scripts|benchmarks)\.[a-z_.]+[a-z])", page)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import tomllib
 from pathlib import Path
 
 import yaml
 
 from workflow_scripts import __version__
-from workflow_scripts.pipelines import rule_names
+from workflow_scripts.pipelines import rule_names, rules
+from workflow_scripts.reference import MEMBERS
 from workflow_scripts.settings.load import RESERVED_NAMES
 
 REPOSITORY = Path(__file__).parents[3]
@@ -45,10 +45,11 @@ def test_the_catalog_finds_the_workflow() -> None:
 
 def test_every_rule_has_one_family_in_the_slurm_profile() -> None:
     profile = (REPOSITORY / "profiles" / "slurm" / "config.yaml").read_text()
-    found = re.search(r"^  members:\n((?:    .*\n)+)", profile, re.MULTILINE)
+    found = MEMBERS.search(profile)
     assert found
-    members = [rule for rules in yaml.safe_load(found[1]).values() for rule in rules]
-    assert sorted(members) == sorted(rule_names())
+    members = yaml.safe_load(found[0])
+    assert {rule: family for family, own in members.items() for rule in own} == rules()
+    assert sum(map(len, members.values())) == len(rules()), "a rule has two families"
 
 
 def test_no_experiment_may_be_named_like_a_rule() -> None:

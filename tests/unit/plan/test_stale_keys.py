@@ -65,6 +65,7 @@ READ_BY: dict[str, set[str]] = {
         (
             *("training.optimizer", "training.schedule_type", "training.token_budget", "training.energy_budget_kwh"),
             *("training.gradient_checkpointing", "training.compile", "training.eval_steps", "training.batch_tokens"),
+            "training.lora.rank",
         ),
         TRAINED | STATED,
     ),
@@ -90,6 +91,7 @@ VALUES: dict[str, dict[str, Any]] = {
     "distillation.temperature": {"distillation": {"temperature": 2.0, "cache_temperatures": [1.0, 2.0]}},
     "distillation.cache_temperatures": {"distillation": {"cache_temperatures": [1.0, 2.0]}},
     "synthetic_data.use_existing": {"synthetic_data": {"use_existing": True, "synthetic_dataset_path": "x"}},
+    "training.lora.target_modules": {"training": {"lora": {"target_modules": ["q_proj"]}}},
     "training.num_processes": {"training": {"num_processes": 2}},
     "training.num_nodes": {"training": {"num_nodes": 2}},
     "training.fsdp": {"training": {"fsdp": True, "num_processes": 2}},
@@ -163,7 +165,7 @@ def other_value(key: str) -> dict[str, Any]:
     *parents, last = key.split(".")
     model, value = Settings, BASE
     for part in parents:
-        model = model.model_fields[part].annotation
+        (model,) = reference.models_in(model.model_fields[part].annotation)
         value = value.get(part, {}) if isinstance(value, Mapping) else {}
     field = model.model_fields[last]
     now = value.get(last, field.default)
@@ -208,6 +210,8 @@ def test_a_changed_key_is_in_the_slices_of_exactly_the_rules_that_read_it(key: s
     if key in ("experiment.replicates", "distillation.temperature", "training.fsdp", "evaluation.lm_eval_include_path"):
         for other, value in leaves(dict(overlay)).items():
             beside = deep_merge(beside, nested(other, value)) if other != key else beside
+    if key.startswith("training.lora."):
+        beside = {"training": {"lora": {}}}
     before = slices(beside)
     after = slices(overlay)
     changed = {rule for rule in {*before, *after} if before.get(rule) != after.get(rule)}
@@ -223,6 +227,12 @@ def test_the_settings_of_a_model_and_of_a_data_set_are_read_by_what_makes_them()
     data = {"data": {"datasets": {"alpaca_en_demo": {"placeholders": {"name": "Other"}}}}}
     assert {r for r, lines in slices(model).items() if lines != slices({})[r]} == {"prepare_model"}
     assert {r for r, lines in slices(data).items() if lines != slices({})[r]} == {"preprocess"}
+
+
+def test_only_a_judge_makes_the_teacher_s_own_work_depend_on_the_ranking() -> None:
+    methods = {name: slices({"dpo": {"judge_labeling": {"scoring_method": name}}}) for name in ("judge", "likelihood")}
+    changed = {name: {rule for rule, lines in found.items() if lines != slices({})[rule]} for name, found in methods.items()}
+    assert changed == {"judge": {"rank_pairs", "merge_pairs"}, "likelihood": {"merge_pairs"}}
 
 
 def test_every_section_of_the_settings_has_a_row() -> None:

@@ -67,15 +67,19 @@ def scored(folder: Path, on: Path, state: pytest.MonkeyPatch) -> Path:
     return out
 
 
-def trained(folder: Path, on: Path, cache: Path, name: str, state: pytest.MonkeyPatch, **objective: Any) -> dict[str, Any]:
-    """Weights after a training."""
+def trained(
+    folder: Path, on: Path, cache: Path | None, name: str, state: pytest.MonkeyPatch, lora: Any = None, **objective: Any
+) -> dict[str, Any]:
+    """Weights after a training; without a cache on the corpus alone."""
     state.setenv("STAGE_STATE_DIR", str(folder / f"state-{name}"))
     (folder / f"state-{name}").mkdir()
-    options = Training(token_budget=60, batch_size=2, learning_rate=1e-2, dtype="float32", eval_steps=None, num_warmup_steps=0)
+    fixed = {"token_budget": 60, "batch_size": 2, "dtype": "float32", "eval_steps": None, "num_warmup_steps": 0}
+    options = Training(learning_rate=1e-2, lora=lora, **fixed)
     distillation = {"temperature": 1.0, **SCORED, "tail": "ghost", **objective.pop("distillation", {})}
     content = {"experiment": {"seed": 1}, "training": options.model_dump(mode="json"), "model": RUN["model"]}
     settings = partial(**content, distillation=distillation, **objective)
-    inputs = {"student": folder / "p.json", "corpus": on, "teacher_output": cache, "teacher": folder / "t.json"}
+    inputs = {"student": folder / "p.json", "corpus": on}
+    inputs |= {"teacher_output": cache, "teacher": folder / "t.json"} if cache else {}
     out = folder / name / "final_model" / "manifest.json"
     student_train(Arguments(settings, inputs, out, {"name": name, "wandb": ""}))
     return AutoModelForCausalLM.from_pretrained(out.parent).state_dict()
