@@ -28,10 +28,11 @@ environment: $(READY)
 
 # Snakemake warns of coroutines of its own.
 demo study: export PYTHONWARNINGS = ignore::RuntimeWarning
+demo study: export PYTHONPATH := .:workflow_scripts/logger:$(PYTHONPATH)
 study: CAMPAIGN := --configfile config/campaigns/study.yaml
 demo study: $(READY)
-	$(SNAKEMAKE) --quiet host progress reason rules $(CAMPAIGN)
-	$(SNAKEMAKE) --quiet all --report $(REPORT) $(CAMPAIGN)
+	@$(SNAKEMAKE) --logger progress $(CAMPAIGN)
+	@$(SNAKEMAKE) --quiet all --report $(REPORT) $(CAMPAIGN)
 	@$(BIN)/python -m workflow_scripts.report.table $(COMPARISON) $(REPORT)
 
 plan: $(READY)
@@ -57,7 +58,7 @@ docs: .venv.docs/.made-from-lock
 
 .venv.docs/.made-from-lock: envs/requirements-docs.txt
 	$(PYTHON) -m venv .venv.docs
-	.venv.docs/bin/python -m pip install --quiet --disable-pip-version-check -r envs/requirements-docs.txt
+	.venv.docs/bin/python -m pip install -qq --disable-pip-version-check -r envs/requirements-docs.txt
 	@touch $@
 
 checks: $(READY)
@@ -79,7 +80,7 @@ reference: $(READY)
 $(READY): envs/requirements.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v in ((3, 11), (3, 12)) else f"Python 3.11 or 3.12 is needed, $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/requirements.txt
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -r envs/requirements.txt
 	@touch $(READY)
 
 # The lock as conda's environment. Snakemake copies that file alone, so it cannot point to requirements.txt.

@@ -10,7 +10,7 @@ from tests.conftest import REPOSITORY
 PACKAGE = REPOSITORY / "workflow_scripts"
 # From the lowest room up; a module beside the rooms is a room of its own.
 ROOMS = (
-    *("__init__", "errors", "artefact", "progress", "pipelines", "settings", "energy", "plan", "distill", "cluster"),
+    *("__init__", "errors", "artefact", "progress", "pipelines", "settings", "energy", "plan", "distill", "cluster", "logger"),
     *("accounting", "estimate", "report", "importers", "stages", "reference", "__main__"),
 )
 

@@ -32,6 +32,7 @@ from workflow_scripts.accounting.versions import Found, Version, read_versions
 from workflow_scripts.energy.documents import Closed, Document, is_none
 from workflow_scripts.energy.model import known_energy
 from workflow_scripts.energy.uncertainty import KWH
+from workflow_scripts.settings.runs import method_of
 
 COLUMNS = ("useful", "wasted", "superseded", "in_progress")
 SHARED = "(shared)"
@@ -56,6 +57,7 @@ class Sums(Closed):
 
     stage: str | None = Field(None, exclude_if=is_none)
     experiment: str | None = Field(None, exclude_if=is_none)
+    method: str | None = Field(None, exclude_if=is_none)
     versions: int
     attempts: int
     without_figure: int
@@ -114,6 +116,7 @@ class Bill(Document):
     total: Total
     stages: list[Sums]
     experiments: list[Sums]
+    methods: list[Sums]  # runs of one method added up; empty where no experiment has several
     versions: list[VersionRow]
     damaged: list[dict[str, str]]
     notes: list[str]
@@ -136,12 +139,14 @@ def bill(root: Path) -> Bill:
         "carbon_grams": sum_of(grams),
     }
     stages, experiments = _grouped(rows, lambda row: row.stage or SHARED), _grouped(rows, lambda row: row.experiment or SHARED)
+    methods = _grouped(rows, lambda row: method_of(row.experiment or SHARED))
     return Bill(
         root=str(root),
         until=max((attempt.end_time for record in records for attempt in record.attempts), default=None),
         total=Total.of(rows, **quality),
         stages=[Sums.of(own, stage=name) for name, own in stages],
         experiments=[Sums.of(own, experiment=name) for name, own in experiments],
+        methods=[Sums.of(own, method=name) for name, own in methods] if len(methods) < len(experiments) else [],
         versions=rows,
         damaged=found.damaged,
         notes=_notes(found, rows),
@@ -212,7 +217,7 @@ def _notes(found: Found, rows: Sequence[VersionRow]) -> list[str]:
 
 
 def render(made: Bill) -> list[str]:
-    """Lines of the table [kWh]: by stage, by experiment, the total, how it was obtained, and the notes."""
+    """Lines of the table [kWh]: by stage, by experiment and method, the total, how it was obtained, and the notes."""
     whole = made.total
     until = "unknown" if made.until is None else f"{datetime.fromtimestamp(made.until, UTC):%Y-%m-%d %H:%M:%S} UTC"
     spread = "unknown uncertainty" if whole.uncertainty_kwh is None else f"+/- {whole.uncertainty_kwh:.6f} kWh"
@@ -221,6 +226,7 @@ def render(made: Bill) -> list[str]:
         *(f"What the work in {made.root} has cost until {until}, kWh", ""),
         *(_table("stage", made.stages, whole), ""),
         *(_table("experiment", made.experiments, whole), ""),
+        *((_table("method", made.methods, whole), "") if made.methods else ()),
         f"Energy: {whole.energy_class}, boundary {' | '.join(whole.boundary) or 'none'}, {spread}. Emissions: {grams}.",
         f"{SHARED}: models, corpora, teacher's output, references and comparisons, which several experiments can use.",
         *(f"note: {text}" for text in made.notes),

@@ -40,7 +40,7 @@ def check_before_the_first_job(workflow: Any, plan: Plan, modules: Sequence[str]
         site.check_sharding({name: gpus for name, gpus in trainings.items() if plan.sharded(name)}, here=workflow.local_exec)
         if not methods:  # the rules run in this environment
             check_tasks(jobs, plan)
-            site.check_packages(plan.experiments[name].settings.training.optimizer for name in trainings)
+            site.check_packages((plan.experiments[n].settings.training.optimizer for n in trainings), backends(jobs, plan))
         if workflow.executor_plugin.name == "slurm":
             settings = workflow.executor_settings
             options = [f"--{name}={value}" for name in ("qos", "reservation") if (value := getattr(settings, name))]
@@ -53,6 +53,19 @@ def check_before_the_first_job(workflow: Any, plan: Plan, modules: Sequence[str]
         raise WorkflowError(str(error)) from None
     if workflow.local_exec and not methods and begins_cold({job.rule.name for job in jobs}):
         subprocess.run([sys.executable, "-c", WARM_UP % plan.prerun.settings["prerun"]["burn_in_seconds"]], check=False)
+
+
+def backends(jobs: Sequence[Any], plan: Plan) -> set[tuple[str, str]]:
+    """The generation backends of the planned teacher stages and rollouts, each with its key."""
+    stages = {split.part_rule: stage.name for stage, split in splits()}
+    asked = {(stages[job.rule.name], job.wildcards.artefact) for job in jobs if job.rule.name in stages}
+    planned = (a.parts.settings for stage in stages.values() for a in plan.teacher[stage].values() if (stage, a.raw) in asked)
+    sections = (item for settings in planned for item in settings.items())
+    return {
+        (f"{n}.generation.backend", s["generation"]["backend"])
+        for n, s in sections
+        if isinstance(s, dict) and "generation" in s
+    }
 
 
 def begins_cold(rules: AbstractSet[str]) -> bool:

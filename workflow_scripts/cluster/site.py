@@ -21,7 +21,7 @@ from typing import Any
 
 from workflow_scripts.energy.state import TOKEN_FOLDER, TOKEN_VARIABLE
 from workflow_scripts.errors import UserError
-from workflow_scripts.settings.optional import missing_optimizer
+from workflow_scripts.settings.optional import missing_backend, missing_optimizer
 
 # what a resource is called in sbatch
 _OPTIONS = {
@@ -177,11 +177,12 @@ def check_sharding(gpus: Mapping[str, int], here: bool) -> None:
             )
 
 
-def check_packages(optimizers: Iterable[str]) -> None:
-    """Raise SiteError for an optimizer of a planned training that this environment lacks."""
-    for name in sorted(set(optimizers)):
-        if reason := missing_optimizer(name):
-            raise SiteError(reason)
+def check_packages(optimizers: Iterable[str], backends: Iterable[tuple[str, str]]) -> None:
+    """Raise SiteError for an optimizer, or a generation backend with its key, of planned work that this environment lacks."""
+    reasons = [missing_optimizer(name) for name in sorted(set(optimizers))]
+    reasons += [missing_backend(key, name) for key, name in sorted(backends)]
+    for reason in filter(None, reasons):
+        raise SiteError(reason)
 
 
 def read_modules(path: Path) -> list[str]:

@@ -22,6 +22,7 @@ from transformers import AutoConfig
 
 from workflow_scripts.distill.generation import Answer, GenerationError, Prompt, generate
 from workflow_scripts.distill.models import load_model, load_tokenizer, vocabulary_size
+from workflow_scripts.settings.optional import missing_backend
 from workflow_scripts.settings.schema import Generation
 
 Backend = Callable[[Sequence[Prompt]], Iterator[list[Answer]]]
@@ -32,11 +33,15 @@ _ALONE, _BESIDE_A_JUDGE = 0.9, 0.5  # share of the accelerator's memory that vLL
 
 def check_backend(options: Generation, key: str) -> None:
     """Raise GenerationError when the chosen backend is not installed here; to be called before anything expensive."""
-    if options.backend == "vllm" and importlib.util.find_spec("vllm") is None:
-        raise GenerationError(
-            f"{key}.backend = vllm, but the package vllm is not installed in this environment: install it there "
-            "(`pip install vllm`, it brings a torch of its own) or set the backend to transformers"
-        )
+    if reason := missing_backend(f"{key}.backend", options.backend):
+        raise GenerationError(reason)
+
+
+def chosen(options: Generation) -> str:
+    """The backend that writes here: `auto` is vLLM on a GPU where it is installed."""
+    if options.backend != "auto":
+        return options.backend
+    return "vllm" if torch.cuda.is_available() and importlib.util.find_spec("vllm") is not None else "transformers"
 
 
 def open_backend(
@@ -53,7 +58,9 @@ def open_backend(
 
     `longest_prompt` [tokens] is that of all prompts, of all parts.
     """
-    if options.backend == "vllm":
+    name = chosen(options)
+    print(f"{name} writes", flush=True)
+    if name == "vllm":
         memory = _ALONE if judge is None else _BESIDE_A_JUDGE
         return VllmBackend(options, folder, dtype, longest_prompt + options.max_new_tokens, end_ids, memory)
     model = load_model(folder, dtype, attn_implementation) if judge is None else judge

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _TAIL_LINES, _TAIL_BYTES = 25, 16384
 _FIRST_S, _LONGEST_S = 10.0, 600.0  # shortest and longest time between two lines of one stage
-_WIPE = "\r\x1b[K"  # removes the bar of another meter, which draws itself again
+WIPE = "\r\x1b[K"  # removes the bar of another meter, which draws itself again
 
 
 class Bar:
@@ -40,7 +40,7 @@ class Bar:
         if self._bar is None:
             if elapsed >= self._due:
                 self._due = elapsed + min(max(_FIRST_S, elapsed / 2), _LONGEST_S)
-                print(f"{'' if self._terminal is None else _WIPE}{self._line(work, elapsed)}", file=sys.stderr, flush=True)
+                print(f"{'' if self._terminal is None else WIPE}{self._line(work, elapsed)}", file=sys.stderr, flush=True)
             return
         if work:
             done, before = _counts(work)

@@ -213,7 +213,7 @@ def read_parts(folder: Path, stage: str) -> list[list[Attempt]]:
 
 def at_one_merge(attempts: Iterable[Attempt], known: dict[str, Any]) -> list[Attempt]:
     """The attempts whose settings and code are those of the provenance `known`: other merges of the same parts are not ours."""
-    return [a for a in attempts if all(a.start["provenance"].get(key) == known[key] for key in ("settings", "code"))]
+    return [a for a in attempts if all(a.start["provenance"].get(key) == known.get(key) for key in ("settings", "code"))]
 
 
 def read_with_hosts(path: Path, stage: str) -> Attempt | None:

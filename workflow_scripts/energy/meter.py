@@ -383,7 +383,7 @@ class _Run:
             f"{mine.total_j:.0f} J ({record.energy.total.energy_class})" if mine.total_j is not None else "energy unavailable"
         )
         seconds = mine.duration_seconds
-        name = f"{self.options.stage} {self.options.part}" if self.options.part else self.options.stage
+        name = " ".join(word for word in (self.options.stage, self.options.experiment, self.options.part) if word)
         print(f"{name}: {outcome['outcome']} after {seconds:.1f} s, {energy}", file=sys.stderr)
         if outcome["outcome"] != "completed":
             print("\n".join([f"--- end of {log}", *tail(log), "---"]), file=sys.stderr)

@@ -33,6 +33,7 @@ from workflow_scripts.plan.dry_run import DryRunError, PlannedJob, planned
 from workflow_scripts.plan.jobs import Job
 from workflow_scripts.plan.slices import settings_fingerprint
 from workflow_scripts.settings.load import deep_merge
+from workflow_scripts.settings.runs import method_of
 
 # What the joules of the same FLOPs depend on.
 PACE = (
@@ -248,6 +249,14 @@ def render(result: Forecast) -> list[str]:
         for text in (*row.notes, *([row.reason] if row.reason else [])):
             notes.setdefault(text, []).append(row.label)
     total, every = result.total, [row.label for row in result.rows]
+    methods: dict[str, list[ForecastRow]] = {}
+    for row in result.rows:
+        methods.setdefault(method_of(row.label.rpartition(" ")[2]), []).append(row)
+    for method, own in methods.items():
+        if len({row.label.rpartition(" ")[2] for row in own}) > 1:
+            sums = [_total(getattr(row, key) for row in own) for key in ("kwh", "hours", "grams")]
+            cells = _cells(*sums, at_least=any(row.kwh is None and STAGES[row.stage].role != "accounting" for row in own))
+            rows.append([f"all runs of {method}", str(sum(sum(row.jobs.values()) for row in own)), "", "", *cells])
     cells = _cells(total.kwh, total.hours, total.grams, at_least=bool(total.unpriced))
     rows += [SEPARATING_LINE, ["total", str(sum(sum(row.jobs.values()) for row in result.rows)), "", "", *cells]]
     head = ["stage", "jobs", "tokens", "basis", "kWh", "range", "hours", "gCO2e"]

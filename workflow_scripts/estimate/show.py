@@ -5,14 +5,16 @@ python -m workflow_scripts plan [snakemake arguments …]
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from tabulate import tabulate
 
-from workflow_scripts.estimate.forecast import estimates
+from workflow_scripts.estimate.forecast import Estimate, estimates
 from workflow_scripts.plan.dry_run import DryRunError, PlannedJob, planned, short_reason
+from workflow_scripts.settings.runs import method_of
 
 HEADER = ("job", "of", "why", "Wh", "min")
 
@@ -33,12 +35,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for job, e in zip(jobs, known, strict=True)
     ]
     print(tabulate(rows, HEADER, tablefmt="plain", disable_numparse=True, colalign=("left", "left", "left", "right", "right")))
+    print("".join(f"{line}\n" for line in by_method(jobs, known)), end="")
     unknown = sum(e.wh is None for e in known)
     if unknown == len(jobs):
         print("The cost is unknown: run one small job first.")
     elif unknown:
         print(f"{unknown} of {len(jobs)} jobs have no figure from past runs.")
     return 0
+
+
+def by_method(jobs: Sequence[PlannedJob], known: Sequence[Estimate]) -> list[str]:
+    """Jobs added up by method, a line each, where methods have several runs; bounds are added up."""
+    runs: dict[str, set[str]] = {}
+    for job in jobs:
+        if job.experiment:
+            runs.setdefault(method_of(job.experiment), set()).add(job.experiment)
+    lines = []
+    for method, names in runs.items():
+        own = [e for job, e in zip(jobs, known, strict=True) if job.experiment in names]
+        sums = [added([e.wh for e in own]), added([e.minutes for e in own])]
+        lines.append(f"{method}: {len(own)} jobs of {len(names)} runs, {span(sums[0])} Wh, {span(sums[1])} min")
+    return lines if any(names != {method} for method, names in runs.items()) else []
+
+
+def added(spans: Sequence[tuple[float, float] | None]) -> tuple[float, float] | None:
+    """Ranges added up; None as soon as one of them is not known."""
+    known = [span for span in spans if span is not None]
+    return (math.fsum(s[0] for s in known), math.fsum(s[1] for s in known)) if len(known) == len(spans) else None
 
 
 def name_of(job: PlannedJob) -> str:

@@ -12,10 +12,10 @@ from workflow_scripts.settings.section import Section
 class Generation(Section):
     """How the teacher writes text."""
 
-    backend: Literal["transformers", "vllm"] = Field(
+    backend: Literal["auto", "transformers", "vllm"] = Field(
         "transformers",
         description="Who generates. vllm is an optional extra that must be installed; give it a large batch_size (512, say), "
-        "which is then the unit of resumption only.",
+        "which is then the unit of resumption only. auto: vllm on a GPU where it is installed, else transformers.",
     )
     decoding_strategy: Literal["sampling", "greedy"] = Field("sampling", description="Sampling or greedy decoding.")
     temperature: float = Field(0.7, gt=0, le=10, description="Softmax temperature of sampling.")

@@ -76,6 +76,11 @@ def runs_of(name: str, settings: Settings) -> dict[str, Settings]:
     return found
 
 
+def method_of(run: str) -> str:
+    """Name of the method that a run of several is one of, by the run's name; another name is left as it is."""
+    return re.sub(r"-seed\d+$", "", run)
+
+
 def with_value(settings: BaseModel, key: str, value: Any) -> Any:
     """Settings with another value of a key of sections."""
     first, _, rest = key.partition(".")

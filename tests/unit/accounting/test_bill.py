@@ -91,6 +91,18 @@ def test_every_joule_is_in_one_column(campaign: Ledgers) -> None:
     assert found["until"] == 13 * 3600 + 100
 
 
+def test_runs_of_one_method_are_added_up(tmp_path: Path, capsys) -> None:
+    made = Ledgers(tmp_path / "results")
+    for seed, joules in ((0, 40.0), (1, 50.0)):
+        made.attempt("student_train", f"kd{seed}", joules, experiment=f"kd-seed{seed}")
+        made.publish("student_train", f"kd{seed}", f"kd-seed{seed}/stages/student_train.json")
+    made.attempt("student_train", "gold", 90.0, experiment="gold")
+    made.publish("student_train", "gold", "gold/stages/student_train.json")
+    found = bill(made.root).content()
+    assert {row["method"]: columns(row)[0] for row in found["methods"]} == {"kd": 90, "gold": 90}
+    assert main([str(made.root)]) == 0 and "\nmethod " in capsys.readouterr().out
+
+
 def test_the_total_is_the_sum_of_all_attempts_on_disk(campaign: Ledgers) -> None:
     spent = 0.0
     for path in (campaign.root / "state").rglob("*.jsonl"):

@@ -383,6 +383,17 @@ def test_stages_on_no_bill_make_no_lower_bound_and_records_without_a_figure_are_
     assert found.total.kwh is not None and found.total.kwh.predicted == pytest.approx(0.001)
 
 
+def test_runs_of_one_method_have_a_line_of_their_own(folder: Path) -> None:
+    state("student_train", "a", training(300), {"loss": 300, "input": 600}, 3600.0, 50.0, **STUDENT)
+    jobs = [
+        planned("student_train", training(300), f"results/{name}/stages/student_train.json", name, **STUDENT)
+        for name in ("kd-seed0", "kd-seed1", "gold")
+    ]
+    lines = module.render(module.forecast(jobs, folder, [], folder / "f.json", 0.0))
+    (line,) = [line for line in lines if line.startswith("all runs of")]
+    assert line.split()[:5] == ["all", "runs", "of", "kd", "2"] and line.split()[5] == "0.002"
+
+
 def test_records_of_an_older_version_are_counted_not_used(folder: Path) -> None:
     for mark in ("a", "b"):
         state("student_train", mark, None, {"loss": 300, "input": 600}, 5000.0, 50.0)

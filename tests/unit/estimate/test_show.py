@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,12 @@ def test_each_stale_job_has_one_line_with_its_reason_and_range(monkeypatch, caps
         ["student_train", "demo_kd", "Forced", "execution", "0.012-0.034", "1"],
         ["cache_logits", "1-of-2", "x-1", "Forced", "execution", "-", "-"],
         ["1", "of", "2", "jobs", "have", "no", "figure", "from", "past", "runs."],
+    ]
+    runs = [replace(jobs[0], experiment=f"demo_kd-seed{n}") for n in (0, 1)] + [replace(jobs[0], experiment="demo_sft-seed0")]
+    found = [Estimate((0.01, 0.03), (1.0, 1.0), ""), Estimate((0.02, 0.03), (1.0, 2.0), ""), Estimate(None, None, "unknown")]
+    assert show.by_method(runs, found) == [
+        "demo_kd: 2 jobs of 2 runs, 0.03-0.06 Wh, 2-3 min",
+        "demo_sft: 1 jobs of 1 runs, - Wh, - min",
     ]
     monkeypatch.setattr(show, "planned", lambda arguments: ([], Path()))
     assert show.main([]) == 0 and capsys.readouterr().out == "Nothing is stale.\n"
