@@ -247,8 +247,8 @@ def _repayment(each: Group, arm: Arm | None, served: Mapping[str, list[float]], 
     return row.model_copy(update=known)
 
 
-def front(groups: Sequence[Group], arms: Mapping[str, Arm], axis: Axis, spread: float | None) -> dict[str, float | None]:
-    """The chance of each group to be on the front of method's energy and quality; None where their errors are not known.
+def front(groups: Sequence[Group], arms: Mapping[str, Arm], spread: float | None) -> dict[str, float | None]:
+    """The chance of each group to be on the front of method's energy and the arms' quality; None where errors are not known.
 
     Drawn are the sampling of the held-out rows, the same rows for all, the spread over seeds, and for energies that of equal
     work. One run of each says nothing of seeds: without at least two of some method there is no chance to state.

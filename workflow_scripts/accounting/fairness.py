@@ -27,9 +27,18 @@ class Difference:
 
 
 def incomplete(summaries: Iterable[ExperimentSummary]) -> list[str]:
-    """Experiments without a total."""
-    names = [s.experiment_name for s in summaries if not s.energy.complete]
-    return [f"{name}: a stage has no energy figure, so it has no total" for name in names]
+    """Experiments without a total, and those whose training is charged with the evaluations inside it."""
+    found = []
+    for summary in summaries:
+        name, on_the_way = summary.experiment_name, summary.evaluations_on_the_way
+        if not summary.energy.complete:
+            found.append(f"{name}: a stage has no energy figure, so it has no total")
+        if on_the_way and on_the_way.count and on_the_way.joules is None:
+            found.append(
+                f"{name}: the joules of {on_the_way.count} evaluations inside its training are not known "
+                f"({on_the_way.reason}): they are in what the method costs"
+            )
+    return found
 
 
 def differences(summaries: Sequence[ExperimentSummary]) -> list[Difference]:

@@ -187,12 +187,17 @@ def stage_row(experiment: str, name: str, r: SummaryStage, shares: Users) -> dic
 
 
 class GroupRow(Row):
-    """Runs of one experiment: `<column>_mean`, `<column>_sd` (from two on) and `<column>_n` of what is known of them."""
+    """Runs of one experiment: `<column>_mean`, `<column>_sd` (from two on) and `<column>_n` of what is known of them.
+
+    `pareto_probability` is the chance to be on the front of energy and the compared quality, `pareto_of_instructions` on that
+    of energy and `instructions/followed`.
+    """
 
     group: str
     members: list[str]
     runs: int
     pareto_probability: float | None = None
+    pareto_of_instructions: float | None = None
 
 
 class Refusal(Closed):

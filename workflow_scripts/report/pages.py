@@ -14,6 +14,7 @@ from tabulate import tabulate
 from workflow_scripts.accounting.rows import Campaign, Comparison, ExperimentRow, GroupRow, names
 from workflow_scripts.report.rounding import number, rounded, unit_of
 from workflow_scripts.report.sentences import QUESTION, refusal, sentences
+from workflow_scripts.settings.evaluation import FOLLOWED
 
 NOTE = "Empty: not known, or does not apply. ±: half-width by the meters' uncertainties, or standard deviation over runs."
 FIGURES = {
@@ -213,10 +214,12 @@ def _experiments(comparison: Comparison) -> Table:
         "of its work",
         quality,
     ]
+    refused = comparison.pareto_refused is not None
+    second = comparison.quality != FOLLOWED and any(row.quality == FOLLOWED for row in comparison.qualities)
     rows = []
     for row in comparison.groups:
         members = [own[name] for name in row.members]
-        chance = row.pareto_probability
+        chances = [row.pareto_probability, *([row.pareto_of_instructions] if second else [])]
         rows.append(
             [
                 *(row.group, str(row.runs)),
@@ -225,10 +228,11 @@ def _experiments(comparison: Comparison) -> Table:
                 _mean(row, members, "joules_per_token", "joules_per_token_uncertainty"),
                 number(row.column("work_joules_per_token_mean"), row.column("work_joules_per_token_sd")),
                 number(row.column(f"{quality}_mean"), row.column(f"{quality}_sd")),
-                "" if comparison.pareto_refused is not None else "not known" if chance is None else f"{chance:.0%}",
+                *("" if refused else "not known" if chance is None else f"{chance:.0%}" for chance in chances),
             ]
         )
-    return Table("experiments", "What each method costs", [*head, "chance of the Pareto front"], rows)
+    fronts = ["chance of the Pareto front", *([f"with {FOLLOWED}"] if second else [])]
+    return Table("experiments", "What each method costs", [*head, *fronts], rows)
 
 
 def _mean(row: GroupRow, members: Sequence[ExperimentRow], key: str, error: str, factor: float = 1.0) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 import pandas as pd
 
 from workflow_scripts.accounting.answer import Answers, advantages, answer, front, repayment
-from workflow_scripts.accounting.arms import Axis, repeated_evaluations
+from workflow_scripts.accounting.arms import Axis, arm_of, repeated_evaluations
 from workflow_scripts.accounting.fairness import differences, incomplete, lower_is_better, qualities, quality_refusal
 from workflow_scripts.accounting.groups import averages, find, group
 from workflow_scripts.accounting.load import Loaded, load
@@ -47,6 +47,7 @@ from workflow_scripts.artefact import write_json
 from workflow_scripts.energy.model import Component, known_energy
 from workflow_scripts.energy.uncertainty import KWH
 from workflow_scripts.report import figures, figures_course, pages
+from workflow_scripts.settings.evaluation import FOLLOWED
 
 SHOWN_WARNINGS = 20
 
@@ -128,9 +129,13 @@ def compare(loaded: Loaded, quality: str, baseline: str | None, target: float | 
         refused = f"a front needs two methods that are comparable, there is {points}"
     if refused is None:
         spread = repeatability(found.arms.values(), repeated_evaluations(groups))
-        chances = front(groups, found.comparable, axis, spread[0] if spread else None)
+        width, second = spread[0] if spread else None, _axis(summaries, FOLLOWED)
+        chances, further = front(groups, found.comparable, width), {}
+        if FOLLOWED in others and quality_refusal(summaries, FOLLOWED) is None:
+            arms = {g.name: arm for g in groups if g.name in found.comparable and (arm := arm_of(g, second, 0.0))}
+            further = front(groups, arms, width)
         for row in by_group:
-            row.pareto_probability = chances.get(row.group)
+            row.pareto_probability, row.pareto_of_instructions = chances.get(row.group), further.get(row.group)
     whole, unlike = campaign(summaries, shares), differences(summaries)
     warnings = [
         *loaded.warnings,

@@ -12,6 +12,7 @@ from workflow_scripts.accounting.model import SummaryStage, sum_of
 from workflow_scripts.accounting.rows import ExperimentRow, users
 from workflow_scripts.accounting.summary import SummaryPlan, adopted_record, ancestors, lineage, read_records
 from workflow_scripts.artefact import ArtefactError
+from workflow_scripts.report.pages import answer_tables
 from workflow_scripts.report.sentences import sentences
 from workflow_scripts.stages.comparison import compare
 
@@ -41,6 +42,10 @@ def test_evaluations_inside_a_training_are_no_part_of_what_the_method_costs() ->
     row = ExperimentRow.of(found, "gold", users([found]))
     assert (row.method_kwh, row.column("beside_kwh")) == (pytest.approx(900 / 3.6e6), pytest.approx(100 / 3.6e6))
     assert list(ancestors(found, ["student_train"])) == ["student_train_of_gold_seed1"], "opd trains as its policy was trained"
+    assert incomplete([found]) == []
+    trained["evaluations_on_the_way"] |= {"joules": None, "reason": "no trace"}
+    (said,) = incomplete([read(trained)])
+    assert said.endswith("evaluations inside its training are not known (no trace): they are in what the method costs")
     cost = lineage(found)
     assert cost.student_kwh == cost.total_energy_kwh == pytest.approx(900 / 3.6e6)
 
@@ -64,6 +69,10 @@ def test_a_second_quality_stands_beside_the_verdict_with_its_interval_over_rows_
     assert found.better == pytest.approx(sum(shares) / 3 - 0.625 / 3) and found.clear == clear
     assert found.better_low is not None and found.better_high is not None
     assert found.better_low < found.better < found.better_high and (found.better_low > 0) == clear
+    chances = {row.group: row.pareto_of_instructions for row in made.groups}
+    assert chances["gold"] is not None and chances["gold"] > 0.95, "it costs less"
+    assert chances["kd"] is not None and (chances["kd"] > 0.98) == clear
+    assert "with instructions/followed" in answer_tables(made)[1].head
     said = sentences(made)[-1][0]
     assert ("kd follows more" if clear else "not told apart") in said and said.startswith(
         "On what no method trains on, gold follows 20.8 %"
