@@ -1,7 +1,7 @@
 """One step in a process of its own; prints the peak of its resident memory beyond what it had before the step [MB].
 
 python -m benchmarks.memory loss {fused,dense} POSITIONS VOCABULARY
-python -m benchmarks.memory step {kd,stock} RESULTS      (4,096 tokens; peak of the whole process)
+python -m benchmarks.memory step {kd,kd_lora,stock} RESULTS      (4,096 tokens; peak of the whole process)
 python -m benchmarks.memory step {opd,trl_opd} RESULTS   (16 rollouts)
 """
 

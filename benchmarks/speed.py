@@ -97,6 +97,39 @@ def compilation(results: Path) -> Iterator[Row]:
     yield Row("KD training with compiled layers, tokens/s", "not compiled", ratio, ">= 1", figures)
 
 
+def adapters(results: Path) -> Iterator[Row]:
+    """KD of adapters (training.lora's defaults) against KD of all weights: tokens/s, and peak memory of a step."""
+    run = functools.partial(train, inputs=Inputs.read(results, rows=40), batch=8, steps=4)
+    lora, full, ratio = side_by_side(lambda: run("kd_lora"), lambda: run("kd"))
+    yield Row("KD training of adapters, tokens/s", "of all weights", ratio, ">= 1.2", f"{lora:.0f} against {full:.0f}")
+    few, all_of_them = (peak_mb("step", which, str(results.absolute())) for which in ("kd_lora", "kd"))
+    figures = f"{few:.0f} against {all_of_them:.0f} MB, the process with its libraries"
+    yield Row("KD training of adapters, peak memory, 4,096 tokens a step", "the same", few / all_of_them, "<= 0.6", figures)
+
+
+def bfloat16(results: Path) -> Iterator[Row]:
+    """The demo's teacher in bfloat16 against float32: forward passes of a logit cache, and generation."""
+    inputs, folder = Inputs.read(results, rows=32), one(results, "models/*instruct/model")
+    half, whole = (load_model(folder, dtype) for dtype in (torch.bfloat16, torch.float32))
+    pad, rows = inputs.tokenizer.pad_token_id, sorted(inputs.rows, key=lambda row: len(row["input_ids"]))[:8]
+    tokens = sum(len(row["input_ids"]) for row in rows)
+
+    def cached(model: torch.nn.Module) -> float:
+        return tokens / seconds(lambda: teacher_rows(model, rows, K, [1.0], pad, 49152))
+
+    fast, slow, ratio = side_by_side(lambda: cached(half), lambda: cached(whole))
+    yield Row("logit caching in bfloat16, tokens/s", "float32", ratio, ">= 1.7", f"{fast:.0f} against {slow:.0f}")
+    prompts = [row["input_ids"][: row["loss_mask"].index(1)] for row in inputs.rows]
+    options = Generation(decoding_strategy="greedy", max_new_tokens=32, batch_size=32)
+    batch = [Prompt(number, ids, number) for number, ids in enumerate(prompts)]
+
+    def written(model: torch.nn.Module) -> float:
+        return 32 * len(batch) / seconds(lambda: list(generate(model, batch, options, [-1], pad)))
+
+    fast, slow, ratio = side_by_side(lambda: written(half), lambda: written(whole), repeats=3)
+    yield Row("generation in bfloat16, tokens/s", "float32", ratio, ">= 1.7", f"{fast:.0f} against {slow:.0f}, batch 32")
+
+
 def training_memory(results: Path) -> Iterator[Row]:
     """Peak memory of one step of 4,096 tokens."""
     ours, theirs = (peak_mb("step", which, str(results.absolute())) for which in ("kd", "stock"))
@@ -308,7 +341,20 @@ def demo(results: Path) -> Iterator[Row]:
 
 PARTS: dict[str, Callable[[Path], Iterator[Row]]] = {
     part.__name__: part
-    for part in (trainings, on_policy, packing, compilation, training_memory, loss, teacher, cache, plan, demo)
+    for part in (
+        trainings,
+        on_policy,
+        adapters,
+        bfloat16,
+        packing,
+        compilation,
+        training_memory,
+        loss,
+        teacher,
+        cache,
+        plan,
+        demo,
+    )
 }
 
 

@@ -17,6 +17,7 @@ from trl import DistillationConfig, DistillationTrainer, SFTConfig, SFTTrainer
 
 from workflow_scripts.artefact import read_json
 from workflow_scripts.distill import training
+from workflow_scripts.distill.adapters import add_adapters
 from workflow_scripts.distill.arguments import arguments
 from workflow_scripts.distill.batching import pad_rows
 from workflow_scripts.distill.corpus import read_table
@@ -26,13 +27,14 @@ from workflow_scripts.distill.models import load_model, load_tokenizer
 from workflow_scripts.distill.order import training_order
 from workflow_scripts.distill.packing import ROWWISE
 from workflow_scripts.distill.preference_training import PreferenceTrainer, dpo_options
-from workflow_scripts.settings.schema import Training
+from workflow_scripts.settings.schema import Lora, Training
 
 OURS = {  # trainers with our loss, by their objective
     "kd": KdLoss(alpha=0.5),
     "kd_reverse": KdLoss(alpha=0.5, divergence="reverse_kl"),
     "opd": KdLoss(alpha=0.0, divergence="reverse_kl"),
     "sft": None,
+    "kd_lora": KdLoss(alpha=0.5),  # adapters of training.lora's defaults
 }
 
 
@@ -171,6 +173,8 @@ def timed(
     For `dpo` rows have `prompt_ids`, `chosen_ids` and `rejected_ids`; computing the reference is in no step.
     """
     inputs = replace(inputs, student=copy.deepcopy(inputs.student))
+    if which == "kd_lora":
+        add_adapters(inputs.student, Lora(), 0)
     if options.packing and which in OURS:
         inputs.student.set_attn_implementation(ROWWISE)
     rows = list(padded_rows or inputs.rows)

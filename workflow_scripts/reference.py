@@ -54,10 +54,12 @@ REAL_SIZES = """
 extend `config/shared/olmo2.yaml`. `snakemake --configfile config/olmo2.yaml` makes and compares the four of 7B to 1B; that
 file holds what belongs to the campaign: comparison, paths, prerun, jobs per teacher stage. With `config/olmo2_random.yaml`
 after it the same shapes run on random weights, without a model hub. What a stage needs is computed before it runs, by
-`python -m workflow_scripts memory EXPERIMENT... [--gpu-gb 48 80]` (the command's docstring says how): all of 7B to 1B fits
+`python -m workflow_scripts memory EXPERIMENT... [--gpu-gb 24 48 80]` (the command's docstring says how): all of 7B to 1B fits
 one GPU of 48 GB. The 32B teacher takes one of 80 GB or two of 48 GB, students of 7B and 13B are sharded over four (`fsdp`),
 and their evaluation beside the teacher takes two of 80 GB. On 80 GB `synthetic_data.generation.batch_size` can be raised. GB
-are 10^9 bytes of each process; hours are of one GPU with a stated, moderate speed; `-` does not fit.
+are 10^9 bytes of each process; hours are of one GPU with a stated, moderate speed, kWh those hours at 350 W a GPU: none of
+them was measured; `disk GB` is what a stage leaves; `-` does not fit, or leaves nothing to speak of. What does not fit 24 GB
+fits with adapters (`training.lora`): `memory` says so of a file of yours.
 """
 
 
@@ -120,7 +122,7 @@ def real_sizes() -> str:
         line
         for name, settings in known.items()
         if published_shape(settings.model.teacher)
-        for line in memory.table(name, memory.stages(settings), [48.0, 80.0]).splitlines()
+        for line in memory.table(name, memory.stages(settings), [24.0, 48.0, 80.0]).splitlines()
     ]
     return REAL_SIZES + "\n```\n" + "\n".join(lines) + "\n```\n"
 

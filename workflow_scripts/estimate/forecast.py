@@ -254,8 +254,9 @@ def render(result: Forecast) -> list[str]:
         methods.setdefault(method_of(row.label.rpartition(" ")[2]), []).append(row)
     for method, own in methods.items():
         if len({row.label.rpartition(" ")[2] for row in own}) > 1:
-            sums = [_total(getattr(row, key) for row in own) for key in ("kwh", "hours", "grams")]
-            cells = _cells(*sums, at_least=any(row.kwh is None and STAGES[row.stage].role != "accounting" for row in own))
+            lacking = any(row.kwh is None and STAGES[row.stage].role != "accounting" for row in own)
+            kwh, hours, grams = (_total(getattr(row, key) for row in own) for key in ("kwh", "hours", "grams"))
+            cells = _cells(kwh, hours, grams, at_least=lacking)
             rows.append([f"all runs of {method}", str(sum(sum(row.jobs.values()) for row in own)), "", "", *cells])
     cells = _cells(total.kwh, total.hours, total.grams, at_least=bool(total.unpriced))
     rows += [SEPARATING_LINE, ["total", str(sum(sum(row.jobs.values()) for row in result.rows)), "", "", *cells]]

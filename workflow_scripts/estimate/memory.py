@@ -2,8 +2,9 @@
 
     python -m workflow_scripts.estimate.memory EXPERIMENT... [--configfile FILE...] [--gpu-gb 48 80]
 
-Prints, per stage, where the gigabytes (10^9 bytes) go and how many GPUs of the given sizes it takes. Starts nothing and needs
-no GPU; models are known by the published OLMo 2 names, as random models, or by a local config.json. What is counted:
+Prints, per stage, where the gigabytes (10^9 bytes) go, how many GPUs of the given sizes it takes, hours, kWh, and what it
+leaves on disk. Starts nothing and needs no GPU; models are known by the published OLMo 2 names, as random models, or by a local
+config.json. What is counted:
 
     training      weights, gradients and optimizer states in float32 (P x 4, x 4, x OPTIMIZER_BYTES; divided by the processes
                   under FSDP, which first loads the weights whole), bfloat16 copies of the weights that autocast keeps, the
@@ -21,7 +22,9 @@ does not fit is spread over the GPUs of the job.
 
 Hours are of one GPU (of all processes in training) that sustains SUSTAINED_FLOPS, an A100 or L40S at about a third of its
 peak, and reads BANDWIDTH. The work is the forecast's (see `work` beside this) over full rows; generation reads weights and half
-of the final cache once per token. `make forecast` prices a run on your own hardware from past records.
+of the final cache once per token. kWh are those hours at GPU_WATTS a GPU, the board power of an L40S, without the rest of the
+host. On disk lie the model in float32 and its last two checkpoints (`training.keep_checkpoints`), or the logit cache: 16 bits a
+logit, 17 (of a vocabulary over 2^17: 24) a token id. `make forecast` prices a run on your own hardware from past records.
 """
 
 from __future__ import annotations
@@ -51,6 +54,8 @@ RUNTIME_GB, SLACK = 1.5, 0.1
 GB = 1e9
 LASTING = ("weights", "gradients", "optimizer")
 SUSTAINED_FLOPS, BANDWIDTH = 1e14, 8e11  # of one GPU: FLOP/s, B/s
+GPU_WATTS = 350.0
+CHECKPOINTS = 2
 
 
 @dataclass
@@ -61,6 +66,11 @@ class Need:
     processes: int | None
     parts: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    disk: float = 0.0
+
+    def kwh(self) -> float:
+        """Energy of the GPUs that are busy at once."""
+        return self.seconds * GPU_WATTS * (self.processes or 1) / 3.6e6
 
     def gigabytes(self) -> float:
         """All components with the runtime's own, 10^9 bytes."""
@@ -121,12 +131,31 @@ def need(task: Task, settings: Settings) -> Need:
     if passes[0].per_input >= TRAINED:
         training = settings.training
         processes = training.num_processes * training.num_nodes
-        parts = _training_parts(shape_of(task.input(passes[0].role), settings), work.rows // processes, settings)
-        return Need(task.stage, processes, parts, seconds / processes)
+        shape = shape_of(task.input(passes[0].role), settings)
+        parts = _training_parts(shape, work.rows // processes, settings)
+        return Need(task.stage, processes, parts, seconds / processes, _model_bytes(shape, settings))
     parts = _inference_parts(task, work, settings)
     read = _inference_bytes(task, settings) * task.parameters(passes[0].role) + parts.get("key-value cache", 0.0) / 2
     steps = math.ceil(work.examples / work.at_once) * work.new if work.new else 0
-    return Need(task.stage, None, parts, seconds + steps * read / BANDWIDTH)
+    disk = work.loss.mid * _position_bytes(task, settings) if STAGES[task.stage].folder == "logit_cache" else 0.0
+    return Need(task.stage, None, parts, seconds + steps * read / BANDWIDTH, disk)
+
+
+def _model_bytes(student: Shape, settings: Settings) -> float:
+    """A trained model in float32, and its checkpoints with gradients' moments where they are kept."""
+    training, whole = settings.training, student.parameters()
+    own = student.adapter_parameters(training.lora.rank, training.lora.target_modules) if training.lora else whole
+    kept = 4.0 * whole + OPTIMIZER_BYTES[training.optimizer] * own
+    return 4.0 * (whole + (own if training.lora else 0)) + (CHECKPOINTS * kept if training.keep_checkpoints else 0.0)
+
+
+def _position_bytes(task: Task, settings: Settings) -> float:
+    """Bytes of one position of a logit cache."""
+    options = settings.distillation
+    if options.sampling == "random":
+        return 40.0 * len(options.cache_temperatures)  # at 50 draws: about 12 ids with their counts
+    id_bits = 17 if shape_of(task.input("teacher"), settings).vocab_size <= 1 << 17 else 24
+    return options.top_k_logits * (16 + id_bits) / 8 + 4.0 * len(options.cache_temperatures)
 
 
 def _inference_parts(task: Task, work: Work, settings: Settings) -> dict[str, float]:
@@ -208,8 +237,9 @@ def table(name: str, needs: Sequence[Need], gpus: Sequence[float]) -> str:
         shown = ", ".join(f"{what} {size / GB:.1f}" for what, size in largest if size >= 0.05 * GB)
         of = f" x {each.processes}" if each.processes and each.processes > 1 else ""
         counts = [str(each.gpus(size) or "-") for size in gpus]
-        rows.append([each.stage, f"{each.gigabytes():.1f}{of}", *counts, f"{each.seconds / 3600:.1f}", shown])
-    head = ["stage", "GB", *(f"GPUs of {size:g} GB" for size in gpus), "hours", "of which"]
+        figures = [f"{each.seconds / 3600:.1f}", f"{each.kwh():.2g}", f"{each.disk / GB:.1f}" if each.disk else "-"]
+        rows.append([each.stage, f"{each.gigabytes():.1f}{of}", *counts, *figures, shown])
+    head = ["stage", "GB", *(f"GPUs of {size:g} GB" for size in gpus), "hours", "kWh", "disk GB", "of which"]
     return f"{name}\n{tabulate(rows, head, tablefmt='plain', disable_numparse=True)}"
 
 
@@ -218,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="workflow_scripts.estimate.memory", allow_abbrev=False)
     parser.add_argument("experiments", nargs="+")
     parser.add_argument("--configfile", nargs="+", default=[], type=Path)
-    parser.add_argument("--gpu-gb", nargs="+", default=[48.0, 80.0], type=float)
+    parser.add_argument("--gpu-gb", nargs="+", default=[24.0, 48.0, 80.0], type=float)
     options = parser.parse_args(arguments)
     try:
         overrides: dict[str, object] = {}

@@ -10,10 +10,13 @@ import pytest
 import torch
 from transformers import Olmo2Config, Olmo2ForCausalLM
 
+from workflow_scripts.distill.adapters import add_adapters
+from workflow_scripts.distill.logit_cache import Shard, write_shard
 from workflow_scripts.estimate import memory
+from workflow_scripts.estimate.work import Task
 from workflow_scripts.settings import load_experiments
 from workflow_scripts.settings.load import read_yaml
-from workflow_scripts.settings.schema import Training
+from workflow_scripts.settings.schema import Lora, Training
 from workflow_scripts.settings.shapes import SHAPES, Shape, config_values
 
 CONFIG = Path(__file__).parents[3] / "config"
@@ -133,3 +136,29 @@ def test_a_local_config_tells_the_shape(experiments, tmp_path) -> None:
     assert memory.shape_of(str(tmp_path), experiments["kd_7b_to_1b"]) == GROUPED
     with pytest.raises(memory.UnpricedError, match="the shape of who/knows is not known"):
         memory.shape_of("who/knows", experiments["kd_7b_to_1b"])
+
+
+def test_adapters_are_counted_as_peft_makes_them_and_a_1b_student_fits_24_gb(experiments) -> None:
+    model, lora = model_of(GROUPED), Lora(rank=4)
+    add_adapters(model, lora, 0)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert GROUPED.adapter_parameters(lora.rank, lora.target_modules) == trained
+    whole = experiments["kd_7b_to_1b"]
+    own = whole.model_copy(update={"training": whole.training.model_copy(update={"lora": Lora()})})
+    parts = need(own, "student_train").parts
+    assert parts["gradients"] < 0.02 * need(whole, "student_train").parts["gradients"]
+    assert need(whole, "student_train").gpus(24) is None and need(own, "student_train").gpus(24) == 1
+    assert need(own, "student_train").disk < need(whole, "student_train").disk
+
+
+def test_what_a_logit_cache_leaves_on_disk_is_what_a_shard_has(experiments, tmp_path: Path) -> None:
+    settings = experiments["kd_7b_to_1b"]
+    shape, k = SHAPES["olmo2-7b"], settings.distillation.top_k_logits
+    positions = 512
+    ids = torch.stack([torch.randperm(shape.vocab_size)[:k] for _ in range(8)]).repeat(positions // 8, 1)
+    temperatures = len(settings.distillation.cache_temperatures)
+    rows = Shard([0], [positions], ids, torch.randn(positions, k).half(), torch.zeros(positions, temperatures))
+    write_shard(tmp_path / "s.safetensors", rows, shape.vocab_size)
+    task = Task("logit_caching", {}, {"teacher": settings.model.teacher}, memory.Shapes(settings))
+    stated = memory._position_bytes(task, settings)
+    assert (tmp_path / "s.safetensors").stat().st_size / positions == pytest.approx(stated, rel=0.03)
