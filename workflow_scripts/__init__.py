@@ -1,3 +1,3 @@
 """Stages, energy meter and accounting of the Distillation Energy Benchmark."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -83,7 +83,7 @@ def test_exit_codes_are_passed_on_and_the_log_is_shown(tmp_path, code, expected)
     result = bench.run(*python(f"print('the reason', flush=True); {code}"))
     assert result.returncode == expected
     assert "the reason" in result.stderr and "the reason" in (tmp_path / "log").read_text()
-    assert result.stderr.splitlines()[-1].startswith("for a bug report: distillation-energy-benchmark 0.1.0 (commit ")
+    assert result.stderr.splitlines()[-1].startswith("for a bug report: distillation-energy-benchmark 0.2.0 (commit ")
     assert f", stage work, fingerprint {bench.ledgers()[0].start['provenance']['fingerprint'][:12]}, Python 3." in result.stderr
     assert not (tmp_path / "record.json").exists(), "a failed stage has no record at the output"
     (attempt,) = bench.ledgers()
