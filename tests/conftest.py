@@ -104,8 +104,6 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        # with --dist loadgroup: what shares a module's fixtures, and the one Slurm of this machine, stays in one process
-        item.add_marker(pytest.mark.xdist_group("slurm" if item.path.parent.name == "slurm" else str(item.path)))
         if {"tiny_run", "small_disk"} & set(getattr(item, "fixturenames", ())) or item.path.parent.name in (
             "integration",
             "slurm",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -94,6 +95,16 @@ class LiveEnergy:
         for name, entry in entries.items():
             if entry["joules"] is not None:
                 joules[name] = joules.get(name, 0.0) + entry["joules"]
+
+
+LOADED = threading.Event()  # what reads a report is imported
+
+
+def load_models() -> None:
+    """Import what reads a report, in a thread of its own: no stage waits for it to begin, and no sample waits for it."""
+    import workflow_scripts.energy.model  # noqa: F401
+
+    LOADED.set()
 
 
 def read_report(path: Path) -> tuple[dict[str, Any] | None, list[str]]:

@@ -27,6 +27,7 @@ import resource
 import signal
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
 from types import FrameType
@@ -47,7 +48,7 @@ from workflow_scripts.energy.ledger import (
     read_parts,
     total_joules,
 )
-from workflow_scripts.energy.live import LiveEnergy, read_report
+from workflow_scripts.energy.live import LOADED, LiveEnergy, load_models, read_report
 from workflow_scripts.energy.neighbours import Neighbours
 from workflow_scripts.energy.pauses import Pauses
 from workflow_scripts.energy.phases import Phases
@@ -190,6 +191,7 @@ class _Run:
             self.child.send(self.pending)
         self.phases = Phases(self.begin)
         self.sampler.start(self.begin)
+        threading.Thread(target=load_models, daemon=True).start()
         try:
             self._watch(self.child)
         except BaseException:
@@ -281,7 +283,7 @@ class _Run:
     def _read_work(self, now: float, joules: dict[str, float | None], final: bool = False) -> None:
         before, joules = (self.work or {}).get("durable"), self.pauses.without(now, joules)
         self.phases.skip(self.pauses.last)
-        report, dropped = read_report(self.progress_file)
+        report, dropped = read_report(self.progress_file) if final or LOADED.is_set() else (None, [])
         self.work = report or self.work
         self.warnings += [text for text in dropped if text not in self.warnings and len(self.warnings) < _MOST_WARNINGS]
         if self.work and self.work["durable"] not in (before, self.work["resumed"]):

@@ -300,3 +300,32 @@ def test_a_configuration_of_codecarbon_is_ignored_and_said(tmp_path, monkeypatch
     assert bench.run(*python("pass")).returncode == 0
     said = "CodeCarbon's own configuration is ignored, the section `energy` decides: "
     assert f"{said}~/.codecarbon.config, CODECARBON_FORCE_RAM_POWER" in bench.record()["warnings"]
+
+
+SLOW = """
+import sys, time
+
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "pydantic":
+            time.sleep(3)
+
+sys.meta_path.insert(0, Slow())
+"""
+
+
+def test_what_is_spent_is_on_disk_although_the_meter_is_still_importing(tmp_path) -> None:
+    """The first lines came 0.2 to 0.5 s late, after pydantic: a kill before them lost the attempt."""
+    bench = Bench(tmp_path)
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "sitecustomize.py").write_text(SLOW)
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path / 'path'}{os.pathsep}{REPOSITORY}"}
+    meter = subprocess.Popen(bench.command("sleep", "60"), cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("state/work/*/attempts/*.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(1.5)
+    meter.kill()
+    meter.wait()
+    (attempt,) = bench.ledgers()
+    assert attempt.end is None and len(attempt.ticks) >= 5 and attempt.ticks[0]["elapsed_s"] < 0.5
