@@ -6,6 +6,8 @@
 FROM python:3.11-slim-bookworm
 
 # make and a C compiler: make demo, and extensions that torch builds; git: the commit in every record
+# no pinned versions: Debian removes one when the next one comes
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc git libc6-dev make \
     && rm -rf /var/lib/apt/lists/*
