@@ -171,6 +171,7 @@ def stage_row(experiment: str, name: str, r: SummaryStage, shares: Users) -> dic
         "boundary": r.boundary,
         "reason": r.energy.total.reason,
         **{f"{part}_j": getattr(r.energy, part).joules for part in ("gpu", "cpu", "dram")},
+        "module_j": r.energy.module.joules if r.energy.module else None,
         **{key: getattr(r, key) for key in ("useful_j", "wasted_j")},
         "carbon_g": r.carbon.grams,
         "duration_s": r.duration_seconds,

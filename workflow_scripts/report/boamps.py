@@ -155,8 +155,8 @@ def _description(summary: ExperimentSummary, stages: Mapping[str, SummaryStage],
 
 
 def _measure(records: list[SummaryStage]) -> dict[str, Any]:
-    methods = {name: _methods(records, (name,)) for name in ("cpu", "gpu")}
-    everything = _methods(records, ("gpu", "cpu", "dram", "node"))
+    methods = {name: _methods(records, (name, "module")) for name in ("cpu", "gpu")}
+    everything = _methods(records, ("gpu", "module", "cpu", "dram", "node"))
     codecarbon = records[-1].provenance.packages.get("codecarbon")
     return {
         "measurementMethod": " + ".join(everything),

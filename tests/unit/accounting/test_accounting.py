@@ -9,9 +9,10 @@ from tests.helpers.summaries import baseline, kd, measured, policy_cost, read, s
 from workflow_scripts.accounting.fairness import differences, incomplete, quality_refusal
 from workflow_scripts.accounting.load import Loaded
 from workflow_scripts.accounting.model import SummaryStage, sum_of
-from workflow_scripts.accounting.rows import ExperimentRow, users
+from workflow_scripts.accounting.rows import ExperimentRow, stage_key, stage_row, users
 from workflow_scripts.accounting.summary import SummaryPlan, adopted_record, ancestors, lineage, read_records
 from workflow_scripts.artefact import ArtefactError
+from workflow_scripts.report.boamps import _measure
 from workflow_scripts.report.pages import answer_tables
 from workflow_scripts.report.sentences import sentences
 from workflow_scripts.stages.comparison import compare
@@ -48,6 +49,17 @@ def test_evaluations_inside_a_training_are_no_part_of_what_the_method_costs() ->
     assert said.endswith("evaluations inside its training are not known (no trace): they are in what the method costs")
     cost = lineage(found)
     assert cost.student_kwh == cost.total_energy_kwh == pytest.approx(900 / 3.6e6)
+
+
+def test_the_counter_of_a_grace_module_has_a_column_and_a_method() -> None:
+    record = SummaryStage.model_validate(stage(900, "student", "train"))
+    counter = record.energy.cpu.model_copy(update={"joules": 900.0, "method": "NVML module counter"})
+    total = record.energy.total.model_copy(update={"boundary": ["module"]})
+    record = record.model_copy(update={"energy": record.energy.model_copy(update={"module": counter, "total": total})})
+    row = stage_row("x", "train", record, {stage_key("train", record): ["x"]})
+    assert row["module_j"] == 900.0 and row["boundary"] == "module"
+    measured_by = _measure([record])
+    assert measured_by["measurementMethod"] == measured_by["gpuTrackingMode"] == "NVML module counter"
 
 
 def followed(name: str, seed: int, share: float, teacher: float | None = None) -> dict:

@@ -8,169 +8,29 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.summaries import stage
-from tests.unit.energy.test_record import figure
-from workflow_scripts.accounting.outcome import ForecastError, compare_forecast, read_forecast
-from workflow_scripts.accounting.prediction import Bounds, Forecast, ForecastRow
-from workflow_scripts.energy.ledger import LedgerWriter, read_attempts
-from workflow_scripts.energy.model import StageRecord
-from workflow_scripts.energy.record import build_record
-from workflow_scripts.energy.state import file_identity
+from tests.helpers.forecasts import (
+    CPU,
+    EVALUATED,
+    HERE,
+    STUDENT,
+    TEACHER,
+    answers,
+    manifest,
+    planned,
+    price,
+    state,
+    task,
+    training,
+)
+from workflow_scripts.accounting.prediction import Bounds, Forecast
 from workflow_scripts.estimate import forecast as module
 from workflow_scripts.estimate.artefacts import Artefacts, count_parameters
-from workflow_scripts.estimate.history import Hardware, Past, read_history
-from workflow_scripts.estimate.pricing import ZERO, Range, Sample, UnpricedError, fixed_joules, from_history
-from workflow_scripts.estimate.work import WORK, Task, amount, done, expected
+from workflow_scripts.estimate.history import Hardware, read_history
+from workflow_scripts.estimate.pricing import ZERO, Range, UnpricedError
+from workflow_scripts.estimate.work import WORK, amount, done, expected
 from workflow_scripts.pipelines import PIPELINES
 from workflow_scripts.plan.dry_run import PlannedJob
 from workflow_scripts.plan.slices import settings_fingerprint
-from workflow_scripts.settings.schema import Energy
-
-CPU = "Some CPU"
-HERE = Hardware(CPU, 4, ())
-
-
-# ---- pure arithmetic
-
-
-def test_ranges() -> None:
-    assert Range(1, 2, 3) * Range(2, 2, 4) == Range(2, 4, 12)
-    assert Range(1, 2, 3) + Range(1, 1, 1) == Range(2, 3, 4)
-    assert Range(1, 2, 3).wider(2) == Range(0.5, 2, 6)
-
-
-def test_the_fixed_cost_is_the_intercept_of_several_records() -> None:
-    """Joules 100 + 2 x work exactly: all slopes are 2, the intercept 100."""
-    samples = [Sample(work, 100 + 2 * work, 10.0) for work in (10.0, 50.0, 200.0)]
-    assert fixed_joules(samples) == Range(100, 100, 100)
-    found = from_history(samples, Range.exactly(1000.0), 1, 1)
-    assert found.joules.mid == pytest.approx(2100)
-    assert (found.joules.low, found.joules.high) == pytest.approx((2100 * 0.85, 2100 * 1.15))
-    assert found.basis == "history n=3"
-
-
-def test_median_and_spread_of_records_of_equal_work() -> None:
-    """No slope: 2, 8 or 30 s of 10 W are fixed. At twice the work J -> fixed + (J - fixed) x 2."""
-    samples = [Sample(100.0, joules, joules / 10) for joules in (900.0, 1000.0, 1200.0)]
-    assert fixed_joules(samples) == Range(20, 80, 300)
-    found = from_history(samples, Range.exactly(200.0), 1, 1)
-    assert found.joules.mid == pytest.approx(80 + 920 * 2)
-    assert found.joules.low == pytest.approx((300 + 600 * 2) * 0.85)
-    assert found.joules.high == pytest.approx((20 + 1180 * 2) * 1.15)
-    assert found.seconds.mid == pytest.approx(found.joules.mid / 10)
-
-
-def test_the_range_of_a_repetition_contains_its_own_outcome() -> None:
-    for joules in (30.0, 1e3, 1e7):
-        found = from_history([Sample(5.0, joules, joules / 100)], Range.exactly(5.0), 1, 1)
-        assert found.joules.mid == pytest.approx(joules)
-        assert found.joules.low == pytest.approx(0.7 * joules)
-        assert found.joules.high == pytest.approx(1.3 * joules)
-
-
-def test_doubtful_records_serve_only_where_there_is_no_other_and_widen_the_range() -> None:
-    good, other = Sample(5.0, 1000.0, 10.0), Sample(5.0, 9000.0, 10.0, doubts=("other hardware",))
-    assert from_history([good, other], Range.exactly(5.0), 1, 1).joules.mid == pytest.approx(1000)
-    found = from_history([other], Range.exactly(5.0), 1, 1)
-    assert (found.joules.low, found.joules.high) == pytest.approx((9000 * 0.7 / 2, 9000 * 1.3 * 2))
-    assert found.notes == ("only records of other hardware: range x 2",)
-
-
-def test_more_devices_take_less_time_for_the_same_energy() -> None:
-    sample = Sample(5.0, 1000.0, 10.0, devices=2)
-    one, four = (from_history([sample], Range.exactly(5.0), 1, n) for n in (1, 4))
-    assert one.joules == four.joules
-    assert (one.seconds.mid, four.seconds.mid) == pytest.approx((20.0, 5.0))
-
-
-# ---- jobs, manifests and records
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a student of 1000 parameters and a corpus of 2 input tokens per loss token."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Hardware, "here", lambda: HERE)
-    manifest("results/models/small/model", {"parameters": 1000, "source": "package"})
-    manifest("results/models/large/model", {"parameters": 5000, "source": "package"})
-    train = {"examples": 10, "loss_tokens": 400, "input_tokens": 800}
-    held_out = {"examples": 4, "loss_tokens": 50, "input_tokens": 100}
-    manifest("results/corpus/c/dataset", {"splits": {"train": train, "evaluation": held_out}})
-    return tmp_path
-
-
-def manifest(where: str, facts: dict) -> None:
-    path = Path(where) / "manifest.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(facts | {"path": "."}))
-
-
-def planned(stage: str, settings: dict, record: str | None = None, experiment: str | None = "x", **inputs: str) -> PlannedJob:
-    named = {name: f"results/{path}/manifest.json" for name, path in inputs.items() if name not in ("part", "parts")}
-    split = {name: value for name, value in inputs.items() if name in ("part", "parts")}
-    return PlannedJob(stage, stage, "test", experiment, settings, named, record or f"results/x/stages/{stage}.json", **split)
-
-
-def training(budget: int, **more) -> dict:
-    block = {"token_budget": budget, "batch_size": 2, "max_epochs": None, "dtype": "auto"} | more
-    return {"training": block}
-
-
-def answers(prompts: int, **more) -> dict:
-    return {"synthetic_data": {"max_gen_examples": prompts, "generation": {"max_new_tokens": 10, "batch_size": 2}} | more}
-
-
-STUDENT = {"student": "models/small/model", "corpus": "corpus/c/dataset"}
-TEACHER = {"teacher": "models/large/model", "corpus": "corpus/c/dataset"}
-EVALUATED = {"model": "models/small/model", **TEACHER}
-
-
-def state(
-    stage: str,
-    mark: str,
-    settings: dict | None,
-    work: dict,
-    joules: float | None,
-    seconds: float,
-    cpu: str = CPU,
-    devices: tuple[str, ...] = (),
-    **inputs: str,
-) -> Path:
-    """A finished stage in the state folder, its record made as the meter makes it; without settings one of an older version."""
-    at = Path("results/state", stage, mark)
-    named = {name: f"results/{path}/manifest.json" for name, path in inputs.items()}
-    files = {path: file_identity(Path(path)) for path in named.values() if Path(path).is_file()}
-    origin = {"fingerprint": mark, "cpu": cpu, "cpu_count": 4}
-    start = {
-        **{"stage": stage, "role": "student", "part": None, "parts": None, "experiment": "x", "pipeline": None},
-        **{
-            "energy": Energy(carbon_intensity_g_per_kwh=100.0, pue=1.5).model_dump(),
-            "scope": "host",
-            "idle": None,
-            "attempt": mark,
-            "time": 100.0 - seconds,
-        },
-        **{"host": "h", "pid": 1, "slurm": {}, "devices": [{"uuid": str(n), "name": d} for n, d in enumerate(devices)]},
-        "provenance": origin | ({"settings": settings, "inputs": named, "files": files} if settings is not None else {}),
-    }
-    counts = {"work": work, "unit": "loss", "durable": {}, "resumed": None, "metrics": {}}
-    figures = {name: figure(joules if name == "cpu" else None) for name in ("gpu", "cpu", "dram")}
-    line = {"elapsed_s": seconds, "joules": figures, "work": counts, "saved_joules": None}
-    ledger = LedgerWriter(at / "attempts" / "1.jsonl", start)
-    ledger.append({"event": "end", **line, "outcome": "completed", "exit_code": 0, "signal": None})
-    ledger.close()
-    record = build_record(read_attempts(at / "attempts", stage), {})
-    (at / "record.json").write_text(record.model_dump_json(by_alias=True))
-    return at / "record.json"
-
-
-def price(job: PlannedJob) -> ForecastRow:
-    return module.row_of([job], module.Estimator([job], Path()), 0.0)
-
-
-def task(stage: str, settings: dict, past: list[Past] | None = None, **inputs: str) -> Task:
-    job = planned(stage, settings, **inputs)
-    return Task(stage, job.settings, job.inputs, Artefacts([], Path()), past or [])
 
 
 def test_expected_work_of_each_stage(folder: Path) -> None:
@@ -394,56 +254,6 @@ def test_runs_of_one_method_have_a_line_of_their_own(folder: Path) -> None:
     assert line.split()[:5] == ["all", "runs", "of", "kd", "2"] and line.split()[5] == "0.002"
 
 
-def test_records_of_an_older_version_are_counted_not_used(folder: Path) -> None:
-    for mark in ("a", "b"):
-        state("student_train", mark, None, {"loss": 300, "input": 600}, 5000.0, 50.0)
-    assert read_history(Path("results")) == (
-        [],
-        ["2 record(s) are of an older version, which does not name settings and inputs: not used"],
-    )
-
-
-@pytest.mark.parametrize(
-    "content",
-    ['{"stage_id": "student_tr', "[]", "{}", '{"provenance": {"fingerprint": "f"}}', '{"provenance": 3}', "\udcff", None],
-)
-def test_a_damaged_record_is_named_and_left_out(folder: Path, content: str | None) -> None:
-    good = state("student_train", "good", training(300), {"loss": 300, "input": 600}, 5000.0, 50.0, **STUDENT)
-    for bad in (Path("results/old/stages/student_train.json"), Path("results/state/evaluation/bad/record.json")):
-        bad.parent.mkdir(parents=True)
-        if content is None:
-            bad.mkdir()
-        else:
-            bad.write_bytes(content.encode("utf-8", "surrogateescape"))
-        history, notes = read_history(Path("results"))
-        assert [past.record.stage_id for past in history] == ["student_train"]
-        assert str(bad) in notes[0] and notes[0].startswith("left out: ")
-        bad.rmdir() if content is None else bad.unlink()
-    assert good.is_file()
-
-
-def test_a_record_counts_once_and_needs_no_state_folder(folder: Path) -> None:
-    record = state("student_train", "a", training(300), {"loss": 300, "input": 600}, 5000.0, 50.0, **STUDENT)
-    own = Path("results/x/stages/student_train.json")
-    own.parent.mkdir(parents=True)
-    own.write_text(record.read_text())
-    copied = Path("results/y/stages/prepare_model_student.json")
-    copied.parent.mkdir(parents=True)
-    copied.write_text(json.dumps(json.loads(record.read_text()) | {"stage_id": "copy", "shared_by": ["x", "y"]}))
-    assert [len(part) for part in read_history(Path("results"))] == [1, 0]
-    record.unlink()
-    assert [past.record.stage_id for past in read_history(Path("results"))[0]] == ["student_train"]
-
-
-def test_a_damaged_manifest_leaves_out_what_read_it(folder: Path) -> None:
-    state("student_train", "a", training(300), {"loss": 300, "input": 600}, 5000.0, 50.0, **STUDENT)
-    state("student_train", "b", training(300), {"loss": 300, "input": 600}, 7000.0, 50.0, **STUDENT | {"student": "models/cut"})
-    Path("results/models/cut").mkdir()
-    Path("results/models/cut/manifest.json").write_text('{"param')
-    row = price(planned("student_train", training(300), **STUDENT))
-    assert row.basis == "history n=1"
-
-
 def test_the_mark_of_a_row_is_that_of_the_settings_without_locations() -> None:
     job = planned("evaluation", {"evaluation": {"batch_size": 2}, "dpo_preference_dataset_path": "elsewhere"})
     assert price(job).settings == settings_fingerprint('{"evaluation":{"batch_size":2}}')
@@ -558,54 +368,3 @@ def test_wasted_energy_is_not_predicted(folder: Path) -> None:
     past = read_history(Path("results"))[0][0]
     record = past.record.model_copy(update={"useful_j": 75.0})
     assert replace(past, record=record).cost() == (75.0, 30.0)
-
-
-# ---- forecast against outcome
-
-
-def a_row(record: str, kwh: tuple[float, float, float] | None, made_at: float = 10.0, settings: str = "s") -> ForecastRow:
-    bounds = None if kwh is None else Bounds(low=kwh[0], predicted=kwh[1], high=kwh[2])
-    nothing = dict.fromkeys(("basis", "unit", "tokens", "hours", "grams", "reason"))
-    own = {"stage": "x", "label": "x", "record": record, "jobs": {}, "settings": settings, "made_at": made_at, "notes": []}
-    return ForecastRow.model_validate(nothing | own | {"kwh": bounds})
-
-
-def test_forecast_against_outcome() -> None:
-    rows = {r.record: r for r in (a_row("a", (1, 2, 3)), a_row("b", (1, 2, 3)), a_row("late", (1, 2, 3), made_at=99))}
-    spent = {"A": 2.5, "B": 5.0, "L": 2.0, "N": 1.0}
-    records = {
-        name: StageRecord.model_validate(stage(kwh * 3.6e6, "data", name, start_time=10.0)) for name, kwh in spent.items()
-    }
-    found = compare_forecast(rows, {"A": "a", "B": "b", "L": "late", "N": "never"}, records)
-    assert found is not None
-    assert {stage: outcome.inside for stage, outcome in found.stages.items()} == {"A": True, "B": False}
-    total = found.total
-    assert (total.low, total.predicted, total.high, total.actual, total.inside) == (2.0, 4.0, 6.0, 7.5, False)
-    records["B"].total_energy_joules = None
-    unknown = compare_forecast(rows, {"A": "a", "B": "b"}, records)
-    assert unknown is not None
-    assert (unknown.stages["B"].inside, unknown.total.actual, unknown.total.inside) == (None, None, None)
-    assert compare_forecast(rows, {"N": "never"}, records) is None
-
-
-def test_a_forecast_holds_for_its_settings_only(tmp_path: Path) -> None:
-    path = tmp_path / "forecast.json"
-    assert read_forecast(str(path), {}) == {}
-    total = {"kwh": None, "hours": None, "grams": None, "unpriced": []}
-    rows = [a_row("a", (1, 2, 3)), a_row("b", (1, 2, 3)), a_row("unpriced", None)]
-    content = Forecast.model_validate(
-        {
-            "made_at": 1,
-            "arguments": [],
-            "hardware": "",
-            "rows": rows,
-            "total": total,
-            "earlier": [a_row("c", (1, 2, 3))],
-            "notes": [],
-        }
-    )
-    path.write_text(content.model_dump_json(by_alias=True))
-    assert set(read_forecast(str(path), {"a": "s", "b": "other"})) == {"a", "c"}
-    path.write_text("{}")
-    with pytest.raises(ForecastError, match="is not a forecast/1: delete it"):
-        read_forecast(str(path), {})
