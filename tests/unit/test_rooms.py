@@ -38,6 +38,12 @@ def test_no_room_imports_a_higher_one() -> None:
     assert wrong == ["pipelines imports workflow_scripts.settings.schema"], "the registry knows the types of the settings only"
 
 
+def test_no_file_is_longer_than_400_lines() -> None:
+    folders = ("workflow_scripts", "benchmarks", "tests")
+    long = {p: n for f in folders for p in (REPOSITORY / f).rglob("*.py") if (n := len(p.read_text().splitlines())) > 400}
+    assert not long
+
+
 def test_the_unit_tests_mirror_the_package() -> None:
     rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
     mirrored = {path.name for path in (REPOSITORY / "tests" / "unit").iterdir() if path.is_dir() and path.name != "__pycache__"}

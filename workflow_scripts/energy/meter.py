@@ -12,8 +12,7 @@ all attempts. A meter that is killed takes its stage with it at once.
 
 `--settings`, `--code`, `--input` and `--file` are what the result depends on; the state folder is named by them.
 A stage whose work is split has one meter per part (--part) and one for the merge (--parts: the records of the parts, whose
-state folder it shares); the merge's record adds up all of them. Merges of the same parts with other settings share the folder
-and are told apart by the provenance in their ledgers: each record has its own merge.
+state folder it shares); the merge's record adds up them and its own attempts, not those of merges with other settings.
 """
 
 from __future__ import annotations
