@@ -62,6 +62,9 @@ def test_scancel_and_outages_of_both_daemons_end_no_driver_and_hold_none(cluster
         toy.wait_until_said("sacct answers again")
     else:
         toy.go("database")
+    for _ in ticks(120):  # their srun, seconds after their start, needs the controller
+        if all((tmp_path / f"{name}.began").exists() for name in ("database", "controller")):
+            break
     cluster.stop_daemon("slurmctld")
     toy.wait_until_said("squeue gives no answer")
     toy.go("controller")

@@ -38,10 +38,13 @@ exec {python} -m workflow_scripts.energy.meter --stage work --role student --rec
 """
 
 
-class Toy:
-    """A driver with one job per name. A job runs `command`, by default until there is `<name>.go`."""
+WAIT = "touch {name}.began; until [ -e {name}.go ]; do sleep 0.2; done"
 
-    def __init__(self, folder: Path, *names: str, command: str = "until [ -e {name}.go ]; do sleep 0.2; done") -> None:
+
+class Toy:
+    """A driver with one job per name. A job runs `command`, by default until there is `<name>.go`, and says `<name>.began`."""
+
+    def __init__(self, folder: Path, *names: str, command: str = WAIT) -> None:
         self.folder, self.names = folder, names
         shell = command.replace("{name}", "{wildcards.name}") + "\ntouch {output}"
         text = SNAKEFILE.format(repository=str(REPOSITORY), names=list(names), shell=shell)
