@@ -194,7 +194,7 @@ def test_a_stage_killed_in_the_middle_leaves_log_and_ledger_and_a_rerun_finishes
     os.kill(stage, signal.SIGKILL)
     output, _ = driver.communicate(timeout=120)
     assert driver.returncode == 1
-    assert "student_train: signal after" in output
+    assert "student_train demo_kd: signal after" in output
     assert not (finished.folder / target).exists()
     assert "loss tokens" in (finished.folder / "results/demo_kd/logs/student_train.log").read_text()
     finished.snakemake("--cores", "2", target)
@@ -214,9 +214,9 @@ def wait_for_checkpoint(workflow: Workflow, before: set[Path]) -> int:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         new = set(workflow.folder.glob("results/state/student_train/*")) - before
-        if any(folder.glob("checkpoints/checkpoint-[0-9]*/trainer_state.json") for folder in new):
+        if any(folder.glob("checkpoints/checkpoint-[0-9]*/sealed.json") for folder in new):
             for folder in new:
-                if list(folder.glob("checkpoints/checkpoint-[0-9]*/trainer_state.json")):
+                if list(folder.glob("checkpoints/checkpoint-[0-9]*/sealed.json")):
                     meter = json.loads((folder / "lock.json").read_text())["pid"]
                     return int(Path(f"/proc/{meter}/task/{meter}/children").read_text().split()[0])
         time.sleep(0.1)
