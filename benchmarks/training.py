@@ -52,9 +52,7 @@ class Inputs:
     def rollouts(cls, results: Path, rows: int, teacher: bool = False) -> Inputs:
         """The last rollouts of a finished `demo_opd`, their scores, and the teacher where it is asked for."""
         made = one(results, "teacher/rollouts-*/rollouts")
-        caches = results.glob("teacher/logit_cache-*/logit_cache")
-        written = read_json(made / "manifest.json")["corpus_sha256"]
-        (cache,) = [path for path in caches if read_json(path / "manifest.json")["corpus_sha256"] == written]
+        cache = cache_of(results, made)
         found = read_table(made / "train.parquet")
         return cls(
             load_model(one(results, "models/*pruned/model"), torch.float32),
@@ -71,7 +69,7 @@ class Inputs:
         found = read_table(corpus / "train.parquet")
         if length is not None:
             found.sort(key=lambda row: abs(len(row["input_ids"]) - length))
-        cache = one(results, "teacher/logit_cache-*/logit_cache")
+        cache = cache_of(results, corpus)
         return cls(
             load_model(one(results, "models/*pruned/model"), torch.float32),
             load_tokenizer(corpus / "tokenizer"),
@@ -85,6 +83,15 @@ def one(results: Path, pattern: str) -> Path:
     for path in sorted(results.glob(pattern)):
         return path
     raise FileNotFoundError(f"{results}/{pattern}: run `make demo` first, or give --results")
+
+
+def cache_of(results: Path, corpus: Path) -> Path:
+    """The logit cache of a corpus, or of rollouts. Raises FileNotFoundError without one."""
+    wanted = read_json(corpus / "manifest.json")["corpus_sha256"]
+    for path in sorted(results.glob("teacher/logit_cache-*/logit_cache")):
+        if read_json(path / "manifest.json")["corpus_sha256"] == wanted:
+            return path
+    raise FileNotFoundError(f"{results} has no logit cache of {corpus}: run `make demo` first, or give --results")
 
 
 @dataclass

@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from workflow_scripts.accounting.arms import Axis, arm_of, modelled_watts, refusals, repeated_evaluations, told_apart
+from workflow_scripts.accounting.arms import (
+    Axis,
+    arm_of,
+    evaluated_on_its_own_loss,
+    modelled_watts,
+    refusals,
+    repeated_evaluations,
+    told_apart,
+)
 from workflow_scripts.accounting.fairness import boundary_difference
 from workflow_scripts.accounting.groups import Group
 from workflow_scripts.accounting.intervals import (
@@ -83,6 +91,8 @@ def answer(groups: Sequence[Group], gold: Group | None, axis: Axis, target: floa
             verdict = judge(arm, base, None if target is None else axis.sign * target, len(methods))
             known |= _figures(verdict, axis) | _equal_tokens(each, gold, arm, base)
             known |= {"runs": arm.seeds, "baseline_runs": base.seeds, "worsened": any(run.worsened for run in arm.runs)}
+            if known["cause"] == "no curve" and any(evaluated_on_its_own_loss(s) for s in each.runs):
+                known["cause"] = "own loss"
             known["work_apart"] = all(told_apart(s) for one in (each, gold) for s in one.runs)
             known["teacher_used"] = min(s.used_share for s in each.runs) if arm.teacher else None
             gap = verdict.saved[0] if verdict.saved[0] is not None else known.get("equal_tokens_saved")

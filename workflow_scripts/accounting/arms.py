@@ -90,6 +90,12 @@ def _run(summary: ExperimentSummary, axis: Axis, watts: float) -> Run | None:
     )
 
 
+def evaluated_on_its_own_loss(summary: ExperimentSummary) -> bool:
+    """Whether there are evaluations inside the training that are of no quality: dpo's are of its own loss."""
+    found = summary.evaluations_on_the_way
+    return bool(found and found.points) and CURVED not in summary.own
+
+
 def joules_of(records: Iterable[SummaryStage]) -> float | None:
     """Joules of some stages, 0 of none; None where one of them has no figure."""
     found = [record.spent for record in records]

@@ -34,6 +34,7 @@ Kind = Literal["pays", "never", "only way", "not reached", "undetermined", "not 
 Cause = Literal[
     "one run",  # of the method or the baseline: nothing is known of their spread over seeds
     "no curve",  # no intermediate evaluations: the energy to an equal quality is not known
+    "own loss",  # they are of the method's own loss
     "no overlap",  # one of them reaches before its first evaluation what the other never reaches
     "target not reached",  # the quality that was asked for lies outside of some runs' evaluations
     "interval",  # the interval holds both signs

@@ -24,6 +24,10 @@ REFUSED = {
 CAUSES = {  # why nothing is said, and what would settle it
     "one run": ("there is one run of {fewest}", "{seeds}."),
     "no curve": ("without intermediate evaluations its energy to an equal quality is not known", "Set training.eval_steps."),
+    "own loss": (
+        "the evaluations in its training are of its own loss, so that its energy to an equal quality is not known",
+        "Compare final qualities and whole energies; a training of another length is another experiment.",
+    ),
     "no overlap": (
         "one of the two reaches before its first evaluation what the other never reaches",
         "Evaluate earlier (training.eval_steps), or train the weaker one longer.",

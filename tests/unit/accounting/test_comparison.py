@@ -55,6 +55,13 @@ def test_one_run_has_a_difference_and_no_verdict() -> None:
     assert row["saved"] == pytest.approx(0.4, rel=0.02) and row["reuses_low"] is None
 
 
+def test_evaluations_of_a_loss_of_its_own_are_no_curve_and_the_remedy_is_no_more_of_them() -> None:
+    trained = measured("dpo", 0, course(900.0, 4.0))
+    trained["stages"] = {"dpo_training": trained["stages"].pop("student_train")}
+    row = answers(measured("gold", 0, course(1000.0, 4.0)), trained | {"pipeline": "dpo"}, baseline="gold_seed0")["dpo_seed0"]
+    assert (row["kind"], row["cause"]) == ("undetermined", "own loss")
+
+
 def test_equal_evaluations_say_how_well_work_repeats() -> None:
     """340, 315 and 475 J: s = 0.23 of the mean."""
     runs = [baseline(), kd("kd", 600, 700), kd("sft", 600, 700, cache="other")]
