@@ -56,8 +56,9 @@ def test_one_run_has_a_difference_and_no_verdict() -> None:
 
 
 def test_evaluations_of_a_loss_of_its_own_are_no_curve_and_the_remedy_is_no_more_of_them() -> None:
-    trained = measured("dpo", 0, course(900.0, 4.0))
-    trained["stages"] = {"dpo_training": trained["stages"].pop("student_train")}
+    trained = measured("dpo", 0, course(900.0, 4.0), teacher=100.0)
+    asked, own = trained["stages"].values()
+    trained["stages"] = {"teacher_generation": asked, "dpo_training": own}
     row = answers(measured("gold", 0, course(1000.0, 4.0)), trained | {"pipeline": "dpo"}, baseline="gold_seed0")["dpo_seed0"]
     assert (row["kind"], row["cause"]) == ("undetermined", "own loss")
 
