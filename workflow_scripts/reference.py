@@ -58,8 +58,8 @@ after it the same shapes run on random weights, without a model hub. What a stag
 one GPU of 48 GB. The 32B teacher takes one of 80 GB or two of 48 GB, students of 7B and 13B are sharded over four (`fsdp`),
 and their evaluation beside the teacher takes two of 80 GB. On 80 GB `synthetic_data.generation.batch_size` can be raised. GB
 are 10^9 bytes of each process; hours are of one GPU with a stated, moderate speed, kWh those hours at 350 W a GPU: none of
-them was measured; `disk GB` is what a stage leaves; `-` does not fit, or leaves nothing to speak of. What does not fit 24 GB
-fits with adapters (`training.lora`): `memory` says so of a file of yours.
+them was measured; `disk GB` is what a stage leaves; `-` does not fit, or leaves nothing to speak of. A student of 1B fits
+24 GB with adapters (`training.lora`), by the same computation.
 """
 
 

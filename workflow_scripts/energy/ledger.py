@@ -13,7 +13,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -211,7 +211,7 @@ def read_parts(folder: Path, stage: str) -> list[list[Attempt]]:
     return [attempts for part in folders if (attempts := read_attempts(part, stage))]
 
 
-def at_one_merge(attempts: Iterable[Attempt], known: dict[str, Any]) -> list[Attempt]:
+def at_one_merge(attempts: Iterable[Attempt], known: Mapping[str, object]) -> list[Attempt]:
     """The attempts whose settings and code are those of the provenance `known`: other merges of the same parts are not ours."""
     return [a for a in attempts if all(a.start["provenance"].get(key) == known.get(key) for key in ("settings", "code"))]
 

@@ -143,10 +143,15 @@ def need(task: Task, settings: Settings) -> Need:
 
 def _model_bytes(student: Shape, settings: Settings) -> float:
     """A trained model in float32, and its checkpoints with gradients' moments where they are kept."""
-    training, whole = settings.training, student.parameters()
-    own = student.adapter_parameters(training.lora.rank, training.lora.target_modules) if training.lora else whole
-    kept = 4.0 * whole + OPTIMIZER_BYTES[training.optimizer] * own
-    return 4.0 * (whole + (own if training.lora else 0)) + (CHECKPOINTS * kept if training.keep_checkpoints else 0.0)
+    training, whole, own = settings.training, student.parameters(), _adapters(student, settings)
+    kept = 4.0 * (whole + own) + OPTIMIZER_BYTES[training.optimizer] * (own or whole)
+    return 4.0 * (whole + own) + (CHECKPOINTS * kept if training.keep_checkpoints else 0.0)
+
+
+def _adapters(student: Shape, settings: Settings) -> int:
+    """Parameters of a student's adapters, 0 without."""
+    lora = settings.training.lora
+    return student.adapter_parameters(lora.rank, lora.target_modules) if lora else 0
 
 
 def _position_bytes(task: Task, settings: Settings) -> float:
@@ -180,9 +185,8 @@ def _training_parts(student: Shape, rows: int, settings: Settings) -> dict[str, 
     tokens, parameters = rows * settings.data.max_sequence_length, student.parameters()
     layers = 1 if training.gradient_checkpointing else student.num_hidden_layers
     copied = parameters if shards == 1 else 2 * student.layer_parameters() + 2 * student.vocab_size * student.hidden_size
-    half, lora = training.dtype != "float32", training.lora
-    own = student.adapter_parameters(lora.rank, lora.target_modules) if lora else 0
-    trained = own if lora else parameters
+    half, own = training.dtype != "float32", _adapters(student, settings)
+    trained = own or parameters
     parts = {
         "weights": 4 * (parameters + own) / shards,
         "gradients": 4 * trained / shards,
@@ -190,7 +194,7 @@ def _training_parts(student: Shape, rows: int, settings: Settings) -> dict[str, 
         "bfloat16 copies": 2.0 * copied if half else 0.0,
         "residual stream": 4.0 * tokens * student.hidden_size * student.num_hidden_layers,
         "activations": layers * _one_layer(student, tokens) * (1 if half else 2),
-        "loss": _chunk(student) + (0.0 if lora else 4.0 * student.vocab_size * student.hidden_size),
+        "loss": _chunk(student) + (0.0 if own else 4.0 * student.vocab_size * student.hidden_size),
     }
     loading = {"weights": 4.0 * parameters, "own shard": 4 * parameters / shards}
     return loading if shards > 1 and sum(loading.values()) > sum(parts.values()) else parts

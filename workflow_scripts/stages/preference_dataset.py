@@ -36,9 +36,7 @@ def preference_dataset(args: Arguments) -> None:
     corpus_folder, facts = open_artefact(args.inputs["corpus"], "corpus")
     tokenizer = load_tokenizer(corpus_folder / "tokenizer")
     prompts, asked = read_prompts(corpus_folder, settings.dpo, tokenizer)
-    judges = hasattr(
-        settings.dpo, "judge_labeling"
-    )  # in the slice where the teacher is the judge, as then only it decides here
+    judges = hasattr(settings.dpo, "judge_labeling")  # the slice has it only where the teacher is the judge
     prompts = that_fit(prompts, lambda samples: len(samples[0].input_ids), options.max_new_tokens, teacher)
     batches = by_length(prompts, max(1, options.batch_size // settings.dpo.samples_per_prompt), lambda p: len(p[0].input_ids))
     units = Units(len(batches))

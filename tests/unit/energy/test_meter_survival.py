@@ -322,7 +322,7 @@ def test_what_is_spent_is_on_disk_although_the_meter_is_still_importing(tmp_path
     environment = os.environ | {"PYTHONPATH": f"{tmp_path / 'path'}{os.pathsep}{REPOSITORY}"}
     meter = subprocess.Popen(bench.command("sleep", "60"), cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("state/work/*/attempts/*.jsonl")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob("state/*/*/attempts/*.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(1.5)
     meter.kill()

@@ -167,7 +167,7 @@ def test_the_record_of_a_split_stage_adds_up_all_attempts_at_all_parts(tmp_path)
 def test_another_merge_of_the_same_parts_has_its_own_joules(tmp_path) -> None:
     bench = Bench(tmp_path)
     assert run_split(bench, "--part", "1-of-1", code=PART.format(steps=5, name="a", then="pass")) == 0
-    part = str(next(tmp_path.glob("state/work/*/parts/1-of-1/record.json")))
+    part = str(next(tmp_path.glob("state/*/*/parts/1-of-1/record.json")))
     merges = [("1", MERGE), ("2", MERGE), ("1", MERGE)]
     found = []
     for least, code in merges:
@@ -178,7 +178,7 @@ def test_another_merge_of_the_same_parts_has_its_own_joules(tmp_path) -> None:
     assert names == [["1-of-1", None], ["1-of-1", None], ["1-of-1", None, None]], "one of equal settings adds up"
     for record in found:
         assert record["total_energy_joules"] == pytest.approx(sum(a["total_j"] for a in record["attempts"]))
-    (folder,) = tmp_path.glob("state/work/*")
+    (folder,) = tmp_path.glob("state/*/*")
     recovered = recover(folder)
     assert [attempt.id for attempt in recovered.attempts] == [attempt["id"] for attempt in found[-1]["attempts"]]
     assert len(bill(tmp_path).versions) == 1 and bill(tmp_path).versions[0].attempts == 4, "the bill counts the part once"
