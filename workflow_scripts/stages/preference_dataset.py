@@ -9,6 +9,7 @@ them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,8 @@ from workflow_scripts.progress import Progress
 from workflow_scripts.settings.dpo import Dpo
 from workflow_scripts.stages.runtime.common import Arguments, run_stage
 from workflow_scripts.stages.runtime.units import Part, Units, finish_part
+
+ENOUGH = 64  # comparisons of neither, after which a judge is given up
 
 
 def preference_dataset(args: Arguments) -> None:
@@ -57,11 +60,18 @@ def preference_dataset(args: Arguments) -> None:
                 judge=model,
             )
         progress.phase("work")
+        replies: Counter[str] = Counter()
         for number in todo:
             batch = [prompt for samples in batches[number] for prompt in samples]
             rows, work = sample_and_score(model, write, batch, settings.dpo, tokenizer, progress)
             if judges:
-                work = judged(model, tokenizer, rows, asked, teacher, options.batch_size, work, progress)
+                work = judged(model, tokenizer, rows, asked, teacher, options.batch_size, work, progress, replies)
+                last = number == todo[-1]
+                if replies["neither"] == replies["asked"] and (last or replies["asked"] >= ENOUGH):
+                    raise JudgeError(
+                        f"dpo.judge_labeling.scoring_method = judge: {teacher['name']} replied neither A nor B in all "
+                        f"{replies['asked']} comparisons: choose a teacher that follows instructions, or likelihood_mean"
+                    )
             units.save(number, {"work": work, "samples": rows})
             progress.saved()
     finish_part(args.out, part, units)
@@ -94,21 +104,15 @@ def judged(
     batch_size: int,
     work: dict[str, int],
     progress: Progress,
+    replies: Counter[str],
 ) -> dict[str, int]:
-    """Put the judge's `wins` into the samples of a batch; returns the work with what it has read.
-
-    Raises JudgeError when it chose neither answer in any comparison.
-    """
+    """Put the judge's `wins` into the samples of a batch, count its `replies`; returns the work with what it has read."""
     by_prompt: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in rows:
         by_prompt.setdefault(row["key"][:2], []).append(row)
     questions = [(asked[key], [row["text"] for row in own]) for key, own in by_prompt.items()]
     wins, counts = judge(model, tokenizer, questions, teacher["max_position_embeddings"], batch_size)
-    if counts["neither"] == counts["asked"]:
-        raise JudgeError(
-            f"dpo.judge_labeling.scoring_method = judge: {teacher['name']} replied neither A nor B in all {counts['asked']} "
-            "comparisons of a batch: choose a teacher that follows instructions, or likelihood_mean"
-        )
+    replies.update({key: counts[key] for key in ("asked", "neither")})
     if counts["neither"]:
         print(f"the judge chose neither answer in {counts['neither']} of {counts['asked']} comparisons", flush=True)
     for own, won in zip(by_prompt.values(), wins, strict=True):

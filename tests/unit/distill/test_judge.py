@@ -150,5 +150,5 @@ def test_the_judge_ranks_the_same_samples_and_its_reading_is_on_the_bill(
 
 def test_a_judge_that_answers_neither_is_refused_with_a_remedy(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """The toy finds every token equally likely."""
-    with pytest.raises(judge.JudgeError, match="t replied neither A nor B in all 4 comparisons of a batch: choose"):
+    with pytest.raises(judge.JudgeError, match="t replied neither A nor B in all 18 comparisons: choose"):
         pairs(made, monkeypatch, "judge")
