@@ -72,7 +72,7 @@ def rank_split(
     if not pairs:
         raise corpus.CorpusError(
             f"dpo: no {split} pair is left, dropped: {dict(rejected)}: raise dpo.{split}_prompts "
-            "or dpo.generation.max_new_tokens"
+            f"or dpo.generation.max_new_tokens{', or choose likelihood_mean as scoring_method' if rejected['tie'] else ''}"
         )
     return pairs, rejected
 
