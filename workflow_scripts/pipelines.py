@@ -63,6 +63,7 @@ class Stage:
     split: Split | None = None
     location: str | None = None  # the key that moves the artefact's files elsewhere
     boamps: str = "preprocessing"  # taskStage of a BoAmps report
+    judge: Callable[[Settings], str | None] | None = None  # another model that it asks, its input `judge`
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "in_summary", self.in_summary or self.name)
@@ -169,10 +170,14 @@ STAGES = {
             in_summary="teacher_generation",
             location="dpo_preference_dataset_path",
             boamps="datacreation",
+            judge=lambda s: s.dpo.judge_labeling.other_judge(),
             split=Split(
                 "rank_pairs",
                 "merge_pairs",
-                reads=("dpo.keep_truncated", "dpo.judge_labeling", "dpo_preference_dataset_path"),
+                reads=(
+                    *("dpo.keep_truncated", "dpo.judge_labeling.scoring_method", "dpo.judge_labeling.min_margin"),
+                    "dpo_preference_dataset_path",
+                ),
                 units=lambda s: (
                     (s.dpo.train_prompts + s.dpo.evaluation_prompts)
                     / max(1, s.dpo.generation.batch_size // s.dpo.samples_per_prompt)

@@ -28,7 +28,7 @@ from workflow_scripts.settings.schema import Generation
 Backend = Callable[[Sequence[Prompt]], Iterator[list[Answer]]]
 
 _BANNED = -100.0  # added to a logit: the lowest bias that vLLM takes
-_ALONE, _BESIDE_A_JUDGE = 0.9, 0.5  # share of the accelerator's memory that vLLM takes
+_ALONE, _BESIDE_OTHERS = 0.9, 0.5  # share of the accelerator's memory that vLLM takes
 
 
 def check_backend(options: Generation, key: str) -> None:
@@ -52,18 +52,18 @@ def open_backend(
     longest_prompt: int,
     end_ids: Sequence[int],
     pad_id: int,
-    judge: Any = None,
+    loaded: Any = None,
 ) -> Backend:
-    """Load the model of `folder` to write with. A `judge` is that model, loaded already and needed afterwards.
+    """Load the model of `folder` to write with, but for one that is `loaded` already, as it scores afterwards.
 
     `longest_prompt` [tokens] is that of all prompts, of all parts.
     """
     name = chosen(options)
     print(f"{name} writes", flush=True)
     if name == "vllm":
-        memory = _ALONE if judge is None else _BESIDE_A_JUDGE
+        memory = _ALONE if loaded is None else _BESIDE_OTHERS
         return VllmBackend(options, folder, dtype, longest_prompt + options.max_new_tokens, end_ids, memory)
-    model = load_model(folder, dtype, attn_implementation) if judge is None else judge
+    model = load_model(folder, dtype, attn_implementation) if loaded is None else loaded
     return lambda prompts: generate(model, prompts, options, end_ids, pad_id)
 
 

@@ -118,6 +118,8 @@ def stages(settings: Settings) -> list[Need]:
     inputs = dict.fromkeys(("student", "policy", "model"), names.student) | {"teacher": names.teacher, "corpus": "corpus"}
     if pipeline.judged_on_pairs:
         inputs |= {"reference": names.student, "preferences": "pairs"}
+    if pipeline.teacher and (ask := STAGES[pipeline.teacher].judge) and (judge := ask(settings)):
+        inputs["judge"] = judge
     of_all = settings.model_dump()
     planned = [s for s in ("rollout" if pipeline.in_rounds else None, pipeline.teacher, pipeline.training, "evaluation") if s]
     written = inputs | ({"corpus": WRITTEN} if pipeline.in_rounds else {})

@@ -153,7 +153,10 @@ def _rollout(task: Task) -> Work:
 
 
 def _preference_dataset(task: Task) -> Work:
-    """Each sample is generated, then scored in another forward pass: both read (or write) prompt and answer."""
+    """Each sample is generated, then scored in another forward pass: both read (or write) prompt and answer.
+
+    What another judge reads counts as if the teacher read it.
+    """
     samples, read = 0.0, ZERO
     for name in ("train", "evaluation"):
         split = task.split(name)
@@ -232,7 +235,7 @@ WORK = {
     "preprocess": StageWork(_preprocess),
     "logit_caching": StageWork(_logit_caching, (Pass("teacher", FORWARD),)),
     "synthetic_generation": StageWork(_synthetic_generation, (Pass("teacher", FORWARD, FORWARD),)),
-    "preference_dataset": StageWork(_preference_dataset, (Pass("teacher", 2 * FORWARD),)),  # writes, then scores
+    "preference_dataset": StageWork(_preference_dataset, (Pass("teacher", 2 * FORWARD),), ("judge",)),  # writes, then scores
     "rollout": StageWork(_rollout, (Pass("student", FORWARD, FORWARD),)),
     "student_train": StageWork(_training, (Pass("student", TRAINED),)),
     "dpo_training": StageWork(lambda task: _training(task, rows=2), (Pass("policy", TRAINED + FORWARD),)),  # and its reference

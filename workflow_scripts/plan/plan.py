@@ -93,7 +93,12 @@ class Plan:
         elif pipeline.teacher:
             stage = STAGES[pipeline.teacher]
             inputs = {"corpus": self.corpus_manifest(corpus), "teacher": models["teacher"]}
-            artefact = self.teacher_artefact(stage, settings, inputs, corpus, self.identity(teacher))
+            made_by = self.identity(teacher)
+            if stage.judge and (named := stage.judge(settings)):
+                judge = self._model(named, settings)
+                inputs["judge"], shared["prepare_model_judge"] = self.model_manifest(judge), self.model_record(judge)
+                made_by += f"\n{self.identity(judge)}"
+            artefact = self.teacher_artefact(stage, settings, inputs, corpus, made_by)
             shared[stage.in_summary] = f"{self.output.root}/teacher/{artefact}/stages/{stage.name}.json"
             training[pipeline.teacher_output] = self.teacher_manifest(stage.name, artefact)
             made_from.append(seedless(self.teacher[stage.name][artefact].merge, settings))

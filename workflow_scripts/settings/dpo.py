@@ -13,16 +13,23 @@ ScoringMethod = Literal["likelihood_mean", "likelihood", "judge"]
 
 
 class JudgeLabeling(Section):
-    """How the teacher ranks its samples: by their likelihood under itself, or by its judgement."""
+    """How the teacher's samples are ranked: by their likelihood under itself, or by its judgement or that of another model."""
 
     scoring_method: ScoringMethod = Field(
         "likelihood_mean",
         description="The teacher's log-likelihood of its own sample per token, or its sum (which favours short answers). "
-        "judge: the teacher is asked which of two answers is better, in both orders; the score is the number of those beaten.",
+        "judge: a model is asked which of two answers is better, in both orders; the score is the number of those beaten.",
+    )
+    judge_model: str | None = Field(
+        None, description="The judge, as in model.teacher; it may have a vocabulary of its own. null: the teacher itself."
     )
     min_margin: float = Field(
         0.0, ge=0, description="Pairs whose scores differ by less are dropped [nats; judge: answers beaten]. A tie always is."
     )
+
+    def other_judge(self) -> str | None:
+        """The model that is asked, where it is not the teacher."""
+        return self.judge_model if self.scoring_method == "judge" else None
 
 
 class Dpo(Section):

@@ -1,7 +1,7 @@
 """merge_pairs: rank the samples of all parts of preference_dataset and publish the pairs.
 
-python -m workflow_scripts.stages.merge_pairs --settings JSON --teacher MANIFEST --corpus MANIFEST --parts MANIFEST …
-    --out MANIFEST
+python -m workflow_scripts.stages.merge_pairs --settings JSON --teacher MANIFEST --corpus MANIFEST [--judge MANIFEST]
+    --parts MANIFEST … --out MANIFEST
 
 Writes train.parquet and evaluation.parquet in TRL's conversational preference format: prompt, chosen, rejected as message
 lists, with their tokens, scores, seeds and lengths beside them. Evaluation pairs come from held-out prompts.
@@ -32,6 +32,8 @@ def merge_pairs(args: Arguments) -> None:
     bulk = Path(named).expanduser() if named else None
     build = build_dir(args.out, bulk, "preference_dataset")
     facts: dict[str, Any] = {"teacher": teacher["name"], "tokenizer_sha256": corpus_facts["tokenizer_sha256"]}
+    if settings.judge_labeling.scoring_method == "judge":
+        facts["judge"] = read_json(args.inputs.get("judge", args.inputs["teacher"]))["name"]
     with Progress("generated") as progress:
         units = Units(unit_count(args.parts)).all(args.parts, progress)
         samples = {tuple(row["key"]): row for unit in units for row in unit["samples"]}
@@ -70,10 +72,10 @@ def rank_split(
         if ranked:
             pairs.append(pair_row(example, prompt, rows[0]["prompt_ids"], *ranked, settings))
     if not pairs:
-        raise corpus.CorpusError(
-            f"dpo: no {split} pair is left, dropped: {dict(rejected)}: raise dpo.{split}_prompts "
-            f"or dpo.generation.max_new_tokens{', or choose likelihood_mean as scoring_method' if rejected['tie'] else ''}"
-        )
+        remedy = f"raise dpo.{split}_prompts or dpo.generation.max_new_tokens"
+        if settings.judge_labeling.scoring_method == "judge":
+            remedy += ", name another judge_model, or choose likelihood_mean as scoring_method"
+        raise corpus.CorpusError(f"dpo: no {split} pair is left, dropped: {dict(rejected)}: {remedy}")
     return pairs, rejected
 
 
@@ -107,4 +109,4 @@ def pair_row(
 
 
 if __name__ == "__main__":
-    run_stage(merge_pairs, ["teacher", "corpus"], parts=True)
+    run_stage(merge_pairs, ["teacher", "corpus", "judge?"], parts=True)

@@ -93,7 +93,7 @@ def test_greedy_asks_vllm_for_temperature_zero(vllm: Recorded) -> None:
 
 
 def test_beside_a_judge_vllm_takes_half_of_the_memory(vllm: Recorded) -> None:
-    open_backend(options(), Path("m"), torch.float32, "sdpa", 3, [EOS], PAD, judge=object())
+    open_backend(options(), Path("m"), torch.float32, "sdpa", 3, [EOS], PAD, loaded=object())
     assert vllm.made["gpu_memory_utilization"] == 0.5
 
 
@@ -108,7 +108,7 @@ def test_a_missing_vllm_is_said_with_the_key(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_transformers_writes_with_the_judge_when_there_is_one(toy_model) -> None:
     chosen = options(backend="transformers", decoding_strategy="greedy")
-    write = open_backend(chosen, Path("/nowhere"), torch.float32, "sdpa", 3, [EOS], PAD, judge=toy_model)
+    write = open_backend(chosen, Path("/nowhere"), torch.float32, "sdpa", 3, [EOS], PAD, loaded=toy_model)
     answers = {answer.key: answer for batch in write(PROMPTS) for answer in batch}
     tokens = list(PROMPTS[1].input_ids)
     for _ in range(4):

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.helpers.partial import partial
 from tests.unit.distill.test_olmo2_template import tokenizer  # noqa: F401
-from tests.unit.stages.test_own_tokenizer import made  # noqa: F401
+from tests.unit.stages.test_own_tokenizer import OWN, made  # noqa: F401
 from workflow_scripts.artefact import open_artefact, read_json
 from workflow_scripts.distill import judge, preference
 from workflow_scripts.distill.corpus import read_table
@@ -26,9 +26,9 @@ TURNS = [{"role": "user", "content": "Which?"}]
 RUN = {"teacher": {"dtype": "float32"}, "model": {"attn_implementation": "sdpa"}}
 
 
-def tokens_of(folder: Path) -> Any:
-    """The teacher's tokenizer with its chat template."""
-    return load_tokenizer(folder / "c" / "t" / "tokenizer")
+def judge_of(folder: Path, model: Any = None, context: int = 10_000) -> judge.Judge:
+    """A judge with the teacher's tokenizer and its chat template."""
+    return judge.Judge(model, load_tokenizer(folder / "c" / "t" / "tokenizer"), "t", context, 8)
 
 
 @pytest.fixture
@@ -61,22 +61,22 @@ def test_an_answer_wins_that_is_preferred_in_both_orders(
 ) -> None:
     opinion += replies
 
-    found, counts = judge.judge(None, tokens_of(made), [(TURNS, ["x", "y"])], 10_000, 8)
-    assert found == [wins] and (counts["asked"], counts["neither"]) == (2, neither)
-    read = sum(len(q.input_ids) for q in judge.questions(tokens_of(made), TURNS, ["x", "y"]))
-    assert counts["input"] == read > 0
+    asked = judge_of(made)
+    assert asked.wins([(TURNS, ["x", "y"])]) == [wins] and (asked.asked, asked.neither) == (2, neither)
+    assert asked.read == sum(len(q.input_ids) for q in asked.questions(TURNS, ["x", "y"])) > 0
 
 
 def test_what_does_not_fit_the_judge_is_not_asked(made: Path, opinion: list[tuple[float, float]]) -> None:  # noqa: F811
     opinion += [(0.9, 0.1), (0.1, 0.9)]
-    found, counts = judge.judge(None, tokens_of(made), [(TURNS, ["x", "y"]), (TURNS, ["x" * 5000, "y"])], 2000, 8)
-    assert found == [[1, 0], [0, 0]] and counts["neither"] == 2
+    asked = judge_of(made, context=2000)
+    assert asked.wins([(TURNS, ["x", "y"]), (TURNS, ["x" * 5000, "y"])]) == [[1, 0], [0, 0]] and asked.neither == 2
 
 
 def test_probabilities_are_those_of_the_next_token(made: Path) -> None:  # noqa: F811
-    tokens, model = tokens_of(made), AutoModelForCausalLM.from_pretrained(made / "t")
+    model = AutoModelForCausalLM.from_pretrained(made / "t")
+    tokens = judge_of(made).tokenizer
     torch.nn.init.normal_(model.lm_head.weight, std=1.0)
-    asked = judge.questions(tokens, TURNS, ["short", "a longer one", "third"])
+    asked = judge_of(made).questions(TURNS, ["short", "a longer one", "third"])
     assert {(q.first, q.second) for q in asked} == {(0, 1), (1, 0), (0, 2), (2, 0), (1, 2), (2, 1)}
     for q, (first, second) in zip(asked, judge.probabilities(model, asked, tokens.pad_token_id), strict=True):
         with torch.no_grad():
@@ -107,15 +107,21 @@ def settings(method: str, merge: bool) -> Any:
     return partial(dpo=content | labeling, **copy.deepcopy(RUN))
 
 
-def pairs(folder: Path, state: pytest.MonkeyPatch, method: str) -> Path:
-    """Manifest of the pairs of one part."""
+def pairs(folder: Path, state: pytest.MonkeyPatch, method: str, of: str | None = None) -> Path:
+    """Manifest of the pairs of one part; `of` names another judge than the teacher."""
     state.setenv("STAGE_STATE_DIR", str(folder / f"state-{method}"))
     state.setenv("STAGE_UNITS_DIR", str(folder / f"units-{method}"))
     inputs = {"teacher": folder / "t.json", "corpus": folder / "c" / "t" / "manifest.json"}
+    inputs |= {"judge": folder / f"{of}.json"} if of else {}
     part, out = folder / f"part-{method}.json", folder / method / "preference_dataset" / "manifest.json"
     preference_dataset(Arguments(settings(method, False), inputs, part, {"part": "1-of-1"}))
     merge_pairs(Arguments(settings(method, True), inputs, out, {}, [part]))
     return out
+
+
+def read_by(folder: Path, method: str) -> int:
+    """Tokens that the models have read for the pairs of a method."""
+    return sum(read_json(path)["work"]["input"] for path in (folder / f"units-{method}").glob("unit-*.json"))
 
 
 def test_the_judge_ranks_the_same_samples_and_its_reading_is_on_the_bill(
@@ -141,14 +147,34 @@ def test_the_judge_ranks_the_same_samples_and_its_reading_is_on_the_bill(
         for at in (folder, likelihood)
     ]
     assert texts[0] == texts[1], "the samples are the same"
-    read = [
-        sum(read_json(path)["work"]["input"] for path in sorted((made / f"units-{m}").glob("unit-*.json")))
-        for m in ("judge", "likelihood_mean")
-    ]
-    assert read[0] > 2 * read[1]
+    assert read_by(made, "judge") > 2 * read_by(made, "likelihood_mean")
+
+
+def test_another_judge_reads_in_its_own_words(
+    made: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[list[int]] = []
+
+    def first(model: Any, found: list[judge.Question], pad_id: int) -> list[tuple[float, float]]:
+        assert model.config.vocab_size == 310 and pad_id == own.pad_token_id
+        asked.extend(q.input_ids for q in found)
+        return [(0.9, 0.1) if q.first < q.second else (0.1, 0.9) for q in found]
+
+    with pytest.raises(judge.JudgeError, match="judge_model: the tokenizer of s has no chat template"):
+        pairs(made, monkeypatch, "judge", "s")
+    own = load_tokenizer(made / "s")
+    own.chat_template = OWN
+    own.save_pretrained(made / "s")
+    monkeypatch.setattr(judge, "probabilities", first)
+    _, facts = open_artefact(pairs(made, monkeypatch, "judge", "s"), "preference_dataset")
+    assert (facts["teacher"], facts["judge"], facts["train"]["pairs"]) == ("t", "s", 6)
+    assert own.decode(asked[0]).startswith("U:Below are a conversation") and own.decode(asked[0]).endswith("A:")
+    pairs(made, monkeypatch, "likelihood_mean")
+    assert read_by(made, "judge") - read_by(made, "likelihood_mean") == sum(map(len, asked))
 
 
 def test_a_judge_that_answers_neither_is_refused_with_a_remedy(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """The toy finds every token equally likely."""
-    with pytest.raises(judge.JudgeError, match="t replied neither A nor B in all 18 comparisons: choose"):
+    with pytest.raises(judge.JudgeError, match="t replied neither A nor B in all 18 comparisons: name a model"):
         pairs(made, monkeypatch, "judge")

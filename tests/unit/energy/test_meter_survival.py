@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.meter_bench import REPOSITORY, Bench, python, wait_for
+from workflow_scripts.energy.child import GPU_DRIVERS
 from workflow_scripts.energy.ledger import LedgerWriter, read_attempt, read_attempts
 from workflow_scripts.energy.live import read_report
 from workflow_scripts.energy.meter import main
@@ -289,6 +290,23 @@ def test_settings_decide_and_not_the_environment(tmp_path, monkeypatch) -> None:
     assert {*foreign, "SOMETHING_ELSE", "CUDA_DEVICE_ORDER"} <= set(record["provenance"]["dropped_environment"])
     (said,) = [w for w in record["warnings"] if w.startswith("the stage was started without ")]
     assert all(name in said for name in (*foreign, "CUDA_DEVICE_ORDER")) and "SOMETHING_ELSE" not in said
+
+
+@pytest.mark.skipif(any(map(os.path.exists, GPU_DRIVERS)), reason="a host with a GPU keeps glibc's defaults")
+def test_a_stage_without_a_gpu_keeps_its_memory(tmp_path: Path) -> None:
+    """Pages that a freed tensor had are used again, not mapped and faulted in anew."""
+    faults = tmp_path / "faults"
+    bench = Bench(tmp_path)
+    program = (
+        "import resource\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "bytearray(100_000_000)\n"
+        "before = faults()\n"
+        "for _ in range(5): bytearray(100_000_000)\n"
+        f"open({str(faults)!r}, 'w').write(str(faults() - before))\n"
+    )
+    assert bench.run(*python(program)).returncode == 0
+    assert int(faults.read_text()) < 1000  # 122,000 by default
 
 
 @pytest.mark.parametrize("content", ["[codecarbon]\nforce_cpu_power = 400\n", "broken"])

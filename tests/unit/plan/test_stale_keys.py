@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,6 +59,7 @@ READ_BY: dict[str, set[str]] = {
     "dpo.loss_type": {"dpo_training dpo"},
     "dpo.keep_truncated": {"merge_pairs"},
     "dpo.judge_labeling": {"merge_pairs"},
+    "dpo.judge_labeling.judge_model": set(),  # read where scoring_method = judge, and then an input
     "dpo_preference_dataset_path": set(),
     "opd": set(),  # of tests/unit/plan/test_rounds.py
     "training": TRAINED,
@@ -233,6 +235,22 @@ def test_only_a_judge_makes_the_teacher_s_own_work_depend_on_the_ranking() -> No
     methods = {name: slices({"dpo": {"judge_labeling": {"scoring_method": name}}}) for name in ("judge", "likelihood")}
     changed = {name: {rule for rule, lines in found.items() if lines != slices({})[rule]} for name, found in methods.items()}
     assert changed == {"judge": {"rank_pairs", "merge_pairs"}, "likelihood": {"merge_pairs"}}
+
+
+def test_another_judge_is_an_input_of_pairs_that_have_a_place_of_their_own() -> None:
+    def pairs(labeling: dict[str, str]) -> tuple[str, dict[str, str], dict[str, str]]:
+        plan = Plan(load_experiments(REPOSITORY / "config", BASE, {"dpo": {"judge_labeling": labeling}}))
+        shared = plan.experiments["demo_dpo"].shared
+        name = Path(shared["teacher_generation"]).parts[-3]
+        return name, plan.teacher["preference_dataset"][name].parts.inputs, shared
+
+    likelihood = pairs({"judge_model": "smollm2-64m-pruned"})
+    teacher = pairs({"scoring_method": "judge"})
+    other = pairs({"scoring_method": "judge", "judge_model": "smollm2-64m-pruned"})
+    assert likelihood[0] == pairs({})[0] and "judge" not in likelihood[1] | teacher[1]
+    assert len({name for name, _, _ in (likelihood, teacher, other)}) == 3
+    assert other[1]["judge"] == other[2]["prepare_model_judge"].replace("stages/prepare_model", "model/manifest")
+    assert "smollm2-64m-pruned" in other[1]["judge"]
 
 
 def test_every_section_of_the_settings_has_a_row() -> None:
