@@ -43,9 +43,7 @@ RULES += [
         "experiment_summary",
         program="accounting.summary",
         folder=RUN_DIR,
-        input={
-            "upstream": lambda wildcards: PLAN.summary_inputs(wildcards.experiment),
-        },
+        input={"upstream": lambda wildcards: PLAN.summary_inputs(wildcards.experiment)},
         output={
             "summary": SUMMARY,
             "environment": f"{RUN_DIR}/environment.json",
@@ -67,8 +65,7 @@ RULES += [
         above_idle=False,
         output={"note": f"{RUN_DIR}/wandb.json"},
         extra=lambda wildcards, input, output: [
-            *("--summary", input.summary),
-            *("--wandb", PLAN.wandb(wildcards.experiment)),
+            *("--summary", input.summary, "--wandb", PLAN.wandb(wildcards.experiment)),
             *("--config", PLAN.resolved(wildcards.experiment)),
         ],
     ),

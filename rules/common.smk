@@ -40,7 +40,6 @@ PRERUN = f"{PRERUN_DIR}/validation.json"
 SUMMARY = f"{RUN_DIR}/experiment_summary.json"
 COMPARISON = f"{ROOT}/comparison/comparison.json"
 MODEL_DIR = f"{ROOT}/models/{{model}}"
-STAGE_THREADS = 16
 MODULES = read_modules(Path(workflow.basedir, "envs", "modules.txt"))
 
 

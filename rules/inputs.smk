@@ -14,7 +14,6 @@ RULES += [
         output={"validation": PRERUN},
         jobs={"": PLAN.prerun},
         extra=lambda wildcards, input, output: ["--options", PLAN.energy],
-        threads=STAGE_THREADS,
         tracked=False,
         above_idle=False,
     ),
@@ -25,7 +24,6 @@ RULES += [
         jobs=PLAN.models,
         by="model",
         extra=lambda wildcards, input, output: ["--download_dir", DOWNLOADS],
-        threads=STAGE_THREADS,
     ),
     Metered(
         "check_tokenizers",
@@ -51,6 +49,5 @@ RULES += [
         jobs=PLAN.corpora,
         by="artefact",
         extra=lambda wildcards, input, output: ["--download_dir", DOWNLOADS],
-        threads=STAGE_THREADS,
     ),
 ]

@@ -10,9 +10,7 @@ RULES += [
     Metered(
         stage,
         folder=RUN_DIR,
-        input={
-            "check": lambda wildcards: PLAN.experiments[wildcards.experiment].check,
-        },
+        input={"check": lambda wildcards: PLAN.experiments[wildcards.experiment].check},
         output={"manifest": f"{OUTPUT_DIR}/{STAGES[stage].folder}/manifest.json"},
         jobs={name: PLAN.experiments[name].training for name in PLAN.trained_by(stage)},
         by="experiment",
@@ -21,7 +19,6 @@ RULES += [
             *("--name", wildcards.experiment),
             *("--wandb", PLAN.wandb(wildcards.experiment)),
         ],
-        threads=STAGE_THREADS,
         resources={
             "nodes": lambda wildcards: PLAN.nodes(wildcards.experiment),
             "processes": lambda wildcards: PLAN.processes(wildcards.experiment),
@@ -41,7 +38,6 @@ RULES += [
         by="artefact",
         launcher=lambda wildcards: PLAN.launcher(wildcards.artefact),
         extra=lambda wildcards, input, output: ["--name", wildcards.artefact],
-        threads=STAGE_THREADS,
         resources={
             "nodes": lambda wildcards: PLAN.nodes(wildcards.artefact),
             "processes": lambda wildcards: PLAN.processes(wildcards.artefact),
@@ -54,7 +50,6 @@ RULES += [
         output={"result": f"{OUTPUT_DIR}/evaluation.json"},
         jobs={name: plan.evaluation for name, plan in PLAN.experiments.items()},
         by="experiment",
-        threads=STAGE_THREADS,
     ),
     Metered(
         "reference_evaluation",
@@ -63,6 +58,5 @@ RULES += [
         output={"result": f"{ROOT}/reference/{{artefact}}/evaluation.json"},
         jobs=PLAN.references,
         by="artefact",
-        threads=STAGE_THREADS,
     ),
 ]

@@ -34,7 +34,6 @@ for stage, split in splits():
             extra=lambda wildcards, input, output: ["--part", wildcards.part],
             of_parts=lambda wildcards, input: ["--part", wildcards.part],
             log=f"{TEACHER_DIR}/logs/{stage.name}.{{part}}.log",
-            threads=STAGE_THREADS,
             constraints={"artefact": f"{stage.name}-[0-9a-f]+"},
         ),
         Metered(

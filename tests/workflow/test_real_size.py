@@ -112,6 +112,19 @@ def test_an_experiment_whose_policy_is_set_aside_goes_with_it(tmp_path: Path) ->
     assert "claimed by two experiments" in plan.set_aside["follower"] and "follower" not in plan.experiments
 
 
+def test_an_experiment_that_starts_from_a_swept_policy_gives_way_unless_it_is_asked_for() -> None:
+    campaign = read_yaml(CONFIG / "campaigns" / "study_students.yaml")
+    base = deep_merge(read_yaml(CONFIG / "base.yaml"), read_yaml(CONFIG / "campaigns" / "study.yaml"))
+    plan = Plan(load_experiments(CONFIG, deep_merge(base, campaign), campaign))
+    assert "'demo_baseline' is swept: name one of its variants" in plan.set_aside["demo_dpo"]
+    assert len(plan.comparison.experiments) == 2 + 2 * 2 * 2
+    caches = [plan.experiments[run].shared["logit_caching"] for run in plan.targets["demo_kd"]]
+    assert len(caches) == 8 and len(set(caches)) == 1  # two students, one output of the teacher
+    asked = campaign | {"comparison": {"experiments": ["demo_dpo"], "baseline": None}}
+    with pytest.raises(SettingsError, match="'demo_baseline' is swept: name one of its variants"):
+        load_experiments(CONFIG, deep_merge(base, asked), asked)
+
+
 def test_random_models_replace_the_hub_s(fresh: Workflow) -> None:
     text = fresh.snakemake("-n", "kd_7b_to_1b", overlay="config/olmo2_random.yaml", HF_HUB_OFFLINE="1").stdout
     assert jobs(text)["prepare_model"] == 3  # the tokenizer's model first

@@ -26,7 +26,7 @@ from workflow_scripts.accounting.prediction import Bounds, Forecast, ForecastRow
 from workflow_scripts.artefact import ArtefactError, read_json, sha256, write_json
 from workflow_scripts.estimate.artefacts import Artefacts
 from workflow_scripts.estimate.history import Hardware, Past, read_history, setting
-from workflow_scripts.estimate.pricing import ZERO, Cost, Sample, UnpricedError, from_history, within_budget
+from workflow_scripts.estimate.pricing import ZERO, Cost, Range, Sample, UnpricedError, from_history, within_budget
 from workflow_scripts.estimate.work import TASKS, Task, Work, amount, done, expected
 from workflow_scripts.pipelines import STAGES
 from workflow_scripts.plan.dry_run import DryRunError, PlannedJob, planned
@@ -46,10 +46,10 @@ UNKNOWN = "unknown: run one small job first"
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one planned job will cost, from history: energy [Wh] and time [min] as (low, high), None where nothing tells."""
+    """What one planned job will cost, from history: energy [Wh] and time [min], None where nothing tells."""
 
-    wh: tuple[float, float] | None
-    minutes: tuple[float, float] | None
+    wh: Range | None
+    minutes: Range | None
     note: str
 
 
@@ -81,8 +81,10 @@ def estimates(jobs: Sequence[PlannedJob], folder: Path) -> list[Estimate]:
     estimator = Estimator(jobs, folder)
     found = []
     for row in (row_of([job], estimator, 0.0) for job in jobs):
-        wh = (row.kwh.low * 1000, row.kwh.high * 1000) if row.kwh else None
-        minutes = (row.hours.low * 60, row.hours.high * 60) if row.hours else None
+        wh, minutes = (
+            Range(figure.low, figure.predicted, figure.high) * scale if figure else None
+            for figure, scale in ((row.kwh, 1000.0), (row.hours, 60.0))
+        )
         found.append(Estimate(wh, minutes, row.reason or "; ".join([row.basis or "", *row.notes])))
     return found
 

@@ -1,11 +1,10 @@
-"""The plan as a person reads it: one line per stale job, its reason, and with history its Wh and minutes.
+"""The plan as a person reads it: one line per stale job, its reason, and with history its Wh and minutes, and their sums.
 
 python -m workflow_scripts plan [snakemake arguments …]
 """
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from workflow_scripts.estimate.forecast import Estimate, estimates
+from workflow_scripts.estimate.pricing import ZERO, Range
 from workflow_scripts.plan.dry_run import DryRunError, PlannedJob, planned, short_reason
 from workflow_scripts.settings.runs import method_of
 
@@ -35,17 +35,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for job, e in zip(jobs, known, strict=True)
     ]
     print(tabulate(rows, HEADER, tablefmt="plain", disable_numparse=True, colalign=("left", "left", "left", "right", "right")))
-    print("".join(f"{line}\n" for line in by_method(jobs, known)), end="")
     unknown = sum(e.wh is None for e in known)
     if unknown == len(jobs):
         print("The cost is unknown: run one small job first.")
-    elif unknown:
+        return 0
+    print("\n".join([*by_method(jobs, known), sums("in all", known)]))
+    if unknown:
         print(f"{unknown} of {len(jobs)} jobs have no figure from past runs.")
     return 0
 
 
 def by_method(jobs: Sequence[PlannedJob], known: Sequence[Estimate]) -> list[str]:
-    """Jobs added up by method, a line each, where methods have several runs; bounds are added up."""
+    """Jobs added up by method, a line each, where methods have several runs."""
     runs: dict[str, set[str]] = {}
     for job in jobs:
         if job.experiment:
@@ -53,15 +54,16 @@ def by_method(jobs: Sequence[PlannedJob], known: Sequence[Estimate]) -> list[str
     lines = []
     for method, names in runs.items():
         own = [e for job, e in zip(jobs, known, strict=True) if job.experiment in names]
-        sums = [added([e.wh for e in own]), added([e.minutes for e in own])]
-        lines.append(f"{method}: {len(own)} jobs of {len(names)} runs, {span(sums[0])} Wh, {span(sums[1])} min")
+        lines.append(sums(f"{method}, {len(names)} runs", own))
     return lines if any(names != {method} for method, names in runs.items()) else []
 
 
-def added(spans: Sequence[tuple[float, float] | None]) -> tuple[float, float] | None:
-    """Ranges added up; None as soon as one of them is not known."""
-    known = [span for span in spans if span is not None]
-    return (math.fsum(s[0] for s in known), math.fsum(s[1] for s in known)) if len(known) == len(spans) else None
+def sums(what: str, known: Sequence[Estimate]) -> str:
+    """Jobs added up, bounds too: at least what is known where some are not."""
+    wh, minutes = (sum([r for r in ranges if r], ZERO) for ranges in ([e.wh for e in known], [e.minutes for e in known]))
+    least = "" if all(e.wh for e in known) else "at least "
+    figures = f"{least}{span(wh)} Wh, {span(minutes)} min" if any(e.wh for e in known) else "unknown"
+    return f"{what}: {len(known)} jobs, {figures}"
 
 
 def name_of(job: PlannedJob) -> str:
@@ -72,12 +74,12 @@ def name_of(job: PlannedJob) -> str:
     return folders[-1] if folders else ""
 
 
-def span(bounds: tuple[float, float] | None) -> str:
-    """A range in two digits."""
-    if bounds is None:
+def span(figure: Range | None) -> str:
+    """A figure with its bounds, in two digits below a hundred."""
+    if figure is None:
         return "-"
-    low, high = (f"{value:.2g}" for value in bounds)
-    return low if low == high else f"{low}-{high}"
+    mid, low, high = (f"{value:.2g}" if value < 100 else f"{value:.0f}" for value in (figure.mid, figure.low, figure.high))
+    return mid if low == high else f"{mid} ({low}-{high})"
 
 
 if __name__ == "__main__":

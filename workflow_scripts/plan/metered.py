@@ -12,12 +12,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from workflow_scripts.pipelines import STAGES
+from workflow_scripts.pipelines import STAGES, rules
 from workflow_scripts.plan.code import code_digest
 from workflow_scripts.plan.jobs import Job
 from workflow_scripts.plan.plan import Plan
 from workflow_scripts.plan.slices import NOTHING, canonical, leaves, line
 
+STAGE_THREADS = 16
 Command = Callable[[Any, Any, Any], list[str]]  # wildcards, input, output -> words
 
 
@@ -39,7 +40,6 @@ class Metered:
     log: str = ""  # where it is not logs/<stage>.log of the folder
     record: Any = ""  # where it is not stages/<stage>.json of the folder
     above_idle: bool = True  # its record sets joules against the idle baseline of the prerun
-    threads: int = 1
     priority: int = 0
     resources: Mapping[str, Any] = field(default_factory=dict)
     named: tuple[str, ...] = ()  # inputs that the program takes by name, where there are no jobs to say them
@@ -53,6 +53,11 @@ class Metered:
     def job(self, wildcards: Any) -> Job:
         """The job of these wildcards."""
         return self.jobs[getattr(wildcards, self.by)] if self.by else next(iter(self.jobs.values()), Job({}))
+
+    @property
+    def threads(self) -> int:
+        """CPUs at most; Snakemake takes as many as there are."""
+        return 1 if rules()[self.name] == "accounting" else STAGE_THREADS
 
     @property
     def settings(self) -> bool:

@@ -78,6 +78,14 @@ class Experiments(dict[str, Settings]):
                 found += [run for run in self.runs.get(policy, [policy]) if run not in found]
         return found
 
+    def leave_out(self, why: Mapping[str, str]) -> None:
+        """Set runs aside with the reason, then those that start from the policy of one that is set aside."""
+        while why:
+            for name, reason in why.items():
+                self.set_aside |= {name: reason, self.methods[name]: reason}
+                del self[name]
+            why = followers(self, self.set_aside)
+
     def policy(self, name: str) -> str:
         """The run that this run starts from: its policy's only run, or that of the same seed. Raises SettingsError."""
         policy, seed = str(self[name].model.policy), self[name].experiment.seed
@@ -192,15 +200,19 @@ def load_experiments(config_dir: Path, base: Mapping[str, Any], overrides: Mappi
     asked_for = experiments.needed() if experiments else list(experiments.set_aside)
     if reasons := [experiments.set_aside[name] for name in asked_for if name in experiments.set_aside]:
         raise SettingsError(reasons[0])
-    while left_out := followers(experiments, experiments.set_aside):
-        for name, why in left_out.items():
-            experiments.set_aside |= {name: why, experiments.methods[name]: why}
-            del experiments[name]
+    experiments.leave_out(followers(experiments, experiments.set_aside))
     if not experiments:
         raise SettingsError(f"no experiment found: {config_dir / 'experiments'} holds no .yaml file")
+    unfit = {}
     for name, settings in experiments.items():
         if settings.model.policy is not None:
-            experiments[name] = with_value(settings, "model.policy", experiments.policy(name))
+            try:
+                experiments[name] = with_value(settings, "model.policy", experiments.policy(name))
+            except SettingsError as error:
+                if not overrides or name in asked_for:
+                    raise
+                unfit[name] = str(error)
+    experiments.leave_out(unfit)
     _check_references(experiments)
     return experiments
 

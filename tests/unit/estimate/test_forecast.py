@@ -122,8 +122,11 @@ def test_the_outcome_of_the_same_training_is_inside(folder: Path) -> None:
     assert row.hours is not None
     assert row.hours.predicted == pytest.approx(50 / 3600)
     (estimate,) = module.estimates([job], folder)
-    assert estimate.wh == pytest.approx((row.kwh.low * 1000, row.kwh.high * 1000))
-    assert estimate.minutes == pytest.approx((row.hours.low * 60, row.hours.high * 60))
+    assert estimate.wh is not None and estimate.minutes is not None
+    assert (estimate.wh.low, estimate.wh.mid, estimate.wh.high) == pytest.approx(
+        (row.kwh.low * 1000, row.kwh.predicted * 1000, row.kwh.high * 1000)
+    )
+    assert (estimate.minutes.low, estimate.minutes.high) == pytest.approx((row.hours.low * 60, row.hours.high * 60))
     assert estimate.note == "history n=1"
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from workflow_scripts.estimate import show
 from workflow_scripts.estimate.forecast import Estimate
+from workflow_scripts.estimate.pricing import Range
 from workflow_scripts.plan.dry_run import PlannedJob, short_reason
 
 CHANGED = "Params have changed since last execution: Union of exclusive params before and now across all output: {} "
@@ -36,21 +37,23 @@ def test_each_stale_job_has_one_line_with_its_reason_and_range(monkeypatch, caps
         PlannedJob("student_train", "student_train", "Forced execution", "demo_kd", {}, {}, "results/demo_kd/stages/x.json"),
         PlannedJob("cache_logits", "logit_caching", "Forced execution", None, {}, {}, "teacher/x-1/parts/r.json", "1-of-2"),
     ]
-    found = [Estimate((0.012, 0.034), (1.0, 1.0), ""), Estimate(None, None, "unknown")]
+    found = [Estimate(Range(0.012, 0.02, 0.034), Range.exactly(1.0), ""), Estimate(None, None, "unknown")]
     monkeypatch.setattr(show, "planned", lambda arguments: (jobs, Path()))
     monkeypatch.setattr(show, "estimates", lambda *_: found)
     assert show.main([]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[1:] == [
-        ["student_train", "demo_kd", "Forced", "execution", "0.012-0.034", "1"],
+        ["student_train", "demo_kd", "Forced", "execution", "0.02", "(0.012-0.034)", "1"],
         ["cache_logits", "1-of-2", "x-1", "Forced", "execution", "-", "-"],
+        ["in", "all:", "2", "jobs,", "at", "least", "0.02", "(0.012-0.034)", "Wh,", "1", "min"],
         ["1", "of", "2", "jobs", "have", "no", "figure", "from", "past", "runs."],
     ]
     runs = [replace(jobs[0], experiment=f"demo_kd-seed{n}") for n in (0, 1)] + [replace(jobs[0], experiment="demo_sft-seed0")]
-    found = [Estimate((0.01, 0.03), (1.0, 1.0), ""), Estimate((0.02, 0.03), (1.0, 2.0), ""), Estimate(None, None, "unknown")]
+    ranges = [(Range(0.01, 0.02, 0.03), Range.exactly(90.0)), (Range(0.02, 0.02, 0.03), Range(90.0, 90.0, 120.0)), (None, None)]
+    found = [Estimate(*pair, "") for pair in ranges]
     assert show.by_method(runs, found) == [
-        "demo_kd: 2 jobs of 2 runs, 0.03-0.06 Wh, 2-3 min",
-        "demo_sft: 1 jobs of 1 runs, - Wh, - min",
+        "demo_kd, 2 runs: 2 jobs, 0.04 (0.03-0.06) Wh, 180 (180-210) min",
+        "demo_sft, 1 runs: 1 jobs, unknown",
     ]
     monkeypatch.setattr(show, "planned", lambda arguments: ([], Path()))
     assert show.main([]) == 0 and capsys.readouterr().out == "Nothing is stale.\n"
