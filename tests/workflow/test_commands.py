@@ -12,12 +12,18 @@ import pytest
 
 from tests.conftest import REPOSITORY, Workflow
 
-PAGES = [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md"), *REPOSITORY.glob("*/README.md")]
+PAGES = [
+    REPOSITORY / "README.md",
+    REPOSITORY / "CONTRIBUTING.md",
+    *(REPOSITORY / "docs").rglob("*.md"),
+    *REPOSITORY.glob("*/README.md"),
+]
 FENCED = re.compile(r"^```(?:bash|sh)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`((?:snakemake|make|python -m|wandb|pip|cp|jq|sbatch|source|git) [^`\n]+)`")
 EXAMPLES = {
     "<targets>": "demo_kd",
     "<teacher stage>": "logit_caching",
+    "<plan | forecast | bill | memory | compare | import | recover>": "plan --help",
     "EXPERIMENT... [--gpu-gb 24 48 80]": "kd_7b_to_1b --gpu-gb 24 48 80",
     "campaign.yaml": "config/campaigns/study.yaml",
     "overlay.yaml": "tiny.yaml",
@@ -32,10 +38,11 @@ NOT_HERE = {
     "make reference": "tests/unit/settings/test_settings.py compares what it writes",
     "pip install -r envs/requirements-lm-eval.txt": ".ci/run calls it",
     "source .venv/bin/activate": "these tests run in that environment",
-    "python -m workflow_scripts import OLD_RUN_FOLDER... --out imported": "tests/unit/importers/test_import_runs.py has old runs",
+    "python -m workflow_scripts import OLD_RUN_FOLDER... --out imported": "tests/unit/importers/test_import_runs.py has them",
     "python -m workflow_scripts compare --summary imported/*/experiment_summary.json --out imported/comparison.json": (
         "tests/unit/importers/test_import_comparison.py"
     ),
+    "python -m workflow_scripts memory": "a page names the command without its experiments",
     "wandb login": "it needs an account",
     "wandb sync results/*/wandb/offline-run-*": "it needs an account; tests/integration/test_tracking.py has a stand-in",
     "sbatch --test-only": "tests/slurm/test_slurm.py has a Slurm",

@@ -97,7 +97,12 @@ def answer(groups: Sequence[Group], gold: Group | None, axis: Axis, target: floa
             known["teacher_used"] = min(s.used_share for s in each.runs) if arm.teacher else None
             gap = verdict.saved[0] if verdict.saved[0] is not None else known.get("equal_tokens_saved")
             if verdict.kind == "undetermined" and spread and isinstance(gap, float) and gap:
-                known["seeds_needed"] = seeds_needed(gap, spread[0])
+                had = min(arm.seeds, base.seeds)
+                apart = verdict.target if verdict.saved[0] is not None else None
+                seen, dof = pooled_spread(
+                    [energies(one, apart) for one in (arm, base)]
+                )  # at this quality, not of whole trainings
+                known["seeds_needed"] = seeds_needed(gap, max(spread[0], float(seen)) if dof else spread[0], had)
             found.levels += _levels(arm, base if not why else arm, axis)
             found.amortised += _amortised(arm, base, verdict, here.get(each.name, 1), axis) if arm.teacher and not why else []
         if why:  # no figure stands beside a refusal that a reader would take for an answer

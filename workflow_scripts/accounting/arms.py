@@ -64,19 +64,22 @@ def _run(summary: ExperimentSummary, axis: Axis, watts: float) -> Run | None:
     training, before = summary.training_energy, summary.before
     final = summary.quality.quality(axis.name)
     own = joules_of(summary.unshared.values())  # of a teacher that is asked for this run alone
-    earlier = joules_of(r for n, r in summary.own.items() if r.role == "student" and r is not summary.training)
+    earlier = joules_of(summary.earlier)
     if training is None or before is None or training.value <= 0 or own is None or earlier is None:
         return None
-    fixed_before = before.value + own + earlier
+    aside = [phase.joules or 0.0 for r in summary.earlier for name, phase in r.phases.items() if name != "work"]
+    fixed_before = before.value + own + earlier - sum(aside)
     found, fixed = summary.evaluations_on_the_way, fixed_joules(summary)
     whole = training.value + before.value + own
+    fixed_of_rounds = sum(aside) - sum(phase.joules or 0.0 for r in summary.earlier if (phase := r.phases.get("evaluate")))
+    work = whole - sum(fixed) - fixed_of_rounds
     points = []
     if found and axis.name == "cross_entropy" and CURVED in summary.own:
         known = [(p.training_joules, p.eval_loss) for p in found.points]
         curve = [(joules, loss) for joules, loss in known if joules is not None and loss is not None]
         points = [(max(0.0, joules - fixed[0]) + fixed_before, axis.sign * loss) for joules, loss in curve]
     final = math.nan if final is None else axis.sign * final
-    points = [point for point in points if point[0] < whole - sum(fixed)] + [(whole - sum(fixed), final)]
+    points = [point for point in points if point[0] < work] + [(work, final)]
     rows, tokens = axis.rows(summary)
     seed = summary.comparable.get("seed")
     return Run(

@@ -221,17 +221,23 @@ class ExperimentSummary(Document):
 
     @property
     def training_energy(self) -> Energy | None:
-        """The student's stages without the evaluations inside the training, where their joules are known."""
-        student, found = self.spent("student"), self.evaluations_on_the_way
-        if student is None or found is None or not found.joules or student.value <= 0:
+        """The student's stages without the evaluations inside the trainings, where their joules are known."""
+        student, evaluating = self.spent("student"), sum(self.evaluating_kwh) * KWH
+        if student is None or not evaluating or student.value <= 0:
             return student
-        return student.scaled(max(0.0, 1 - found.joules / student.value))
+        return student.scaled(max(0.0, 1 - evaluating / student.value))
+
+    @property
+    def earlier(self) -> list[SummaryStage]:
+        """The student's stages before its last training: what it wrote in rounds, and the trainings on that."""
+        return [stage for stage in self.of("student") if stage is not self.training]
 
     @property
     def evaluating_kwh(self) -> list[float]:
-        """Energy [kWh] of the evaluations inside the training; empty where it is not known."""
+        """Energy [kWh] of the evaluations inside each training; none of one where it is not known."""
         found = self.evaluations_on_the_way
-        return [found.joules / KWH] if found and found.joules else []
+        rounds = [phase.joules for stage in self.earlier if (phase := stage.phases.get("evaluate"))]
+        return [joules / KWH for joules in (found.joules if found else None, *rounds) if joules]
 
     @property
     def method_energy(self) -> Energy | None:
@@ -255,15 +261,14 @@ class ExperimentSummary(Document):
         """Why the experiment has no total."""
         wanted = (*teacher_of(self.pipeline), training_of(self.pipeline))
         missing = [Problem(n, f"stage {n} is missing, so it has no total") for n in wanted if n not in self.own]
-        said = {n: r.total_energy_joules for n, r in self.stages.items() if r.spent is None}
-        odd = {n: joules for n, joules in said.items() if joules is not None}
+        odd = {n: joules for n, r in self.stages.items() if r.spent is None and (joules := r.total_energy_joules) is not None}
         return missing + [Problem(n, f"stage {n}: total_energy_joules = {j!r} is no energy") for n, j in odd.items()]
 
     @property
     def partial(self) -> list[str]:
         """Why the total is a lower bound."""
-        unfinished = {name: r.status for name, r in self.stages.items() if r.status != "complete"}
-        return [f"stage {name} is {status}: its energy is a lower bound" for name, status in unfinished.items()]
+        unfinished = ((name, r.status) for name, r in self.stages.items() if r.status != "complete")
+        return [f"stage {name} is {status}: its energy is a lower bound" for name, status in unfinished]
 
     @property
     def random_weights(self) -> bool:
@@ -293,8 +298,7 @@ class ExperimentSummary(Document):
         counted = {kind: [n for stage in own if (n := getattr(stage.work, kind)) is not None] for kind in TOKEN_TYPES}
         self.tokens = {kind: sum(counts) if counts else None for kind, counts in counted.items()}
         self.throughput = {name: stage.tokens_per_second for name, stage in self.own.items()}
-        spent = self.spent()
-        self.total_energy_joules = spent.value if spent else None
+        self.total_energy_joules = spent.value if (spent := self.spent()) else None
         self.total_gpu_energy_joules = sum_of([stage.gpu_energy_joules for stage in known])
         self.total_cpu_energy_joules = sum_of([stage.cpu_energy_joules for stage in known])
         self.useful_j = sum_of([stage.useful_j for stage in known])
@@ -381,8 +385,7 @@ class ExperimentSummary(Document):
         """What the stages warn of, and what is odd about their sum."""
         found = [RANDOM_WEIGHTS] if self.random_weights else []
         found += [f"{name}: {text}" for name, r in self.own.items() for text in r.warnings if text != RANDOM_WEIGHTS]
-        unknown = sorted(name for name, stage in self.own.items() if stage.spent is None)
-        found += [f"{name}: no energy figure, so there is no total" for name in unknown]
+        found += [f"{name}: no energy figure, so there is no total" for name, r in sorted(self.own.items()) if r.spent is None]
         if self.unshared:
             alone = ", ".join(self.unshared)
             found.append(f"{alone}: made for this experiment's own policies: no other experiment can reuse them, only round 1")

@@ -323,9 +323,12 @@ def repeatability(arms: Iterable[Arm], repeats: Sequence[Sequence[float]] = ()) 
     return (float(spread), dof) if dof else None
 
 
-def seeds_needed(difference: float, spread: float, most: int = 100) -> int | None:
-    """Seeds of each arm with which a relative difference is told from 0 at 95 %; None where `most` do not suffice."""
-    for n in range(2, most + 1):
+def seeds_needed(difference: float, spread: float, had: int = 1, most: int = 100) -> int | None:
+    """Seeds of each arm, more than it `had`, with which a relative difference is told from 0 at 95 %.
+
+    None where `most` do not suffice.
+    """
+    for n in range(had + 1, most + 1):
         if t_quantile(POINTWISE, 2.0 * (n - 1)) * spread * math.sqrt(2 / n) < abs(difference):
             return n
     return None

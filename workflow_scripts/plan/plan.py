@@ -332,12 +332,8 @@ class Plan:
         jobs[f"{record_dir}/stages/{plan.pipeline.training}.json"] = plan.training
         jobs[f"{record_dir}/stages/evaluation.json"] = plan.evaluation
         fingerprints = {path: settings_fingerprint(job.identity) for path, job in jobs.items()}
-        return [
-            "--forecast",
-            f"{self.output.root}/forecast.json",
-            "--forecast-settings",
-            json.dumps(fingerprints, sort_keys=True),
-        ]
+        where = f"{self.output.root}/forecast.json"
+        return ["--forecast", where, "--forecast-settings", json.dumps(fingerprints, sort_keys=True)]
 
     def summary_inputs(self, name: str) -> list[str]:
         """Files that the summary of an experiment reads."""

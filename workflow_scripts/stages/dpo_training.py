@@ -71,19 +71,21 @@ def dpo_training(args: Arguments) -> None:
     held_out = None
     if options.eval_steps:
         held_out = read_pairs(pairs_folder, made, "evaluation", other)
-    trainer = PreferenceTrainer(
-        model=model,
-        args=arguments(options, settings.experiment.seed, step_count, checkpoints, log_interval, **own),
-        train_dataset=pairs.select_columns(COLUMNS),
-        eval_dataset=held_out.select_columns(COLUMNS) if held_out else None,
-        processing_class=tokenizer,
-        order=order,
-    )
-    work = [pair_work(row) for row in trainer.train_dataset]
+    pairs = pairs.select_columns(COLUMNS)
+    work = [pair_work(row) for row in pairs]
     share = options.batch_size // world_size()
     steps = work_per_step(order, work, share, options.gradient_accumulation_steps * world_size())
     planned = sum(step.loss for step in steps)
     with Progress("loss", total=planned, phase="start") as progress:
+        trainer = PreferenceTrainer(
+            model=model,
+            args=arguments(options, settings.experiment.seed, step_count, checkpoints, log_interval, **own),
+            train_dataset=pairs,
+            eval_dataset=held_out.select_columns(COLUMNS) if held_out else None,
+            processing_class=tokenizer,
+            order=order,
+            progress=progress,
+        )
         progress.warnings += training.uneven_steps(options, steps)
         callback = WorkCallback(progress, steps, run.training, training.ended_by(options, planned), EnergyBudget.of(options))
         progress.metrics = training.run(trainer, callback, checkpoints)

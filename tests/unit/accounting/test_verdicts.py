@@ -209,6 +209,7 @@ def test_repeatability_and_what_it_asks_for() -> None:
     assert dof == 3 and 0.1 < spread < 0.2
     assert repeatability([arm("a", [1.0])]) is None
     assert seeds_needed(0.5, 0.1) == 2 and seeds_needed(0.0, 0.1) is None
+    assert seeds_needed(0.5, 0.1, 3) == 4, "three did not tell it"
     n = seeds_needed(0.14, 0.23)
     assert n is not None and t_quantile(0.025, 2 * n - 2) * 0.23 * math.sqrt(2 / n) < 0.14
 
