@@ -79,7 +79,7 @@ def test_a_command_of_the_pages_works(finished: Workflow, command: str) -> None:
         command = command.replace("snakemake", "snakemake -n", 1)
     if "profiles/mysite" in command and not command.startswith("cp "):
         command = f"cp -r profiles/slurm profiles/mysite && {command}"
-    command = command.replace("make ", f"make -o {sys.prefix}/.made-from-lock VENV={sys.prefix} ", 1)
+    command = re.sub("^make ", f"make -o {sys.prefix}/.made-from-lock VENV={sys.prefix} ", command)
     (finished.folder / "Makefile").symlink_to(REPOSITORY / "Makefile")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     result = subprocess.run(
