@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import statistics
 import subprocess
 import sys
@@ -52,10 +53,10 @@ def side_by_side(ours: Callable[[], float], theirs: Callable[[], float], repeats
     )
 
 
-def peak_mb(*arguments: str) -> float:
-    """Peak resident memory [MB] of `python -m benchmarks.memory ARGUMENTS`, as that process prints it."""
-    command = [sys.executable, "-m", "benchmarks.memory", *arguments]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+def alone(*arguments: object, **environment: str) -> float:
+    """What `python -m benchmarks.memory ARGUMENTS` prints, a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.memory", *map(str, arguments)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=os.environ | environment)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     return float(done.stdout.split()[-1])

@@ -1,13 +1,16 @@
-"""One step in a process of its own; prints the peak of its resident memory beyond what it had before the step [MB].
+"""One thing measured in a process of its own, printed as a number.
 
-python -m benchmarks.memory loss {fused,dense} POSITIONS VOCABULARY
-python -m benchmarks.memory step {kd,kd_lora,stock} RESULTS      (4,096 tokens; peak of the whole process)
-python -m benchmarks.memory step {opd,trl_opd} RESULTS   (16 rollouts)
+python -m benchmarks.memory loss {fused,dense} POSITIONS VOCABULARY   peak memory beyond the inputs [MB]
+python -m benchmarks.memory step {kd,kd_lora,stock} RESULTS ROWS      one step of rows of 256 tokens: peak of the process [MB]
+python -m benchmarks.memory step {opd,trl_opd} RESULTS ROWS           one step of rollouts: the same
+python -m benchmarks.memory beyond {kd,kd_lora} RESULTS ROWS          one step: the peak beyond the libraries [MB]
+python -m benchmarks.memory rate kd RESULTS ROWS                      tokens per second of a training
 """
 
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -51,22 +54,42 @@ def loss(which: str, positions: int, vocabulary: int) -> float:
     return peak() - before
 
 
-def step(which: str, results: Path) -> float:
+def step(which: str, results: Path, rows: int) -> float:
     """One optimizer step of a training; the whole process."""
     from benchmarks.training import Inputs, train
 
     if which in ("opd", "trl_opd"):
-        inputs = Inputs.rollouts(results, rows=16, teacher=which == "trl_opd")
+        inputs = Inputs.rollouts(results, rows, teacher=which == "trl_opd")
     else:
-        inputs = Inputs.read(results, rows=16, length=256)
-    train(which, inputs, batch=16, steps=1)
+        inputs = Inputs.read(results, rows, length=256)
+    train(which, inputs, batch=rows, steps=1)
     return peak()
+
+
+def beyond(which: str, results: Path, rows: int) -> float:
+    """What a training takes beyond the libraries: two copies of the weights, activations, gradients, the optimizer's state."""
+    import_module("benchmarks.training")  # with all libraries of a training
+
+    before = field("VmRSS")
+    return step(which, results, rows) - before
+
+
+def rate(which: str, results: Path, rows: int) -> float:
+    """Tokens/s of a training in steps of 8 rows, the first one left out."""
+    from benchmarks.training import Inputs, train
+
+    return train(which, Inputs.read(results, rows), batch=8, steps=rows // 8)
 
 
 def main() -> int:
     """Run the command line."""
     what, which, *rest = sys.argv[1:]
-    print(loss(which, int(rest[0]), int(rest[1])) if what == "loss" else step(which, Path(rest[0])))
+    last = int(rest[1])
+    print(
+        loss(which, int(rest[0]), last)
+        if what == "loss"
+        else {"step": step, "beyond": beyond, "rate": rate}[what](which, Path(rest[0]), last)
+    )
     return 0
 
 

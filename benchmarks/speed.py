@@ -26,27 +26,24 @@ import torch
 import yaml
 
 from benchmarks import peers
+from benchmarks.inference import bfloat16, teacher, vllm
 from benchmarks.measure import (
     REPOSITORY,
     Row,
+    alone,
     file_seconds,
     matmul_rate,
-    memory_rate,
     of_matmul_rate,
-    peak_mb,
     run_and_weigh,
     seconds,
     side_by_side,
 )
 from benchmarks.memory import HIDDEN, K, loss_inputs
-from benchmarks.training import Inputs, on_policy_losses, one, train
-from workflow_scripts.distill.generation import Prompt, generate
+from benchmarks.training import Inputs, on_policy_losses, train
 from workflow_scripts.distill.logit_cache import LogitCache, Shard, teacher_rows, write_shard
 from workflow_scripts.distill.losses import KdLoss, fused_distillation_loss
-from workflow_scripts.distill.models import load_model, load_tokenizer
 from workflow_scripts.distill.order import training_order
-from workflow_scripts.distill.scoring import log_likelihoods
-from workflow_scripts.settings.schema import Generation
+from workflow_scripts.energy.child import HEAP
 
 OLMO_VOCABULARY = 100_352
 FIRST_SYSTEM_BYTES = 1608  # per position: k = 100 as int64 and float64, and the row's offsets
@@ -102,37 +99,24 @@ def adapters(results: Path) -> Iterator[Row]:
     run = functools.partial(train, inputs=Inputs.read(results, rows=40), batch=8, steps=4)
     lora, full, ratio = side_by_side(lambda: run("kd_lora"), lambda: run("kd"))
     yield Row("KD training of adapters, tokens/s", "of all weights", ratio, ">= 1.2", f"{lora:.0f} against {full:.0f}")
-    few, all_of_them = (peak_mb("step", which, str(results.absolute())) for which in ("kd_lora", "kd"))
-    figures = f"{few:.0f} against {all_of_them:.0f} MB, the process with its libraries"
-    yield Row("KD training of adapters, peak memory, 4,096 tokens a step", "the same", few / all_of_them, "<= 0.6", figures)
+    for rows in (16, 1):
+        few, all_of_them = (alone("beyond", which, results.absolute(), rows, **HEAP) for which in ("kd_lora", "kd"))
+        name = f"KD training of adapters, peak memory beyond the libraries, {256 * rows:,} tokens a step"
+        yield Row(name, "the same", few / all_of_them, "<= 0.6", f"{few:.0f} against {all_of_them:.0f} MB")
 
 
-def bfloat16(results: Path) -> Iterator[Row]:
-    """The demo's teacher in bfloat16 against float32: forward passes of a logit cache, and generation."""
-    inputs, folder = Inputs.read(results, rows=32), one(results, "models/*instruct/model")
-    half, whole = (load_model(folder, dtype) for dtype in (torch.bfloat16, torch.float32))
-    pad, rows = inputs.tokenizer.pad_token_id, sorted(inputs.rows, key=lambda row: len(row["input_ids"]))[:8]
-    tokens = sum(len(row["input_ids"]) for row in rows)
-
-    def cached(model: torch.nn.Module) -> float:
-        return tokens / seconds(lambda: teacher_rows(model, rows, K, [1.0], pad, 49152))
-
-    fast, slow, ratio = side_by_side(lambda: cached(half), lambda: cached(whole))
-    yield Row("logit caching in bfloat16, tokens/s", "float32", ratio, ">= 1.7", f"{fast:.0f} against {slow:.0f}")
-    prompts = [row["input_ids"][: row["loss_mask"].index(1)] for row in inputs.rows]
-    options = Generation(decoding_strategy="greedy", max_new_tokens=32, batch_size=32)
-    batch = [Prompt(number, ids, number) for number, ids in enumerate(prompts)]
-
-    def written(model: torch.nn.Module) -> float:
-        return 32 * len(batch) / seconds(lambda: list(generate(model, batch, options, [-1], pad)))
-
-    fast, slow, ratio = side_by_side(lambda: written(half), lambda: written(whole), repeats=3)
-    yield Row("generation in bfloat16, tokens/s", "float32", ratio, ">= 1.7", f"{fast:.0f} against {slow:.0f}, batch 32")
+def heap(results: Path) -> Iterator[Row]:
+    """KD training with the glibc tunables that the meter sets where there is no GPU, against without."""
+    run = functools.partial(alone, "rate", "kd", results.absolute(), 40)
+    ours, plain, ratio = side_by_side(lambda: run(**HEAP), run, repeats=3)
+    yield Row(
+        "KD training with the meter's glibc tunables, tokens/s", "without", ratio, ">= 1", f"{ours:.0f} against {plain:.0f}"
+    )
 
 
 def training_memory(results: Path) -> Iterator[Row]:
     """Peak memory of one step of 4,096 tokens."""
-    ours, theirs = (peak_mb("step", which, str(results.absolute())) for which in ("kd", "stock"))
+    ours, theirs = (alone("step", which, results.absolute(), 16) for which in ("kd", "stock"))
     figures = f"{ours:.0f} against {theirs:.0f} MB"
     yield Row("KD training, peak memory, 4,096 tokens a step", "stock SFT", ours / theirs, "<= 0.75", figures)
 
@@ -157,14 +141,9 @@ def on_policy(results: Path) -> Iterator[Row]:
     yield Row("OPD scoring and training, tokens/s", peer, ratio, ">= 1", f"{both:.0f} against {theirs:.0f}")
     mine, other = on_policy_losses(inputs)
     yield Row("OPD loss, k = V: relative difference", peer, abs(mine / other - 1), "<= 1e-5", f"{mine:.7f} against {other:.7f}")
-    peaks = [peak_mb("step", which, str(results.absolute())) for which in ("opd", "trl_opd")]
-    yield Row(
-        "OPD training, peak memory, 16 rollouts",
-        peer,
-        peaks[0] / peaks[1],
-        "<= 0.7",
-        f"{peaks[0]:.0f} against {peaks[1]:.0f} MB",
-    )
+    peaks = [alone("step", which, results.absolute(), 16) for which in ("opd", "trl_opd")]
+    figures = f"{peaks[0]:.0f} against {peaks[1]:.0f} MB"
+    yield Row("OPD training, peak memory, 16 rollouts", peer, peaks[0] / peaks[1], "<= 0.7", figures)
     reverse, forward, ratio = side_by_side(lambda: run("kd_reverse"), lambda: run("kd"))
     yield Row("KD training with reverse KL, tokens/s", "forward KL", ratio, ">= 0.95", f"{reverse:.0f} against {forward:.0f}")
 
@@ -187,61 +166,9 @@ def loss(results: Path) -> Iterator[Row]:
     what = f"KD loss + backward, V = 100,352, {positions} positions, k = {K}, hidden {HIDDEN}"
     figures = f"{mine:.2f} against {peer:.2f} s; the three products of the head at {share:.0%} of the machine's matmul rate"
     yield Row(f"{what}: time", "dense KL in torch", ratio, "<= 0.5", figures)
-    memory = [peak_mb("loss", which, str(positions), str(OLMO_VOCABULARY)) for which in ("fused", "dense")]
+    memory = [alone("loss", which, positions, OLMO_VOCABULARY) for which in ("fused", "dense")]
     figures = f"{memory[0]:.0f} against {memory[1]:.0f} MB"
     yield Row(f"{what}: memory", "dense KL in torch", memory[0] / memory[1], "<= 0.1", figures)
-
-
-def teacher(results: Path) -> Iterator[Row]:
-    """Logit caching, generation and scoring with the demo's teacher."""
-    inputs = Inputs.read(results, rows=32)
-    model = load_model(one(results, "models/*instruct/model"), torch.float32)
-    pad = load_tokenizer(one(results, "models/*instruct/model")).pad_token_id
-    rows = sorted(inputs.rows, key=lambda row: len(row["input_ids"]))[:8]
-    tokens = sum(len(row["input_ids"]) for row in rows)
-    mine, peer, ratio = side_by_side(
-        lambda: tokens / seconds(lambda: teacher_rows(model, rows, K, [1.0], pad, 49152)),
-        lambda: tokens / seconds(lambda: peers.bare_forward(model, rows, pad)),
-    )
-    figures = f"{mine:.0f} against {peer:.0f}{of_matmul_rate(mine, 2 * model.num_parameters())}"
-    yield Row("logit caching, tokens/s", "the bare teacher forward", ratio, ">= 0.9", figures)
-    yield from generation(model, inputs, pad)
-    yield from scoring(model, inputs, pad)
-
-
-def generation(model: torch.nn.Module, inputs: Inputs, pad: int) -> Iterator[Row]:
-    """Batched generation against one prompt at a time, greedy, no end token, 32 new tokens."""
-    prompts = [row["input_ids"][: row["loss_mask"].index(1)] for row in inputs.rows]
-    options = Generation(decoding_strategy="greedy", max_new_tokens=32, batch_size=32)
-    keyed = [Prompt(number, ids, 0) for number, ids in enumerate(prompts)]
-
-    def ours() -> float:
-        made: list[int] = []
-        took = seconds(lambda: made.extend(a.generated for part in generate(model, keyed, options, [], pad) for a in part))
-        return sum(made) / took
-
-    def theirs() -> float:
-        made: list[int] = []
-        took = seconds(lambda: made.append(peers.generate_one_by_one(model, prompts[:6], 32, pad)))
-        return sum(made) / took
-
-    mine, peer, ratio = side_by_side(ours, theirs, repeats=3)
-    weights = 4 * model.num_parameters() * mine / 32
-    figures = f"{mine:.0f} against {peer:.0f}, batch 32{of_matmul_rate(mine, 2 * model.num_parameters())}, and the weights "
-    figures += f"read at {weights / memory_rate():.0%} of the memory's rate"
-    yield Row("generation, tokens/s", "`generate`, one prompt at a time", ratio, ">= 6", figures)
-
-
-def scoring(model: torch.nn.Module, inputs: Inputs, pad: int) -> Iterator[Row]:
-    """Log-likelihoods of answers to prompts, in batches of similar length."""
-    rows = sorted(inputs.rows, key=lambda row: len(row["input_ids"]))[:16]
-    tokens = sum(len(row["input_ids"]) for row in rows)
-    mine, peer, ratio = side_by_side(
-        lambda: tokens / seconds(lambda: [log_likelihoods(model, rows[b : b + 8], pad) for b in (0, 8)]),
-        lambda: tokens / seconds(lambda: peers.score_one_by_one(model, rows)),
-    )
-    figures = f"{mine:.0f} against {peer:.0f}{of_matmul_rate(mine, 2 * model.num_parameters())}"
-    yield Row("preference scoring, tokens/s", "one by one at full vocabulary", ratio, ">= 3", figures)
 
 
 def cache(results: Path) -> Iterator[Row]:
@@ -345,12 +272,14 @@ PARTS: dict[str, Callable[[Path], Iterator[Row]]] = {
         trainings,
         on_policy,
         adapters,
+        heap,
         bfloat16,
         packing,
         compilation,
         training_memory,
         loss,
         teacher,
+        vllm,
         cache,
         plan,
         demo,

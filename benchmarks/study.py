@@ -1,6 +1,7 @@
 """The study's data, from which its table and its verdicts can be computed again.
 
     python -m benchmarks.study RESULTS      from a finished `make study`: docs/study/, the tables of docs/study.md and README.md
+    python -m benchmarks.study RESULTS --students    from config/campaigns/study_students.yaml: students.json and its table
 
 docs/study/ gets comparison.json, figures, and runs.csv with one observation a line, named by its column `what`:
 
@@ -9,13 +10,18 @@ docs/study/ gets comparison.json, figures, and runs.csv with one observation a l
     row          held-out row `number` of the final model: `loss` summed over its `tokens` [nats]
     teacher      `joules` of the `number`-th measurement of the teacher's output that the method uses; without a seed
     scenario     `factor` on the joules of a run, or (without a seed) of that measurement, by energy model or instrument
+
+and students.json, for each student the comparison of its runs with its own baseline.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Iterator
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +32,7 @@ from workflow_scripts.accounting.groups import group
 from workflow_scripts.accounting.load import load
 from workflow_scripts.accounting.rows import Comparison
 from workflow_scripts.accounting.verdicts import Arm, Run, Verdict, judge
-from workflow_scripts.artefact import read_json
+from workflow_scripts.artefact import read_json, write_json
 from workflow_scripts.report.pages import pipe, render
 from workflow_scripts.report.rounding import number
 
@@ -34,6 +40,8 @@ FRONT = Path(__file__).parents[1] / "README.md"
 PAGE = FRONT.parent / "docs" / "study.md"
 DATA = PAGE.with_suffix("")
 MARKS = ("<!-- study -->\n", "<!-- end of study -->\n")
+OF_STUDENTS = ("<!-- students -->\n", "<!-- end of students -->\n")
+SWEPT = "demo_baseline-student"  # the names of the students' baselines begin with it
 COLUMNS = ("method", "seed", "what", "number", "name", "joules", "loss", "tokens", "factor")
 FIGURES = ("energy_quality", "cost_by_reuse", "energy_by_stage", "quality_by_row")
 
@@ -93,10 +101,42 @@ def verdicts(arms: dict[str, Arm], baseline: str) -> dict[str, Verdict]:
     return {name: judge(arms[name], arms[baseline], methods=len(methods)) for name in methods}
 
 
-def page(text: str, content: str) -> str:
+def page(text: str, content: str, marks: tuple[str, str] = MARKS) -> str:
     """A page with the content between its marks."""
-    before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
-    return f"{before}{MARKS[0]}\n{content.strip()}\n\n{MARKS[1]}{after}"
+    before, after = text.split(marks[0])[0], text.split(marks[1])[1]
+    return f"{before}{marks[0]}\n{content.strip()}\n\n{marks[1]}{after}"
+
+
+def compare_students(results: Path) -> dict[str, Any]:
+    """Each student's runs against its own baseline: another student's quality is no loss of the method."""
+    found = {}
+    for folder in sorted(results.glob(f"{SWEPT}*")):
+        student = folder.name.removeprefix(SWEPT).removesuffix("-seed0")
+        runs = [path.parent for path in sorted(results.glob(f"*-student{student}-*/experiment_summary.json"))]
+        with tempfile.TemporaryDirectory() as name:
+            out = Path(name, "comparison.json")
+            summaries = [f"{run}/experiment_summary.json" for run in (folder, *(run for run in runs if run != folder))]
+            options = ["--quality", "cross_entropy", "--baseline", folder.name, "--out", str(out), "--summary", *summaries]
+            subprocess.run([sys.executable, "-m", "workflow_scripts", "compare", *options], check=True)
+            found[student] = read_json(out)
+    return found
+
+
+def of_students(comparisons: Mapping[str, Any]) -> str:
+    """The table of all students' runs, and what their teacher's output costs a student."""
+    rows = []
+    for student, content in comparisons.items():
+        comparison = Comparison.model_validate(content)
+        answers = {row.experiment: row for row in comparison.answers}
+        for row in comparison.groups:
+            said = answers.get(row.group)
+            name = row.group.replace(f"-student{student}", "").removesuffix("-seed0")
+            figures = [row.column(f"{key}_mean") for key in ("student_kwh", "method_kwh", "cross_entropy")]
+            energies = [number(value, None, by) for value, by in zip(figures, (1e3, 1e3, 1.0), strict=True)]
+            more = [number(said.saved, None, 100.0), number(said.reuses, None, 1.0), said.kind] if said else ["", "", ""]
+            rows.append([student, name, *energies, *more])
+    head = ["student", "run", "training [Wh]", "method [Wh]", "held-out CE", "saved [%]", "N\\*", "verdict"]
+    return pipe(rows, head, (0, 1, len(head) - 1))
 
 
 def whole(comparison: Comparison) -> str:
@@ -133,7 +173,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Write data, figures and both pages."""
     parser = argparse.ArgumentParser(prog="benchmarks.study", allow_abbrev=False)
     parser.add_argument("results", type=Path)
-    results = parser.parse_args(arguments).results
+    parser.add_argument("--students", action="store_true")
+    options = parser.parse_args(arguments)
+    results: Path = options.results
+    if options.students:
+        found = compare_students(results)
+        write_json(DATA / "students.json", found)
+        PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), of_students(found), OF_STUDENTS), encoding="utf-8")
+        return 0
     comparison = Comparison.model_validate(read_json(results / "comparison" / "comparison.json"))
     summaries = load([results / row.experiment / "experiment_summary.json" for row in comparison.experiments]).summaries
     groups, watts = group(summaries), modelled_watts(summaries)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -118,6 +119,12 @@ def test_token_counts_against_the_data_themselves(tiny_run: Workflow) -> None:
     assert record["tokens_unit"] == "loss" and 300 <= record["tokens_processed"] < 300 + 96
     generation = tiny_run.json("results/teacher/synthetic_dataset-*/stages/synthetic_generation.json")
     assert 0 < generation["work"]["generated"] <= 6 * 12
+
+
+def test_no_stage_reports_more_work_than_it_has(tiny_run: Workflow) -> None:
+    logs = (tiny_run.folder / "results").rglob("logs/*.log")
+    said = [found for log in logs for found in re.findall(r"(\d+)/(\d+) \w+ tokens", log.read_text())]
+    assert len(said) > 20 and all(int(done) <= int(total) for done, total in said), said
 
 
 def test_final_models_load_and_answer(tiny_run: Workflow) -> None:

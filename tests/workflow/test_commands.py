@@ -33,7 +33,10 @@ NOT_HERE = {
     "make demo": "tests/integration/test_tiny.py runs its DAG at test size",
     "make study": "tests/workflow/test_real_size.py plans it; docs/study.md has what it said",
     **dict.fromkeys(("make checks", "make docs", "make environment", "make test"), ".ci/run calls it"),
-    "python -m benchmarks.study results": "tests/unit/benchmarks/test_study.py computes its tables again",
+    **dict.fromkeys(
+        ("python -m benchmarks.study results", "python -m benchmarks.study results --students"),
+        "tests/unit/benchmarks/test_study.py computes its tables again",
+    ),
     "make test-all": "it is all tests, this one among them",
     "make faults": "tests/integration/test_faults.py runs some of its faults",
     "make reference": "tests/unit/settings/test_settings.py compares what it writes",

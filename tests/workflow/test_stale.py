@@ -306,25 +306,6 @@ def test_a_new_experiment_with_the_same_teacher_settings_shares_the_teacher(fini
     assert plan(finished) == {}
 
 
-@pytest.mark.parametrize("prerun_is", ["changed", "edited"])
-def test_a_changed_prerun_hides_nothing(finished: Workflow, prerun_is: str) -> None:
-    """Snakemake looks at nothing below a stale job whose link is `ancient`: prerun must never be stale by itself."""
-    if prerun_is == "changed":
-        edit(finished, "config/base.yaml", set_key("hardware.min_free_memory_gb", 0.5))
-    else:
-        source = finished.folder / "workflow_scripts" / "stages" / "prerun.py"
-        source.write_text(source.read_text() + "\nCHANGED = True\n")
-    assert plan(finished) == {}
-    edit(finished, "config/experiments/demo_kd.yaml", set_key("training.learning_rate", 1.0e-4))
-    assert set(plan(finished)) == TRAINING_KD
-    (finished.folder / "config" / "experiments" / "kd_new.yaml").write_text("pipeline: kd\ntraining:\n  token_budget: 50\n")
-    assert "student_train kd_new" in plan(finished, "kd_new")
-    if prerun_is == "changed":
-        result = finished.snakemake("--cores", "2", "kd_new", check=False)
-        expected = "settings have changed since results/prerun/local/validation.json was made: delete it and run again"
-        assert result.returncode == 1 and expected in result.stdout + result.stderr
-
-
 def test_an_edited_template_or_corpus_file_reruns_what_reads_it(finished: Workflow) -> None:
     template = finished.folder / "workflow_scripts/distill/chat_templates/smollm2.jinja"
     template.write_text(template.read_text() + "{# edited #}")

@@ -67,12 +67,13 @@ def _run(summary: ExperimentSummary, axis: Axis, watts: float) -> Run | None:
     earlier = joules_of(summary.earlier)
     if training is None or before is None or training.value <= 0 or own is None or earlier is None:
         return None
-    aside = [phase.joules or 0.0 for r in summary.earlier for name, phase in r.phases.items() if name != "work"]
-    fixed_before = before.value + own + earlier - sum(aside)
+    rounds = [(name, phase.joules or 0.0) for record in summary.earlier for name, phase in record.phases.items()]
+    aside = sum(joules for name, joules in rounds if name != "work")
+    evaluated = sum(joules for name, joules in rounds if name == "evaluate")
+    fixed_before = before.value + own + earlier - aside
     found, fixed = summary.evaluations_on_the_way, fixed_joules(summary)
     whole = training.value + before.value + own
-    fixed_of_rounds = sum(aside) - sum(phase.joules or 0.0 for r in summary.earlier if (phase := r.phases.get("evaluate")))
-    work = whole - sum(fixed) - fixed_of_rounds
+    work = whole - sum(fixed) - (aside - evaluated)  # evaluations are no part of `whole`
     points = []
     if found and axis.name == "cross_entropy" and CURVED in summary.own:
         known = [(p.training_joules, p.eval_loss) for p in found.points]

@@ -41,7 +41,7 @@ _DECIDES = re.compile(
 
 # Where there is no GPU, tensors lie in glibc's heap: in huge pages, and kept for the next step. By default each large one is
 # mapped, faulted in by pages of 4 kB, and given back, which takes a third of a training's CPU time.
-_HEAP = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776"}
+HEAP = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776"}
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
 
@@ -135,7 +135,7 @@ def stage_environment(inherited: Mapping[str, str], own: Mapping[str, str]) -> t
 
     `own` are the variables that the meter gives it. GPUs are numbered as NVML numbers them, by their place on the bus.
     """
-    given = {**own, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", **({} if any(map(os.path.exists, GPU_DRIVERS)) else _HEAP)}
+    given = {**own, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", **({} if any(map(os.path.exists, GPU_DRIVERS)) else HEAP)}
     passed = {name: value for name, value in inherited.items() if _MAY_PASS.fullmatch(name)}
     dropped = [n for n, value in inherited.items() if n not in passed and n not in own and given.get(n) != value]
     return passed | given, sorted(dropped)

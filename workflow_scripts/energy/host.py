@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 _ROOT = Path("/")
+IDLE_DAYS = 30.0  # that an idle baseline holds
 
 
 @dataclass(frozen=True)
@@ -94,3 +95,8 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
                 yield group
                 group = group.parent
             yield top
+
+
+def days_old(idle: Mapping[str, Any], at: float) -> float:
+    """Age of an idle baseline at a time [s since 1970]; 0 where it does not say when it was measured."""
+    return (at - idle.get("time", at)) / 86400

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from workflow_scripts.energy.carbon import intensity
+from workflow_scripts.energy.host import IDLE_DAYS, days_old
 from workflow_scripts.energy.ledger import POLICIES, Attempt, total_joules
 from workflow_scripts.energy.model import AttemptRecord, Component, CpuTime, EnergyFigures, StageRecord, Total, Work
 from workflow_scripts.energy.uncertainty import worst
@@ -21,7 +22,6 @@ _UNCERTAINTY_KEYS = (
     ("Slurm", "slurm"),
 )
 FOREIGN_PCT = 5.0
-IDLE_DAYS = 30.0
 
 
 def build_record(own: Sequence[Attempt], overhead: dict[str, float], split: Sequence[Sequence[Attempt]] = ()) -> StageRecord:
@@ -59,8 +59,8 @@ def build_record(own: Sequence[Attempt], overhead: dict[str, float], split: Sequ
     grams = carbon["intensity_g_per_kwh"]
     peak = [a.gpu_peak_watts for a in attempts if a.gpu_peak_watts is not None]
     idle, above_idle = _above_idle(figures, attempts, parts)
-    if idle is not None and (days := (parts[-1].start_time - idle.get("time", parts[-1].start_time)) / 86400) > IDLE_DAYS:
-        warnings.append(f"the idle baseline is {days:.0f} days old: delete the prerun's folder, and it is measured anew")
+    if idle is not None and (days := days_old(idle, parts[-1].start_time)) > IDLE_DAYS:
+        warnings.append(f"the idle baseline is {days:.0f} days old: the next run measures it anew")
     statuses = {"completed": "complete", "lost": "partial"}
     return StageRecord.model_validate(
         {

@@ -4,6 +4,7 @@
 - `one_meter`: a resource limit that no option of the user takes away.
 - `cpus_of_the_jobs`: what a cluster is asked for does not depend on this shell.
 - `compare_with_records`: the check of parameters asks the records on disk, too.
+- `renew_the_prerun`: a prerun of other settings, or with an old idle baseline, is made again before the next job that needs it.
 - `remember`, `stale_jobs`: the plan of a dry run, read after it.
 - `last_request`, `planned_jobs`: jobs of the DAG and what they ask for.
 """
@@ -11,6 +12,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from snakemake.persistence import ParamsChange, PersistenceBase
 from snakemake.utils import available_cpu_count
 
 from workflow_scripts.artefact import sha256
+from workflow_scripts.energy.host import IDLE_DAYS, days_old
+from workflow_scripts.plan.jobs import Job
 from workflow_scripts.plan.plan import Plan
 from workflow_scripts.plan.slices import NOTHING, leaves, line
 from workflow_scripts.settings import SettingsError, load_experiments
@@ -44,6 +48,7 @@ def adapt(workflow: Any) -> None:
     one_meter(workflow)
     compare_with_records()
     cpus_of_the_jobs()
+    renew_the_prerun()
 
 
 def one_meter(workflow: Any) -> None:
@@ -104,6 +109,53 @@ def compare_with_records() -> None:
     PersistenceBase.params_of_snakemake = compared
     PersistenceBase.has_metadata = has_metadata
     PersistenceBase.params_changed = params_changed
+
+
+def renew_the_prerun() -> None:
+    """Add a prerun that no longer holds to the jobs that will run, where one of them states it; alone it is not repeated.
+
+    Its link is `ancient`: what is finished stays fresh. Snakemake itself would look at nothing below a stale prerun.
+    """
+    from snakemake.dag import DAG
+
+    decide = DAG.update_needrun
+    if hasattr(DAG, "update_needrun_of_snakemake"):
+        return
+
+    async def update_needrun(self: Any, *arguments: Any, **options: Any) -> None:
+        await decide(self, *arguments, **options)
+        for job in [job for job in self.jobs if job.rule.name == "prerun" and not (self.needrun(job) or self.finished(job))]:
+            waiting = [other for other in self.depending[job] if self.needrun(other)]
+            if (
+                waiting
+                and (lines := outdated(Path(job.output.validation), _SEEN[-1][1]["prerun"].job(job.wildcards))) is not None
+            ):
+                old, new = (frozenset(map(repr, each)) for each in lines)
+                self.reason(job).params_changed = ParamsChange(only_old=old, only_new=new, files=frozenset(job.output))
+                self._needrun.add(job)
+                self._n_until_ready[job] = 0
+                for other in waiting:
+                    self._n_until_ready[other] += 1
+                self._len += 1
+
+    DAG.update_needrun_of_snakemake = decide
+    DAG.update_needrun = update_needrun
+
+
+def outdated(validation: Path, planned: Job) -> tuple[set[str], set[str]] | None:
+    """Why a prerun's result holds no longer, as `key=value` before and now; None where it does, or is not there."""
+    try:
+        made = json.loads(validation.read_text(encoding="utf-8"))
+        was, days = {line(*leaf) for leaf in leaves(made["settings"]).items()}, days_old(made["idle"], time.time())
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {"result=damaged"}, {"result=whole"}
+    now = {line(*leaf) for leaf in leaves(planned.deciding).items()}
+    old, new = was - now, now - was
+    if days > IDLE_DAYS:
+        old, new = old | {f"idle baseline={days:.0f} days old"}, new | {f"idle baseline=at most {IDLE_DAYS:.0f}"}
+    return (old, new) if old or new else None
 
 
 def _planned(job: Any) -> tuple[set[str], list[str]]:

@@ -14,7 +14,7 @@ REFUSED = {
     "energy": "{value}",
     "boundary": "{value}",
     "evaluation split": "their evaluation splits differ ({value})",
-    "starting model": "{experiment} starts from {value}, and what training that cost is not known",
+    "starting model": "{experiment} starts from {value}, another model, and what making that cost is on no bill",
     "hardware": "their trainings ran on different hardware ({value})",
     "uncertainty": "the uncertainty of stage {stage} of {experiment} is not known",
     "cpu share": "stage {stage} of {experiment} had {value} of its host's CPU time: repeat it alone",

@@ -47,7 +47,11 @@ def evaluation(args: Arguments) -> None:
         model if same else load_model(teacher_folder, dtype, settings.model.attn_implementation) if one_vocabulary else None
     )
     rows = corpus.read_table(corpus_folder / "evaluation.parquet")
-    with Progress("input", total=sum(len(row["input_ids"]) for row in rows)) as progress:
+    sides: list[dict[str, Any]] = []
+    if "preferences" in args.inputs:
+        pairs, pair_facts = open_artefact(args.inputs["preferences"], "preference_dataset")
+        sides = pair_sides(pairs, pair_facts, corpus_facts, tokenizer)
+    with Progress("input", total=sum(len(row["input_ids"]) for row in [*rows, *sides])) as progress:
         found: dict[int, Agreement] = {}
         for members in by_length(list(enumerate(rows)), settings.evaluation.batch_size, lambda item: len(item[1]["input_ids"])):
             batch = [row for _, row in members]
@@ -96,10 +100,7 @@ def evaluation(args: Arguments) -> None:
         if "preferences" in args.inputs:
             reference_folder, _ = open_model(args.inputs["reference"])
             reference = load_model(reference_folder, dtype, settings.model.attn_implementation)
-            pairs, pair_facts = open_artefact(args.inputs["preferences"], "preference_dataset")
-            result["preference"] = margins(
-                model, reference, pair_rows(pairs, pair_facts, corpus_facts, tokenizer), tokenizer, settings, progress
-            )
+            result["preference"] = margins(model, reference, sides, tokenizer, settings, progress)
         progress.metrics = {k: v for k, v in result.items() if isinstance(v, float)}
         if tasks is not None:
             result["tasks"] = harness.run(model, tokenizer, ends, settings.evaluation, tasks)
@@ -197,27 +198,28 @@ def answer_bytes(rows: list[dict[str, Any]], tokenizer: Any) -> int:
     )
 
 
-def pair_rows(folder: Path, made: dict[str, Any], facts: dict[str, Any], tokenizer: Any) -> list[dict[str, Any]]:
-    """Held-out pairs with token ids of the corpus's tokenizer."""
-    found = corpus.read_table(folder / "evaluation.parquet")
-    if made["tokenizer_sha256"] == facts["tokenizer_sha256"]:
-        return found
-    return [row | ids for row in found if (ids := corpus.tokenise_pair(tokenizer, row))]
+def pair_sides(folder: Path, made: dict[str, Any], facts: dict[str, Any], tokenizer: Any) -> list[dict[str, Any]]:
+    """Held-out pairs with token ids of the corpus's tokenizer, as rows: chosen, rejected, chosen of the next one."""
+    pairs = corpus.read_table(folder / "evaluation.parquet")
+    if made["tokenizer_sha256"] != facts["tokenizer_sha256"]:
+        pairs = [row | ids for row in pairs if (ids := corpus.tokenise_pair(tokenizer, row))]
+    return [
+        {
+            "input_ids": pair["prompt_ids"] + pair[f"{side}_ids"],
+            "loss_mask": [0] * len(pair["prompt_ids"]) + [1] * len(pair[f"{side}_ids"]),
+        }
+        for pair in pairs
+        for side in ("chosen", "rejected")
+    ]
 
 
 def margins(
-    model: Any, reference: Any, pairs: list[dict[str, Any]], tokenizer: Any, settings: Settings, progress: Progress
+    model: Any, reference: Any, rows: list[dict[str, Any]], tokenizer: Any, settings: Settings, progress: Progress
 ) -> dict[str, float]:
-    """Implicit reward margin beta * ((log p - log p_ref)(chosen) - (log p - log p_ref)(rejected)) on held-out pairs.
+    """Implicit reward margin beta * ((log p - log p_ref)(chosen) - (log p - log p_ref)(rejected)) on the sides of pairs.
 
     Rafailov et al. 2023, eq. 6. `accuracy` is the share of pairs with a positive margin.
     """
-    rows = []
-    for pair in pairs:
-        for side in ("chosen", "rejected"):
-            prompt, completion = pair["prompt_ids"], pair[f"{side}_ids"]
-            mask = [0] * len(prompt) + [1] * len(completion)
-            rows.append({"input_ids": prompt + completion, "loss_mask": mask})
     rewards: list[float] = [0.0] * len(rows)
     numbered = list(enumerate(rows))
     for batch in by_length(numbered, settings.evaluation.batch_size, lambda item: len(item[1]["input_ids"])):

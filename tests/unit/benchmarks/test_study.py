@@ -67,3 +67,9 @@ def test_every_energy_has_a_second_model() -> None:
 def test_both_pages_have_the_tables_of_the_data(path: Path, content: Callable[[Comparison], str]) -> None:
     text = path.read_text(encoding="utf-8")
     assert study.page(text, content(PUBLISHED)) == text
+
+
+def test_the_page_has_the_table_of_the_students() -> None:
+    text = study.PAGE.read_text(encoding="utf-8")
+    assert study.page(text, study.of_students(read_json(study.DATA / "students.json")), study.OF_STUDENTS) == text
+    assert text.count("smollm2-46m-pruned |") == 5

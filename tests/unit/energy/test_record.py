@@ -255,7 +255,7 @@ def test_joules_above_idle_over_the_same_boundary() -> None:
 
 def test_an_old_baseline_is_said() -> None:
     record = build(attempt(1, 10, cpu=figure(100.0), idle=IDLE | {"time": 1000.0 - 40 * 86400}))
-    assert record.warnings == ["the idle baseline is 40 days old: delete the prerun's folder, and it is measured anew"]
+    assert record.warnings == ["the idle baseline is 40 days old: the next run measures it anew"]
     assert build(attempt(1, 10, cpu=figure(100.0), idle=IDLE | {"time": 0.0})).warnings == []
 
 
