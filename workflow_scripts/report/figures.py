@@ -10,7 +10,7 @@ import os
 import re
 import tempfile
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#5
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
 SIZE = (5.4, 3.9)  # inches: read on a phone's width
+LINE = 0.2  # inches of a line of text
 TIP = "tip: "
 DOTS = 2000  # of held-out rows, more make the page heavy
 _QUALITY = {
@@ -59,7 +60,8 @@ def energy_by_stage(summaries: list[ExperimentSummary], path: Path, unlike: list
     """Stacked bars: every stage in the style of its role, phases but the work itself paler; what has no figure is named."""
     known = [sum(spent.kwh for r in s.own.values() if (spent := r.spent) is not None) for s in summaries]
     factor, unit = unit_of(max(known, default=0.0))
-    figure, axes = plt.subplots(figsize=(6.6, 1.5 + 0.42 * len(summaries)), layout="constrained")
+    height = 1.5 + row_inches(0.42, (s.experiment_name for s in summaries))
+    figure, axes = plt.subplots(figsize=(6.6, height), layout="constrained")
     names, right = [], 0.0
     for row, summary in enumerate(summaries):
         left, whole = 0.0, summary.spent() if not summary.problems else None
@@ -79,7 +81,7 @@ def energy_by_stage(summaries: list[ExperimentSummary], path: Path, unlike: list
         right = max(right, end)
         unknown = [*(problem.stage for problem in summary.problems), *(n for n, r in summary.own.items() if r.spent is None)]
         missing = textwrap.fill(f"no figure: {', '.join(dict.fromkeys(unknown))}", 30) if unknown else ""
-        names.append("\n".join(filter(None, (summary.experiment_name, missing))))
+        names.append("\n".join(filter(None, (fold(summary.experiment_name), missing))))
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlim(0, right * 1.28 or 1)
@@ -108,20 +110,18 @@ def energy_quality(comparison: Comparison, answers: Answers, path: Path) -> None
         return
     ends = {name: float(arm.over_seeds(lambda run: run.joules[-1]).mean()) / KWH for name, arm in arms.items()}
     factor, unit = unit_of(max(ends.values()))
-    figure, axes = plt.subplots(figsize=SIZE, layout="constrained")
+    figure, axes = plt.subplots(figsize=(SIZE[0], SIZE[1] + legend_inches(arms)), layout="constrained")
     chances = {row.group: row.pareto_probability or 0.0 for row in comparison.groups}
     finals = {row.group: row.column(f"{comparison.quality}_mean") for row in comparison.groups}
     for i, (name, arm) in enumerate(arms.items()):
         colour, own = COLOURS[i % len(COLOURS)], [row for row in comparison.levels if row.experiment == name]
-        axes.plot([r.kwh * factor for r in own], [r.quality for r in own], color=colour, linestyle=DASHES[i % len(DASHES)])
+        axes.plot([r.kwh * factor for r in own], [r.quality for r in own], color=colour, linestyle=turned(DASHES, i))
         if own and own[0].low_kwh is not None:
             band = ([(row.column(key) or 0.0) * factor for row in own] for key in ("low_kwh", "high_kwh"))
             axes.fill_betweenx([row.quality for row in own], *band, color=colour, alpha=0.15, linewidth=0)
         for run in arm.runs:
             axes.plot(run.joules / KWH * factor, np.abs(run.loss), ".", color=colour, markersize=3, alpha=0.5)
-        (point,) = axes.plot(
-            ends[name] * factor, finals[name], MARKERS[i % len(MARKERS)], color=colour, markersize=8, label=name
-        )
+        (point,) = axes.plot(ends[name] * factor, finals[name], turned(MARKERS, i), color=colour, markersize=8, label=name)
         point.set(markerfacecolor=colour if chances[name] >= 0.5 else "white")
         point.set_gid(tip(f"{name}: {rounded(ends[name] * factor, 3)} {unit}, {comparison.quality} {rounded(finals[name], 4)}"))
     axes.set_xlim(left=0)
@@ -142,12 +142,12 @@ def cost_by_reuse(comparison: Comparison, path: Path) -> None:
         )
         return
     factor, unit = unit_of(max(row.amortised_kwh for row in rows))
-    height = SIZE[1] * (1.7 if stars else 1.0)
+    height = SIZE[1] * (1.7 if stars else 1.0) + LINE * max(0, len({row.experiment for row in rows}) - 4)
     figure, grid = plt.subplots(1 + bool(stars), 1, figsize=(SIZE[0], height), layout="constrained", squeeze=False)
     order = [row.group for row in comparison.groups]
     for name in dict.fromkeys(row.experiment for row in rows):
         i, own = order.index(name), [row for row in rows if row.experiment == name]
-        style = {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i % len(DASHES)]}
+        style = {"color": COLOURS[i % len(COLOURS)], "linestyle": turned(DASHES, i)}
         where = "whole trainings" if own[0].target is None else f"to {rounded(own[0].target, 4)}"
         once = " (without an interval)" if own[0].low_kwh is None else ""
         axes, reuses = grid[0][0], [row.reuses for row in own]
@@ -160,7 +160,7 @@ def cost_by_reuse(comparison: Comparison, path: Path) -> None:
             )
         )
         here = next(row for row in own if row.here)
-        (marker,) = axes.plot(here.reuses, here.amortised_kwh * factor, MARKERS[i % len(MARKERS)], color=style["color"])
+        (marker,) = axes.plot(here.reuses, here.amortised_kwh * factor, turned(MARKERS, i), color=style["color"])
         marker.set_gid(tip(f"{name}, used by {here.reuses} here: {rounded(here.amortised_kwh * factor, 3)} {unit} each"))
         if points := [row for row in stars if row.experiment == name]:
             below, quality = grid[1][0], [row.quality for row in points]
@@ -199,7 +199,8 @@ def quality_by_row(comparison: Comparison, answers: Answers, path: Path) -> None
     ):
         empty(path, "no method is comparable, or the evaluations kept no loss by row")
         return
-    figure, axes = plt.subplots(figsize=(SIZE[0], 1.3 + 0.6 * len(pairs)), layout="constrained")
+    height = 1.3 + row_inches(0.6, (row.experiment for row, _ in pairs))
+    figure, axes = plt.subplots(figsize=(SIZE[0], height), layout="constrained")
     theirs, tokens = np.mean([run.rows for run in base.runs], axis=0), np.maximum(base.runs[0].tokens, 1)
     for i, (row, arm) in enumerate(pairs):
         colour = COLOURS[[each.group for each in comparison.groups].index(row.experiment) % len(COLOURS)]
@@ -212,10 +213,10 @@ def quality_by_row(comparison: Comparison, answers: Answers, path: Path) -> None
         (point,) = axes.plot(middle, i, "D", color="black", zorder=3)
         point.set_gid(tip(f"{row.experiment}: {rounded(middle, 3)} better than {comparison.baseline}"))
     axes.axvline(0, color="#777777", linewidth=1)
-    axes.set_yticks(range(len(pairs)), [row.experiment for row, _ in pairs])
+    axes.set_yticks(range(len(pairs)), [fold(row.experiment) for row, _ in pairs])
     axes.locator_params(axis="x", nbins=5)
     axes.invert_yaxis()
-    axes.set_xlabel(f"better than {comparison.baseline} by, in {comparison.quality} (dots: held-out rows)")
+    axes.set_xlabel(textwrap.fill(f"better than {comparison.baseline} by, in {comparison.quality} (dots: held-out rows)", 70))
     axes.grid(alpha=0.3)
     save(figure, path, [])
 
@@ -223,6 +224,26 @@ def quality_by_row(comparison: Comparison, answers: Answers, path: Path) -> None
 def tip(text: str) -> str:
     """The id of an element that says this text when a pointer rests on it."""
     return TIP + text
+
+
+def turned(styles: Sequence[Any], i: int) -> Any:
+    """The style of the i-th experiment; each time that the colours begin again, another one of a colour."""
+    return styles[(i + i // len(COLOURS)) % len(styles)]
+
+
+def fold(name: str) -> str:
+    """A name in lines that leave room for what stands beside it."""
+    return textwrap.fill(name, 30)
+
+
+def row_inches(each: float, names: Iterable[str]) -> float:
+    """Height of rows with these names beside them, `each` inches where a name is one line."""
+    return sum(each + LINE * fold(name).count("\n") for name in names)
+
+
+def legend_inches(names: Collection[str]) -> float:
+    """What a legend of these names takes beyond two lines."""
+    return LINE * max(0, math.ceil(len(names) / columns(names)) - 2)
 
 
 def columns(names: Iterable[str]) -> int:

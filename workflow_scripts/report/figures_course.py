@@ -14,7 +14,7 @@ from workflow_scripts.accounting.model import ExperimentSummary
 from workflow_scripts.accounting.rows import StageKey, stage_key, users
 from workflow_scripts.accounting.traces import TraceError, energy_curve, intermediate_evaluations, loss_curve, power_curve
 from workflow_scripts.energy.model import StageRecord
-from workflow_scripts.report.figures import COLOURS, DASHES, MARKERS, ROLE_STYLE, columns, empty, save
+from workflow_scripts.report.figures import COLOURS, DASHES, MARKERS, ROLE_STYLE, columns, empty, save, turned
 
 COLUMNS = 4
 METRICS = {
@@ -155,9 +155,9 @@ def _loss_panels(shown: dict[str, dict[str, list[tuple[float, float]]]], group_o
     for axes, (metric, own) in zip(grid[0], shown.items(), strict=True):
         for name, points in own.items():
             i = order.index(group_of[name])
-            marker = MARKERS[i % len(MARKERS)] if len(points) < 30 else ""
+            marker = turned(MARKERS, i) if len(points) < 30 else ""
             (line,) = axes.plot([x * scale for x, _ in points], [y for _, y in points], marker=marker, markersize=5)
-            line.set(color=COLOURS[i % len(COLOURS)], linestyle=DASHES[i % len(DASHES)])
+            line.set(color=COLOURS[i % len(COLOURS)], linestyle=turned(DASHES, i))
             handles.setdefault(group_of[name], line)
         axes.set_xlabel(f"energy of the training [{unit}]")
         axes.set_ylabel(METRICS[metric])

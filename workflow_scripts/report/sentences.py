@@ -120,16 +120,14 @@ def _why(row: Answer, made: Comparison) -> str:
 def _remedy(row: Answer, made: Comparison) -> str:
     if row.kind == "not comparable":
         return ""
+    alone = min(row.runs, row.baseline_runs) < 2
     seeds = "Not even 100 seeds of each would tell so small a difference"
     if row.seeds_needed:
-        seeds = f"About {row.seeds_needed} seeds of each would tell such a difference"
+        seeds = f"{'At least' if alone else 'About'} {row.seeds_needed} seeds of each would tell such a difference"
+        seeds += ", more if seeds differ more than repeated work" if alone else ""
     elif row.runs < 3 or row.repeatability is None:
         seeds = "Three seeds of each would be a beginning"
-    one = (
-        " With one run of a method nothing is definite: repeat with other seeds."
-        if min(row.runs, row.baseline_runs) < 2
-        else ""
-    )
+    one = " With one run of a method nothing is definite: repeat with other seeds." if alone else ""
     told = CAUSES[row.cause][1].format(seeds=seeds) if row.kind == "undetermined" and row.cause else ""
     worse = " Its quality got worse towards the end: the best evaluation counts." if row.worsened else ""
     if not row.work_apart and row.saved is not None:
