@@ -6,8 +6,8 @@
 # Each with stages/<stage>.json (the record) and codecarbon/ beside it.
 
 RULES += [
-    # Only a missing result makes prerun run: Snakemake looks at nothing below a job that must run when the link is `ancient`.
-    # A result made with other settings is refused by the meter.
+    # Snakemake adds prerun where its result is missing, `renew_the_prerun` where it no longer holds; by the `ancient` link
+    # nothing finished becomes stale. The meter refuses a result of other settings.
     Metered(
         "prerun",
         folder=PRERUN_DIR,

@@ -125,11 +125,8 @@ def renew_the_prerun() -> None:
     async def update_needrun(self: Any, *arguments: Any, **options: Any) -> None:
         await decide(self, *arguments, **options)
         for job in [job for job in self.jobs if job.rule.name == "prerun" and not (self.needrun(job) or self.finished(job))]:
-            waiting = [other for other in self.depending[job] if self.needrun(other)]
-            if (
-                waiting
-                and (lines := outdated(Path(job.output.validation), _SEEN[-1][1]["prerun"].job(job.wildcards))) is not None
-            ):
+            waiting, planned = [other for other in self.depending[job] if self.needrun(other)], _SEEN[-1][1]["prerun"].job({})
+            if waiting and (lines := outdated(Path(job.output.validation), planned)):
                 old, new = (frozenset(map(repr, each)) for each in lines)
                 self.reason(job).params_changed = ParamsChange(only_old=old, only_new=new, files=frozenset(job.output))
                 self._needrun.add(job)

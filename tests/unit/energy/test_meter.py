@@ -17,7 +17,7 @@ import pytest
 
 from tests.helpers.meter_bench import REPOSITORY, SCHEMA, WORKER, Bench, alive, python, rapl_tree, wait_for
 from workflow_scripts.energy.ledger import LedgerError, read_attempts
-from workflow_scripts.energy.meter import main
+from workflow_scripts.energy.meter import check_prerun, main
 from workflow_scripts.plan.slices import canonical
 from workflow_scripts.settings.schema import Hardware, Prerun
 
@@ -364,3 +364,11 @@ def test_an_input_manifest_that_is_cut_is_named(tmp_path, capsys) -> None:
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"work: meter: {cut} is not whole JSON") and line.endswith("delete it and run again")
     assert not list((tmp_path / "state").rglob("lock.json"))
+
+
+def test_a_prerun_of_other_settings_is_refused(tmp_path: Path) -> None:
+    made = tmp_path / "validation.json"
+    made.write_text(json.dumps({"settings": {"hardware": {"min_free_memory_gb": 1.0}}}))
+    check_prerun(str(made), json.dumps({"hardware": {"min_free_memory_gb": 1.0}}))
+    with pytest.raises(OSError, match="settings have changed since .*validation.json was made: delete it and run again"):
+        check_prerun(str(made), json.dumps({"hardware": {"min_free_memory_gb": 2.0}}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from workflow_scripts.energy.state import file_identity
 from workflow_scripts.plan.code import code_digest, sources
 from workflow_scripts.plan.jobs import Job
 from workflow_scripts.plan.metered import Metered
-from workflow_scripts.plan.snakemake_internals import differences
+from workflow_scripts.plan.snakemake_internals import differences, outdated
 
 PLANNED = {"training.learning_rate=0.1", "code=abc"}
 
@@ -103,3 +104,15 @@ def test_code_that_decides_is_in_the_digest() -> None:
     }
     train = ("workflow_scripts.stages.student_train",)
     assert code_digest(train) != code_digest(train, ("training",)) != code_digest(train, ("dpo",))
+
+
+def test_a_prerun_holds_for_its_settings_and_thirty_days(tmp_path: Path) -> None:
+    made, settings = tmp_path / "validation.json", {"prerun": {"idle_seconds": 2.0}}
+    assert outdated(made, Job(settings)) is None, "what is missing is made by Snakemake"
+    made.write_text(json.dumps({"settings": settings, "idle": {"time": time.time() - 29 * 86400}}))
+    assert outdated(made, Job(settings)) is None
+    assert outdated(made, Job({"prerun": {"idle_seconds": 3.0}})) == ({"prerun.idle_seconds=2.0"}, {"prerun.idle_seconds=3.0"})
+    made.write_text(json.dumps({"settings": settings, "idle": {"time": time.time() - 31 * 86400}}))
+    assert outdated(made, Job(settings)) == ({"idle baseline=31 days old"}, {"idle baseline=at most 30"})
+    made.write_text("{")
+    assert outdated(made, Job(settings)) is not None
