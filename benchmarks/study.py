@@ -11,17 +11,14 @@ docs/study/ gets comparison.json, figures, and runs.csv with one observation a l
     teacher      `joules` of the `number`-th measurement of the teacher's output that the method uses; without a seed
     scenario     `factor` on the joules of a run, or (without a seed) of that measurement, by energy model or instrument
 
-and students.json, for each student the comparison of its runs with its own baseline.
+and students.json, a list with the second campaign's comparison, each student's runs against its own baseline.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,34 +104,22 @@ def page(text: str, content: str, marks: tuple[str, str] = MARKS) -> str:
     return f"{before}{marks[0]}\n{content.strip()}\n\n{marks[1]}{after}"
 
 
-def compare_students(results: Path) -> dict[str, Any]:
-    """Each student's runs against its own baseline: another student's quality is no loss of the method."""
-    found = {}
-    for folder in sorted(results.glob(f"{SWEPT}*")):
-        student = folder.name.removeprefix(SWEPT).removesuffix("-seed0")
-        runs = [path.parent for path in sorted(results.glob(f"*-student{student}-*/experiment_summary.json"))]
-        with tempfile.TemporaryDirectory() as name:
-            out = Path(name, "comparison.json")
-            summaries = [f"{run}/experiment_summary.json" for run in (folder, *(run for run in runs if run != folder))]
-            options = ["--quality", "cross_entropy", "--baseline", folder.name, "--out", str(out), "--summary", *summaries]
-            subprocess.run([sys.executable, "-m", "workflow_scripts", "compare", *options], check=True)
-            found[student] = read_json(out)
-    return found
-
-
-def of_students(comparisons: Mapping[str, Any]) -> str:
-    """The table of all students' runs, and what their teacher's output costs a student."""
+def of_students(comparisons: Iterable[Comparison]) -> str:
+    """The table of all students' runs, each under its own baseline, and what their teacher's output costs a student."""
     rows = []
-    for student, content in comparisons.items():
-        comparison = Comparison.model_validate(content)
+    for comparison in comparisons:
         answers = {row.experiment: row for row in comparison.answers}
-        for row in comparison.groups:
-            said = answers.get(row.group)
-            name = row.group.replace(f"-student{student}", "").removesuffix("-seed0")
-            figures = [row.column(f"{key}_mean") for key in ("student_kwh", "method_kwh", "cross_entropy")]
-            energies = [number(value, None, by) for value, by in zip(figures, (1e3, 1e3, 1.0), strict=True)]
-            more = [number(said.saved, None, 100.0), number(said.reuses, None, 1.0), said.kind] if said else ["", "", ""]
-            rows.append([student, name, *energies, *more])
+        for gold in dict.fromkeys(row.baseline for row in comparison.answers):
+            student = gold.removeprefix(SWEPT).removesuffix("-seed0")
+            for row in comparison.groups:
+                said = answers.get(row.group)
+                if gold not in (row.group, said and said.baseline):
+                    continue
+                name = row.group.replace(f"-student{student}", "").removesuffix("-seed0")
+                figures = [row.column(f"{key}_mean") for key in ("student_kwh", "method_kwh", "cross_entropy")]
+                energies = [number(value, None, by) for value, by in zip(figures, (1e3, 1e3, 1.0), strict=True)]
+                more = [number(said.saved, None, 100.0), number(said.reuses, None, 1.0), said.kind] if said else ["", "", ""]
+                rows.append([student, name, *energies, *more])
     head = ["student", "run", "training [Wh]", "method [Wh]", "held-out CE", "saved [%]", "N\\*", "verdict"]
     return pipe(rows, head, (0, 1, len(head) - 1))
 
@@ -176,12 +161,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--students", action="store_true")
     options = parser.parse_args(arguments)
     results: Path = options.results
-    if options.students:
-        found = compare_students(results)
-        write_json(DATA / "students.json", found)
-        PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), of_students(found), OF_STUDENTS), encoding="utf-8")
-        return 0
     comparison = Comparison.model_validate(read_json(results / "comparison" / "comparison.json"))
+    if options.students:
+        write_json(DATA / "students.json", [comparison.content()])
+        PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), of_students([comparison]), OF_STUDENTS), encoding="utf-8")
+        return 0
     summaries = load([results / row.experiment / "experiment_summary.json" for row in comparison.experiments]).summaries
     groups, watts = group(summaries), modelled_watts(summaries)
     arms = [arm for each in groups if (arm := arm_of(each, Axis(comparison.quality, 1.0), watts))]

@@ -118,6 +118,8 @@ def test_an_experiment_that_starts_from_a_swept_policy_gives_way_unless_it_is_as
     plan = Plan(load_experiments(CONFIG, deep_merge(base, campaign), campaign))
     assert "'demo_baseline' is swept: name one of its variants" in plan.set_aside["demo_dpo"]
     assert len(plan.comparison.experiments) == 2 + 2 * 2 * 2
+    students = ("smollm2-64m-pruned", "smollm2-46m-pruned")
+    assert plan.baselines == [f"demo_baseline-student{student}-seed0" for student in students]
     caches = [plan.experiments[run].shared["logit_caching"] for run in plan.targets["demo_kd"]]
     assert len(caches) == 8 and len(set(caches)) == 1  # two students, one output of the teacher
     asked = campaign | {"comparison": {"experiments": ["demo_dpo"], "baseline": None}}

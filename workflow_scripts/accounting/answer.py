@@ -72,20 +72,35 @@ class Answers:
         return {name: arm for name, arm in self.arms.items() if name not in refused}
 
 
-def answer(groups: Sequence[Group], gold: Group | None, axis: Axis, target: float | None, here: Mapping[str, int]) -> Answers:
-    """Verdict, levels and costs over reuses of every method. `target` is in the axis' units; `here` the reuses so far."""
+def own_baseline(method: Group, golds: Sequence[Group]) -> Group:
+    """The baseline of the method's student: of the same starting model, or the policy that it starts from; else the first."""
+    starts = {str(s.comparable.get("starting model")) for s in method.runs}
+    theirs = ({each.name, *(str(s.comparable.get("starting model")) for s in each.runs)} for each in golds)
+    return next((gold for gold, known in zip(golds, theirs, strict=True) if starts & known), golds[0])
+
+
+def _methods(groups: Sequence[Group], golds: Sequence[Group]) -> list[Group]:
+    """The groups that are compared with a baseline; none without one."""
+    return [each for each in groups if golds and each.name not in {gold.name for gold in golds}]
+
+
+def answer(
+    groups: Sequence[Group], golds: Sequence[Group], axis: Axis, target: float | None, here: Mapping[str, int]
+) -> Answers:
+    """Verdict, levels and costs over reuses of every method. `target` is in the axis' units; `here` the reuses so far.
+
+    `golds` are the baselines, one for each starting model.
+    """
     watts = modelled_watts(s for each in groups for s in each.runs)
     arms = {each.name: arm for each in groups if (arm := arm_of(each, axis, watts)) is not None}
     found = Answers(arms=arms)
-    if gold is None:
-        return found
-    methods = [each for each in groups if each is not gold]
+    methods = _methods(groups, golds)
     spread = repeatability(arms.values(), repeated_evaluations(groups))
-    base = arms.get(gold.name)
     for each in methods:
-        arm = arms.get(each.name)
-        why = refusals(each, gold, axis.name)
-        row = Answer(experiment=each.name, runs=len(each.runs), baseline_runs=len(gold.runs), kind="undetermined", refusals=why)
+        gold = own_baseline(each, golds)
+        arm, base = arms.get(each.name), arms.get(gold.name)
+        why, row = refusals(each, gold, axis.name), Answer(experiment=each.name, baseline=gold.name, kind="undetermined")
+        row = row.model_copy(update={"runs": len(each.runs), "baseline_runs": len(gold.runs), "refusals": why})
         known: dict[str, object] = {"cause": "energy", "repeatability": spread[0] if spread else None}
         if arm is not None and base is not None:
             verdict = judge(arm, base, None if target is None else axis.sign * target, len(methods))
@@ -108,25 +123,27 @@ def answer(groups: Sequence[Group], gold: Group | None, axis: Axis, target: floa
         if why:  # no figure stands beside a refusal that a reader would take for an answer
             known = {key: known[key] for key in STATED if key in known} | {"kind": "not comparable"}
         found.rows.append(row.model_copy(update=known))
-    if base is not None:
+    for base in (arms[gold.name] for gold in golds if gold.name in arms):
         found.levels += _levels(base, base, axis)
     return found
 
 
-def advantages(groups: Sequence[Group], gold: Group | None, axes: Sequence[tuple[Axis, str | None]]) -> list[Advantage]:
+def advantages(groups: Sequence[Group], golds: Sequence[Group], axes: Sequence[tuple[Axis, str | None]]) -> list[Advantage]:
     """Every method on qualities that the verdicts are not about, each with why its values are not of one scale, or None."""
     found = []
+    methods = _methods(groups, golds)
     for axis, refused in axes:
-        base = arm_of(gold, axis, 0.0) if gold else None
-        for each in (each for each in groups if each is not gold):
-            arm, row = arm_of(each, axis, 0.0), Advantage(experiment=each.name, quality=axis.name, why_not=refused)
+        for each in methods:
+            gold = own_baseline(each, golds)
+            arm, base = arm_of(each, axis, 0.0), arm_of(gold, axis, 0.0)
+            row = Advantage(experiment=each.name, baseline=gold.name, quality=axis.name, why_not=refused)
             if base is None or arm is None or not (arm.judged and base.judged):
                 continue
             if refused is None:
                 final, theirs = (
                     axis.sign * float(one.over_seeds(lambda run: float(run.loss[-1])).mean()) for one in (arm, base)
                 )
-                better, (least, most) = advantage(arm, base, row_difference(arm, base), CAMPAIGN / (2 * (len(groups) - 1)))
+                better, (least, most) = advantage(arm, base, row_difference(arm, base), CAMPAIGN / (2 * len(methods)))
                 known = {"final": final + 0.0, "baseline_final": theirs + 0.0, "clear": least > 0 or most < 0}
                 row = row.model_copy(update=known | _interval("better", better))
             found.append(row)

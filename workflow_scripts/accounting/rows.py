@@ -220,8 +220,9 @@ class Answer(Row):
     """
 
     experiment: str
-    runs: int
-    baseline_runs: int
+    baseline: str
+    runs: int = 0
+    baseline_runs: int = 0
     kind: Kind
     at_equal: Kind | None = None
     cause: Cause | None = None
@@ -261,6 +262,7 @@ class Advantage(Row):
     """
 
     experiment: str
+    baseline: str
     quality: str
     final: float | None = None
     baseline_final: float | None = None

@@ -7,6 +7,7 @@ are named by a hash of all that determines them, so equal settings meet in one j
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -59,10 +60,9 @@ class Plan:
         self.prerun = Job(cut(some, STAGES["prerun"].reads))
         self.host_kind = some.hardware.host_kind
         self.energy = canonical(some.energy)
-        runs = {"experiments": experiments.compared()}
-        if baseline := some.comparison.baseline:
-            runs["baseline"] = self.targets[baseline][0]  # any run names its method
-        self.comparison = some.comparison.model_copy(update=runs)
+        self.comparison = some.comparison.model_copy(update={"experiments": experiments.compared()})
+        named = self.targets[some.comparison.baseline] if some.comparison.baseline else []
+        self.baselines = [next(runs) for _, runs in itertools.groupby(named, self._methods.get)]  # any run names its method
         self._check_sweeps()
         self._turns = turns(self.experiments, self._methods)
         self.scatter = some.scatter
@@ -281,8 +281,9 @@ class Plan:
     def comparison_options(self) -> list[str]:
         """Arguments of the comparison beside its summaries."""
         asked = self.comparison
-        known = {"--quality": asked.quality, "--baseline": asked.baseline, "--target": asked.target_quality}
-        return [text for key, value in known.items() if value is not None for text in (key, str(value))]
+        known = {"--quality": [asked.quality], "--baseline": self.baselines, "--target": [asked.target_quality]}
+        there = {key: [str(value) for value in values if value is not None] for key, values in known.items()}
+        return [text for key, values in there.items() if values for text in (key, *values)]
 
     def summary_job(self, name: str) -> Job:
         """What the summary states of the configuration."""

@@ -144,7 +144,7 @@ def cost_by_reuse(comparison: Comparison, path: Path) -> None:
     factor, unit = unit_of(max(row.amortised_kwh for row in rows))
     height = SIZE[1] * (1.7 if stars else 1.0) + LINE * max(0, len({row.experiment for row in rows}) - 4)
     figure, grid = plt.subplots(1 + bool(stars), 1, figsize=(SIZE[0], height), layout="constrained", squeeze=False)
-    order = [row.group for row in comparison.groups]
+    order, golds = [row.group for row in comparison.groups], {row.experiment: row.baseline for row in comparison.answers}
     for name in dict.fromkeys(row.experiment for row in rows):
         i, own = order.index(name), [row for row in rows if row.experiment == name]
         style = {"color": COLOURS[i % len(COLOURS)], "linestyle": turned(DASHES, i)}
@@ -155,9 +155,7 @@ def cost_by_reuse(comparison: Comparison, path: Path) -> None:
         _band(axes, reuses, [(row.low_kwh, row.high_kwh) for row in own], factor, style["color"])
         (level,) = axes.plot(reuses, [(row.baseline_kwh or 0.0) * factor for row in own], color="black", linewidth=0.9)
         level.set_gid(
-            tip(
-                f"{comparison.baseline} to the same quality as {name}: {rounded((own[0].baseline_kwh or 0) * factor, 3)} {unit}"
-            )
+            tip(f"{golds[name]} to the same quality as {name}: {rounded((own[0].baseline_kwh or 0) * factor, 3)} {unit}")
         )
         here = next(row for row in own if row.here)
         (marker,) = axes.plot(here.reuses, here.amortised_kwh * factor, turned(MARKERS, i), color=style["color"])
@@ -190,19 +188,17 @@ def _band(axes: Any, xs: list[Any], bounds: Sequence[tuple[float | None, float |
 
 def quality_by_row(comparison: Comparison, answers: Answers, path: Path) -> None:
     """By held-out row, how much better than the baseline's each final model is, mean over seeds; and the 95 % of the mean."""
-    base = answers.arms.get(comparison.baseline or "")
-    pairs = [(row, answers.comparable[row.experiment]) for row in comparison.answers if row.experiment in answers.comparable]
-    if (
-        base is None
-        or not pairs
-        or any(len(r.rows) != len(base.runs[0].rows) or not len(r.rows) for _, a in pairs for r in a.runs)
-    ):
+    known = {
+        row.experiment: (answers.arms.get(row.baseline), answers.comparable.get(row.experiment)) for row in comparison.answers
+    }
+    pairs = [(row, base, arm) for row in comparison.answers for base, arm in [known[row.experiment]] if base and arm]
+    if not pairs or any(len({len(r.rows) for r in (*base.runs, *arm.runs)} | {0}) != 2 for _, base, arm in pairs):
         empty(path, "no method is comparable, or the evaluations kept no loss by row")
         return
-    height = 1.3 + row_inches(0.6, (row.experiment for row, _ in pairs))
+    height = 1.3 + row_inches(0.6, (row.experiment for row, *_ in pairs))
     figure, axes = plt.subplots(figsize=(SIZE[0], height), layout="constrained")
-    theirs, tokens = np.mean([run.rows for run in base.runs], axis=0), np.maximum(base.runs[0].tokens, 1)
-    for i, (row, arm) in enumerate(pairs):
+    for i, (row, base, arm) in enumerate(pairs):
+        theirs, tokens = np.mean([run.rows for run in base.runs], axis=0), np.maximum(base.runs[0].tokens, 1)
         colour = COLOURS[[each.group for each in comparison.groups].index(row.experiment) % len(COLOURS)]
         gained = (theirs - np.mean([run.rows for run in arm.runs], axis=0)) / tokens
         shown = gained[:: math.ceil(len(gained) * len(pairs) / DOTS)]
@@ -211,12 +207,16 @@ def quality_by_row(comparison: Comparison, answers: Answers, path: Path) -> None
         if low is not None and high is not None:
             axes.errorbar(middle, i, xerr=[[middle - low], [high - middle]], color="black", capsize=5, zorder=3)
         (point,) = axes.plot(middle, i, "D", color="black", zorder=3)
-        point.set_gid(tip(f"{row.experiment}: {rounded(middle, 3)} better than {comparison.baseline}"))
+        point.set_gid(tip(f"{row.experiment}: {rounded(middle, 3)} better than {row.baseline}"))
     axes.axvline(0, color="#777777", linewidth=1)
-    axes.set_yticks(range(len(pairs)), [fold(row.experiment) for row, _ in pairs])
+    axes.set_yticks(range(len(pairs)), [fold(row.experiment) for row, *_ in pairs])
     axes.locator_params(axis="x", nbins=5)
     axes.invert_yaxis()
-    axes.set_xlabel(textwrap.fill(f"better than {comparison.baseline} by, in {comparison.quality} (dots: held-out rows)", 70))
+    axes.set_xlabel(
+        textwrap.fill(
+            f"better than {comparison.baseline or 'the baseline'} by, in {comparison.quality} (dots: held-out rows)", 70
+        )
+    )
     axes.grid(alpha=0.3)
     save(figure, path, [])
 

@@ -128,16 +128,19 @@ def _pipe(table: Table) -> str:
 def answer_tables(comparison: Comparison) -> list[Table]:
     """Verdicts, experiments, repayment of the students, how the joules were obtained."""
     factor, unit = unit_of(max((row.baseline_kwh or 0.0 for row in comparison.answers), default=0.0) or 1.0)
+    several = len({row.baseline for row in comparison.answers}) > 1
     verdicts = Table(
         "verdicts",
         f"Verdicts against {comparison.baseline}" if comparison.baseline else "Verdicts",
         [
-            *("method", "verdict", "at quality", f"baseline [{unit}]", f"method [{unit}]", f"teacher [{unit}]", "saved (95 %)"),
+            *(("method", "against") if several else ("method",)),
+            *("verdict", "at quality", f"baseline [{unit}]", f"method [{unit}]", f"teacher [{unit}]", "saved (95 %)"),
             *("N* (95 %)", "N* at equal tokens", "final quality better by (95 %)"),
         ],
         [
             [
-                *(row.experiment, row.kind, number(row.target)),
+                *((row.experiment, row.baseline) if several else (row.experiment,)),
+                *(row.kind, number(row.target)),
                 *(number(value, None, factor) for value in (row.baseline_kwh, row.method_kwh, row.teacher_kwh)),
                 _bounds(row.saved, row.saved_low, row.saved_high, 100, " %"),
                 _bounds(row.reuses, row.reuses_low, row.reuses_high),
@@ -146,7 +149,7 @@ def answer_tables(comparison: Comparison) -> list[Table]:
             ]
             for row in comparison.answers
         ],
-        (0, 1),
+        (0, 1, 2) if several else (0, 1),
         "No baseline is named, or it is not among the experiments.",
     )
     others = Table(

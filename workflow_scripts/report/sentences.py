@@ -47,24 +47,26 @@ CAUSES = {  # why nothing is said, and what would settle it
 
 def sentences(made: Comparison) -> list[tuple[str, str]]:
     """For every method what is said of it, and what would settle what is not."""
-    said = [(_sentence(row, made), _remedy(row, made)) for row in made.answers]
+    said = [(_sentence(row, made), _remedy(row)) for row in made.answers]
     followed = [row for row in made.qualities if row.quality == FOLLOWED and row.better is not None]
-    return said + ([(_second(followed, made), "")] if followed else [])
+    return said + [
+        (_second(gold, [r for r in followed if r.baseline == gold]), "") for gold in {r.baseline: 0 for r in followed}
+    ]
 
 
-def _second(rows: list[Advantage], made: Comparison) -> str:
+def _second(gold: str, rows: list[Advantage]) -> str:
     """The quality that no method trains on, beside the verdicts' own."""
     parts = [
         f"{row.experiment} {100 * (row.final or 0):.3g} % (difference "
-        f"{_span(row.better, row.better_low, row.better_high, percent=True)}, {_told(row, str(made.baseline))})"
+        f"{_span(row.better, row.better_low, row.better_high, percent=True)}, {_told(row)})"
         for row in rows
     ]
-    share = f"{made.baseline} follows {100 * (rows[0].baseline_final or 0):.3g} % of the checkable instructions"
+    share = f"{gold} follows {100 * (rows[0].baseline_final or 0):.3g} % of the checkable instructions"
     return f"On what no method trains on, {share}: {'; '.join(parts)}."
 
 
-def _told(row: Advantage, gold: str) -> str:
-    return f"{row.experiment if (row.better or 0) > 0 else gold} follows more" if row.clear else "not told apart"
+def _told(row: Advantage) -> str:
+    return f"{row.experiment if (row.better or 0) > 0 else row.baseline} follows more" if row.clear else "not told apart"
 
 
 def refusal(found: Refusal) -> str:
@@ -73,7 +75,7 @@ def refusal(found: Refusal) -> str:
 
 
 def _sentence(row: Answer, made: Comparison) -> str:
-    name, gold, quality = row.experiment, made.baseline, QUALITIES.get(made.quality, made.quality)
+    name, gold, quality = row.experiment, row.baseline, QUALITIES.get(made.quality, made.quality)
     if row.kind == "not comparable":
         more = len({refusal(found) for found in row.refusals}) - 1
         return f"{name} is not compared with {gold}: {refusal(row.refusals[0])}{f' (and {more} more)' if more else ''}."
@@ -96,12 +98,12 @@ def _sentence(row: Answer, made: Comparison) -> str:
         saving = _span(row.saved, row.saved_low, row.saved_high, percent=True)
         said.append(f"{name} never pays {at}: its training saves {saving} of {gold}'s energy.")
     elif row.kind == "undetermined":
-        said.append(f"{name}: undetermined. {_capital(_why(row, made))}.")
+        said.append(f"{name}: undetermined. {_capital(_why(row))}.")
     return " ".join(said)
 
 
-def _why(row: Answer, made: Comparison) -> str:
-    fewest = " and ".join(n for n, runs in ((row.experiment, row.runs), (made.baseline, row.baseline_runs)) if runs < 2 and n)
+def _why(row: Answer) -> str:
+    fewest = " and ".join(n for n, runs in ((row.experiment, row.runs), (row.baseline, row.baseline_runs)) if runs < 2 and n)
     why = CAUSES[row.cause or "energy"][0].format(fewest=fewest, target=_figure(row.target))
     if row.saved is not None:
         why += f"; the difference to an equal quality is {_span(row.saved, row.saved_low, row.saved_high, percent=True)}"
@@ -117,7 +119,7 @@ def _why(row: Answer, made: Comparison) -> str:
     return why
 
 
-def _remedy(row: Answer, made: Comparison) -> str:
+def _remedy(row: Answer) -> str:
     if row.kind == "not comparable":
         return ""
     alone = min(row.runs, row.baseline_runs) < 2

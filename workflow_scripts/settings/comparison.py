@@ -15,7 +15,11 @@ class Comparison(Section):
     """What `snakemake` without a target builds and compares."""
 
     experiments: list[Name] = Field(min_length=1, description="Names of the compared experiments.")
-    baseline: Name | None = Field(None, description="The experiment that verdicts are against.")
+    baseline: Name | None = Field(
+        None,
+        description="The experiment that verdicts are against. If it is swept over the student, each method is compared with "
+        "the variant that starts from its own model.",
+    )
     quality: Quality = Field(
         "cross_entropy",
         description="Quality axis: cross_entropy, bits_per_byte (across vocabularies), kl_to_teacher, top1_agreement, "

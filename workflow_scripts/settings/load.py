@@ -258,8 +258,11 @@ def _check_references(experiments: Experiments) -> None:
         runs = experiments.runs.get(name, [name])
         if not set(runs) <= set(compared):
             raise SettingsError(f"comparison.baseline = {name!r} must be one of comparison.experiments")
-        if len(methods := dict.fromkeys(experiments.methods[run] for run in runs)) > 1:
-            raise SettingsError(f"comparison.baseline = {name!r} is swept: name one of its variants ({', '.join(methods)})")
+        models = {experiments.methods[run]: experiments[run].model for run in runs if run in experiments}
+        if len({model.policy or model.student for model in models.values()}) < len(models):
+            raise SettingsError(
+                f"comparison.baseline = {name!r} is swept and variants start from one model: name one of {', '.join(models)}"
+            )
 
 
 def _check_quality(experiments: Mapping[str, Settings], quality: str, compared: list[str]) -> None:

@@ -1,7 +1,7 @@
 """comparison: experiments side by side, verdicts, energy to quality, Pareto front, figures.
 
     python -m workflow_scripts.stages.comparison --summary FILE … --quality FIELD
-        [--baseline NAME] [--target VALUE] --out DIR/comparison.json
+        [--baseline NAME …] [--target VALUE] --out DIR/comparison.json
 
 Writes comparison.json; answer.html, the same on one page, and its tables as comparison.md and comparison.tex; the figures as
 svg; and as csv the tables comparison (a row per experiment), stage_energy (experiment and stage), break_even (the verdicts),
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="workflow_scripts.stages.comparison", allow_abbrev=False)
     parser.add_argument("--summary", nargs="+", required=True)
     parser.add_argument("--quality", default="cross_entropy")
-    parser.add_argument("--baseline")
+    parser.add_argument("--baseline", nargs="+", default=[], help="one for each starting model")
     parser.add_argument("--target", type=float)
     parser.add_argument("--out", default="comparison/comparison.json")
     options = parser.parse_args(arguments)
@@ -113,17 +113,17 @@ def say(comparison: Comparison) -> None:
     print(f"comparison: {counts}", file=sys.stderr)
 
 
-def compare(loaded: Loaded, quality: str, baseline: str | None, target: float | None = None) -> tuple[Comparison, Answers]:
-    """Verdicts against `baseline`, Pareto front, campaign total (shared stages once), and what is not comparable."""
+def compare(loaded: Loaded, quality: str, baselines: Sequence[str], target: float | None = None) -> tuple[Comparison, Answers]:
+    """Verdicts against the baselines, Pareto front, campaign total (shared stages once), and what is not comparable."""
     summaries = loaded.summaries
     groups, shares = group(summaries), users(summaries)
     names = {name: each.name for each in groups for name in each.members}
     table = [ExperimentRow.of(s, names[s.experiment_name], shares) for s in summaries]
     by_group = averages(groups, table)
     axis, others = _axis(summaries, quality), [name for name in qualities(summaries) if name != quality]
-    gold = find(groups, baseline) if baseline else None
+    golds = {name: gold for name in baselines if (gold := find(groups, name))}
     here = {g.name: max((teacher_users(s, shares) or 1 for s in g.runs), default=1) for g in groups}
-    found = answer(groups, gold, axis, target, here)
+    found = answer(groups, list(golds.values()), axis, target, here)
     refused = quality_refusal(summaries, quality)
     if refused is None and (points := sum(arm.judged for arm in found.comparable.values())) < 2:
         refused = f"a front needs two methods that are comparable, there is {points}"
@@ -139,7 +139,7 @@ def compare(loaded: Loaded, quality: str, baseline: str | None, target: float | 
     whole, unlike = campaign(summaries, shares), differences(summaries)
     warnings = [
         *loaded.warnings,
-        *([f"baseline {baseline} is not among the summaries: no verdict"] if baseline and not gold else []),
+        *(f"baseline {name} is not among the summaries: no verdict against it" for name in baselines if name not in golds),
         *incomplete(summaries),
         *(difference.text for difference in unlike),
         *([f"no Pareto front: {refused}"] if refused else []),
@@ -148,11 +148,13 @@ def compare(loaded: Loaded, quality: str, baseline: str | None, target: float | 
         warnings.append(f"the campaign's total leaves out {len(missing)} stage(s) without a figure: {', '.join(missing)}")
     comparison = Comparison(
         quality=quality,
-        baseline=gold.name if gold else baseline,
+        baseline=", ".join(golds[name].name if name in golds else name for name in baselines) or None,
         target=target,
         experiments=table,
         answers=found.rows,
-        qualities=advantages(groups, gold, [(_axis(summaries, q), quality_refusal(summaries, q)) for q in others]),
+        qualities=advantages(
+            groups, list(golds.values()), [(_axis(summaries, q), quality_refusal(summaries, q)) for q in others]
+        ),
         levels=found.levels,
         warnings=warnings,
         differs=[difference.what for difference in unlike],

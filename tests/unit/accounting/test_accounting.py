@@ -76,7 +76,7 @@ def test_a_second_quality_stands_beside_the_verdict_with_its_interval_over_rows_
     shares = [share, share, share + 0.025]
     runs = [followed("gold", seed, each) for seed, each in enumerate((0.2, 0.225, 0.2))]
     runs += [followed("kd", seed, each, 600) for seed, each in enumerate(shares)]
-    made, _ = compare(Loaded([read(each) for each in runs]), "cross_entropy", "gold")
+    made, _ = compare(Loaded([read(each) for each in runs]), "cross_entropy", ["gold"])
     (found,) = (row for row in made.qualities if row.quality == "instructions/followed")
     assert found.better == pytest.approx(sum(shares) / 3 - 0.625 / 3) and found.clear == clear
     assert found.better_low is not None and found.better_high is not None
@@ -164,7 +164,7 @@ def test_two_hosts_err_on_their_own_and_one_host_does_not_wherever_it_is_shown()
         }
         content = summary("gold", "baseline", stages, energy={"uncertainty_j": 10.0, "uncertainty_pct": 5.0})
         found = read(content)
-        (row,) = compare(Loaded([found]), "cross_entropy", None)[0].experiments
+        (row,) = compare(Loaded([found]), "cross_entropy", [])[0].experiments
         assert found.energy.uncertainty_j == pytest.approx(expected), "computed, not what an older file says"
         assert found.energy.uncertainty_pct == pytest.approx(expected / 2)
         assert (row.total_uncertainty_kwh or 0) * 3.6e6 == pytest.approx(expected)

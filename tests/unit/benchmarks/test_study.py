@@ -71,5 +71,10 @@ def test_both_pages_have_the_tables_of_the_data(path: Path, content: Callable[[C
 
 def test_the_page_has_the_table_of_the_students() -> None:
     text = study.PAGE.read_text(encoding="utf-8")
-    assert study.page(text, study.of_students(read_json(study.DATA / "students.json")), study.OF_STUDENTS) == text
+    assert (
+        study.page(
+            text, study.of_students(map(Comparison.model_validate, read_json(study.DATA / "students.json"))), study.OF_STUDENTS
+        )
+        == text
+    )
     assert text.count("smollm2-46m-pruned |") == 5

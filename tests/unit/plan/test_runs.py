@@ -57,7 +57,7 @@ def test_three_seeds_of_four_methods_share_what_the_teacher_made() -> None:
         run = plan.experiments[f"demo_dpo-seed{seed}"]
         assert run.settings.experiment.seed == seed and run.settings.experiment.seeds is None
         assert run.settings.model.policy == f"demo_baseline-seed{seed}"
-    assert plan.comparison.baseline == "demo_baseline-seed0", "any of its runs names the method"
+    assert plan.baselines == ["demo_baseline-seed0"], "any of its runs names the method"
     assert json.loads(plan.wandb("demo_kd-seed1"))["group"] == "demo_kd"
 
 
@@ -158,7 +158,13 @@ def test_runs_take_their_turn_in_shuffled_blocks_of_a_seed_after_what_they_share
             {"sweep": {"demo_kd": {"dpo.beta": [0.1, 0.2]}}},
             "demo_kd-beta0_1 and demo_kd-beta0_2 are equal, as pipeline kd reads",
         ),
-        ({"sweep": {"demo_baseline": {"training.weight_decay": [0.0, 0.1]}}}, "'demo_baseline' is swept: name one of its var"),
+        (
+            {
+                "sweep": {"demo_baseline": {"training.weight_decay": [0.0, 0.1]}},
+                "comparison": {"experiments": ["demo_baseline", "demo_kd"]},
+            },
+            "'demo_baseline' is swept and variants start from one model: name one of",
+        ),
         ({"comparison": {"baseline": "demo_kd-seed1"}}, "comparison: 'demo_kd-seed1' is no experiment; did you mean 'demo_kd'"),
     ],
 )

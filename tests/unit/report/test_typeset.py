@@ -21,7 +21,7 @@ KWH = 3.6e6
 
 
 def comparison(tmp_path: Path, *summaries: dict, gold: str | None = "gold") -> Comparison:
-    return compare(load([Path(p) for p in write(tmp_path, *summaries)]), "cross_entropy", gold)[0]
+    return compare(load([Path(p) for p in write(tmp_path, *summaries)]), "cross_entropy", [gold] if gold else [])[0]
 
 
 def markdown(made: Comparison) -> str:
