@@ -16,9 +16,10 @@ from benchmarks import peers
 from benchmarks.measure import REPOSITORY, Row, memory_rate, of_matmul_rate, seconds, side_by_side
 from benchmarks.memory import K
 from benchmarks.training import Inputs, one
+from workflow_scripts.artefact import read_json
 from workflow_scripts.distill.generation import Prompt, generate
 from workflow_scripts.distill.logit_cache import teacher_rows
-from workflow_scripts.distill.models import load_model, load_tokenizer
+from workflow_scripts.distill.models import load_frozen, load_model, load_tokenizer
 from workflow_scripts.distill.scoring import log_likelihoods
 from workflow_scripts.settings.schema import Generation
 
@@ -26,21 +27,27 @@ from workflow_scripts.settings.schema import Generation
 def teacher(results: Path) -> Iterator[Row]:
     """Logit caching, generation and scoring with the demo's teacher."""
     inputs = Inputs.read(results, rows=32)
-    model = load_model(one(results, "models/*instruct/model"), torch.float32)
+    folder = one(results, "models/*instruct/model")
+    model, plain = load_frozen(folder, torch.float32), load_model(folder, torch.float32)
     pad = load_tokenizer(one(results, "models/*instruct/model")).pad_token_id
     rows = sorted(inputs.rows, key=lambda row: len(row["input_ids"]))[:8]
     tokens = sum(len(row["input_ids"]) for row in rows)
     mine, peer, ratio = side_by_side(
         lambda: tokens / seconds(lambda: teacher_rows(model, rows, K, [1.0], pad, 49152)),
-        lambda: tokens / seconds(lambda: peers.bare_forward(model, rows, pad)),
+        lambda: tokens / seconds(lambda: peers.bare_forward(plain, rows, pad)),
     )
-    figures = f"{mine:.0f} against {peer:.0f}{of_matmul_rate(mine, 2 * model.num_parameters())}"
+    figures = f"{mine:.0f} against {peer:.0f}{of_matmul_rate(mine, 2 * parameters(model))}"
     yield Row("logit caching, tokens/s", "the bare teacher forward", ratio, ">= 0.9", figures)
-    yield from generation(model, inputs, pad)
-    yield from scoring(model, inputs, pad)
+    yield from generation(model, plain, inputs, pad)
+    yield from scoring(model, plain, inputs, pad)
 
 
-def generation(model: torch.nn.Module, inputs: Inputs, pad: int) -> Iterator[Row]:
+def parameters(model: torch.nn.Module) -> int:
+    """How many parameters the model has; those of packed layers are none of torch's."""
+    return int(read_json(Path(model.name_or_path, "manifest.json"))["parameters"])
+
+
+def generation(model: torch.nn.Module, plain: torch.nn.Module, inputs: Inputs, pad: int) -> Iterator[Row]:
     """Batched generation against one prompt at a time, greedy, no end token, 32 new tokens."""
     prompts = [row["input_ids"][: row["loss_mask"].index(1)] for row in inputs.rows]
     options = Generation(decoding_strategy="greedy", max_new_tokens=32, batch_size=32)
@@ -53,40 +60,53 @@ def generation(model: torch.nn.Module, inputs: Inputs, pad: int) -> Iterator[Row
 
     def theirs() -> float:
         made: list[int] = []
-        took = seconds(lambda: made.append(peers.generate_one_by_one(model, prompts[:6], 32, pad)))
+        took = seconds(lambda: made.append(peers.generate_one_by_one(plain, prompts[:6], 32, pad)))
         return sum(made) / took
 
     mine, peer, ratio = side_by_side(ours, theirs, repeats=3)
-    weights = 4 * model.num_parameters() * mine / 32
-    figures = f"{mine:.0f} against {peer:.0f}, batch 32{of_matmul_rate(mine, 2 * model.num_parameters())}, and the weights "
+    weights = 4 * parameters(model) * mine / 32
+    figures = f"{mine:.0f} against {peer:.0f}, batch 32{of_matmul_rate(mine, 2 * parameters(model))}, and the weights "
     figures += f"read at {weights / memory_rate():.0%} of the memory's rate"
     yield Row("generation, tokens/s", "`generate`, one prompt at a time", ratio, ">= 6", figures)
 
 
-def scoring(model: torch.nn.Module, inputs: Inputs, pad: int) -> Iterator[Row]:
+def scoring(model: torch.nn.Module, plain: torch.nn.Module, inputs: Inputs, pad: int) -> Iterator[Row]:
     """Log-likelihoods of answers to prompts, in batches of similar length."""
     rows = sorted(inputs.rows, key=lambda row: len(row["input_ids"]))[:16]
     tokens = sum(len(row["input_ids"]) for row in rows)
     mine, peer, ratio = side_by_side(
         lambda: tokens / seconds(lambda: [log_likelihoods(model, rows[b : b + 8], pad) for b in (0, 8)]),
-        lambda: tokens / seconds(lambda: peers.score_one_by_one(model, rows)),
+        lambda: tokens / seconds(lambda: peers.score_one_by_one(plain, rows)),
     )
-    figures = f"{mine:.0f} against {peer:.0f}{of_matmul_rate(mine, 2 * model.num_parameters())}"
+    figures = f"{mine:.0f} against {peer:.0f}{of_matmul_rate(mine, 2 * parameters(model))}"
     yield Row("preference scoring, tokens/s", "one by one at full vocabulary", ratio, ">= 3", figures)
 
 
 def bfloat16(results: Path) -> Iterator[Row]:
     """The demo's teacher in bfloat16 against float32: forward passes of a logit cache, and generation."""
-    inputs, folder = Inputs.read(results, rows=32), one(results, "models/*instruct/model")
-    half, whole = (load_model(folder, dtype) for dtype in (torch.bfloat16, torch.float32))
+    folder = one(results, "models/*instruct/model")
+    half, whole = (load_frozen(folder, dtype) for dtype in (torch.bfloat16, torch.float32))
+    yield from inference(results, half, whole, " in bfloat16", "float32", ">= 1.7")
+
+
+def packed(results: Path) -> Iterator[Row]:
+    """The demo's teacher in float32 with its weights packed for oneDNN against plain layers, on the same work."""
+    folder = one(results, "models/*instruct/model")
+    ours, plain = load_frozen(folder, torch.float32), load_model(folder, torch.float32)
+    yield from inference(results, ours, plain, " with packed weights", "`torch.nn.Linear`", ">= 1.1")
+
+
+def inference(results: Path, ours: torch.nn.Module, theirs: torch.nn.Module, how: str, peer: str, wanted: str) -> Iterator[Row]:
+    """Logit caching and greedy generation, batch 32, with two models."""
+    inputs = Inputs.read(results, rows=32)
     pad, rows = inputs.tokenizer.pad_token_id, sorted(inputs.rows, key=lambda row: len(row["input_ids"]))[:8]
     tokens = sum(len(row["input_ids"]) for row in rows)
 
     def cached(model: torch.nn.Module) -> float:
         return tokens / seconds(lambda: teacher_rows(model, rows, K, [1.0], pad, 49152))
 
-    fast, slow, ratio = side_by_side(lambda: cached(half), lambda: cached(whole))
-    yield Row("logit caching in bfloat16, tokens/s", "float32", ratio, ">= 1.7", f"{fast:.0f} against {slow:.0f}")
+    fast, slow, ratio = side_by_side(lambda: cached(ours), lambda: cached(theirs))
+    yield Row(f"logit caching{how}, tokens/s", peer, ratio, wanted, f"{fast:.0f} against {slow:.0f}")
     prompts = [row["input_ids"][: row["loss_mask"].index(1)] for row in inputs.rows]
     options = Generation(decoding_strategy="greedy", max_new_tokens=32, batch_size=32)
     batch = [Prompt(number, ids, number) for number, ids in enumerate(prompts)]
@@ -94,21 +114,21 @@ def bfloat16(results: Path) -> Iterator[Row]:
     def written(model: torch.nn.Module) -> float:
         return 32 * len(batch) / seconds(lambda: list(generate(model, batch, options, [-1], pad)))
 
-    fast, slow, ratio = side_by_side(lambda: written(half), lambda: written(whole), repeats=3)
-    yield Row("generation in bfloat16, tokens/s", "float32", ratio, ">= 1.7", f"{fast:.0f} against {slow:.0f}, batch 32")
+    fast, slow, ratio = side_by_side(lambda: written(ours), lambda: written(theirs), repeats=3)
+    yield Row(f"generation{how}, tokens/s", peer, ratio, wanted, f"{fast:.0f} against {slow:.0f}, batch 32")
 
 
 def vllm(results: Path) -> Iterator[Row]:
-    """Greedy answers to 32 prompts against the real vLLM's in the same type, models loaded; VLLM_PYTHON names its Python."""
+    """Greedy answers to 56 prompts, models loaded, against the real vLLM of VLLM_PYTHON in the same type."""
     if not (python := os.environ.get("VLLM_PYTHON")):
         print("vllm: not measured, VLLM_PYTHON is not set (envs/requirements-vllm.txt)", file=sys.stderr)
         return
-    inputs, folder = Inputs.read(results, rows=32), one(results, "models/*instruct/model")
+    inputs, folder = Inputs.read(results, rows=56), one(results, "models/*instruct/model")
     prompts = [row["input_ids"][: row["loss_mask"].index(1)] for row in inputs.rows]
     options = Generation(decoding_strategy="greedy", max_new_tokens=64, batch_size=32)
     keyed, pad = [Prompt(number, ids, number) for number, ids in enumerate(prompts)], inputs.tokenizer.pad_token_id
     for dtype in ("float32", "bfloat16"):
-        model = load_model(folder, getattr(torch, dtype))
+        model = load_frozen(folder, getattr(torch, dtype))
 
         def ours(model: torch.nn.Module = model) -> float:
             made: list[int] = []

@@ -26,7 +26,7 @@ import torch
 import yaml
 
 from benchmarks import peers
-from benchmarks.inference import bfloat16, teacher, vllm
+from benchmarks.inference import bfloat16, packed, teacher, vllm
 from benchmarks.measure import (
     REPOSITORY,
     Row,
@@ -274,6 +274,7 @@ PARTS: dict[str, Callable[[Path], Iterator[Row]]] = {
         adapters,
         heap,
         bfloat16,
+        packed,
         packing,
         compilation,
         training_memory,

@@ -61,7 +61,7 @@ def observations(arm: Arm) -> Iterator[dict[str, Any]]:
 
 def read(path: Path) -> dict[str, Arm]:
     """The methods of runs.csv, by name."""
-    table = pd.read_csv(path, float_precision="round_trip", dtype={"seed": "Int64", "number": "Int64"})
+    table = pd.read_csv(path, dtype={"seed": "Int64", "number": "Int64"})
     return {str(name): _arm(str(name), lines) for name, lines in table.groupby("method", sort=False)}
 
 

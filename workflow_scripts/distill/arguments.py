@@ -52,7 +52,8 @@ def arguments(
         "bf16": bf16,
         "use_cpu": not torch.cuda.is_available(),
         "activation_checkpointing": training.gradient_checkpointing,
-        "save_strategy": "steps",
+        # the Trainer saves after the last step, too: 12 bytes a parameter, removed again where checkpoints are not kept
+        "save_strategy": "steps" if training.keep_checkpoints or steps > training.save_steps else "no",
         "save_steps": min(training.save_steps, steps),
         "save_total_limit": 2,
         "eval_strategy": "steps" if training.eval_steps else "no",

@@ -21,7 +21,7 @@ import torch
 from transformers import AutoConfig
 
 from workflow_scripts.distill.generation import Answer, GenerationError, Prompt, generate
-from workflow_scripts.distill.models import load_model, load_tokenizer, vocabulary_size
+from workflow_scripts.distill.models import load_frozen, load_tokenizer, vocabulary_size
 from workflow_scripts.settings.optional import missing_backend
 from workflow_scripts.settings.schema import Generation
 
@@ -63,7 +63,7 @@ def open_backend(
     if name == "vllm":
         memory = _ALONE if loaded is None else _BESIDE_OTHERS
         return VllmBackend(options, folder, dtype, longest_prompt + options.max_new_tokens, end_ids, memory)
-    model = load_model(folder, dtype, attn_implementation) if loaded is None else loaded
+    model = load_frozen(folder, dtype, attn_implementation) if loaded is None else loaded
     return lambda prompts: generate(model, prompts, options, end_ids, pad_id)
 
 

@@ -16,7 +16,7 @@ from workflow_scripts.distill import corpus, harness
 from workflow_scripts.distill.batching import by_length
 from workflow_scripts.distill.generation import Answer, Prompt, ends_of_turns, generate, prompt_tokens
 from workflow_scripts.distill.instructions import KINDS, VERSION, instructions
-from workflow_scripts.distill.models import compute_dtype, load_model, load_tokenizer, open_model, vocabulary_size
+from workflow_scripts.distill.models import compute_dtype, load_frozen, load_tokenizer, open_model, vocabulary_size
 from workflow_scripts.distill.scoring import Agreement, agreements, log_likelihoods
 from workflow_scripts.errors import UserError
 from workflow_scripts.progress import Progress, attempt_seconds
@@ -40,11 +40,11 @@ def evaluation(args: Arguments) -> None:
     tokenizer = load_tokenizer(corpus_folder / "tokenizer")
     ends = ends_of_turns(model_facts, corpus_facts)
     dtype = compute_dtype(settings.training.dtype)
-    model = load_model(folder, dtype, settings.model.attn_implementation)
+    model = load_frozen(folder, dtype, settings.model.attn_implementation)
     same = folder == teacher_folder
     one_vocabulary = teacher_facts["tokenizer_sha256"] == corpus_facts["tokenizer_sha256"]
     teacher = (
-        model if same else load_model(teacher_folder, dtype, settings.model.attn_implementation) if one_vocabulary else None
+        model if same else load_frozen(teacher_folder, dtype, settings.model.attn_implementation) if one_vocabulary else None
     )
     rows = corpus.read_table(corpus_folder / "evaluation.parquet")
     sides: list[dict[str, Any]] = []
@@ -99,7 +99,7 @@ def evaluation(args: Arguments) -> None:
             metrics[FOLLOWED] = share | {"version": asked}
         if "preferences" in args.inputs:
             reference_folder, _ = open_model(args.inputs["reference"])
-            reference = load_model(reference_folder, dtype, settings.model.attn_implementation)
+            reference = load_frozen(reference_folder, dtype, settings.model.attn_implementation)
             result["preference"] = margins(model, reference, sides, tokenizer, settings, progress)
         progress.metrics = {k: v for k, v in result.items() if isinstance(v, float)}
         if tasks is not None:

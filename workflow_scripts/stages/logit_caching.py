@@ -14,7 +14,7 @@ from workflow_scripts.artefact import open_artefact
 from workflow_scripts.distill import logit_cache
 from workflow_scripts.distill.batching import by_length, in_batches
 from workflow_scripts.distill.corpus import loss_tokens, read_table
-from workflow_scripts.distill.models import check_context, compute_dtype, load_model, load_tokenizer, open_model
+from workflow_scripts.distill.models import check_context, compute_dtype, load_frozen, load_tokenizer, open_model
 from workflow_scripts.progress import Progress
 from workflow_scripts.settings.distillation import Distillation
 from workflow_scripts.stages.runtime.common import Arguments, run_stage
@@ -45,7 +45,7 @@ def logit_caching(args: Arguments) -> None:
         todo = list(units.todo(part, "scatter.logit_caching", progress))
         if todo:
             dtype = compute_dtype(settings.teacher.dtype, training=False)
-            model = load_model(teacher_folder, dtype, settings.model.attn_implementation)
+            model = load_frozen(teacher_folder, dtype, settings.model.attn_implementation)
             pad_id = load_tokenizer(teacher_folder).pad_token_id
         progress.phase("work")
         for number in todo:

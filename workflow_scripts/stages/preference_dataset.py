@@ -18,7 +18,7 @@ from workflow_scripts.distill.backends import Backend, check_backend, open_backe
 from workflow_scripts.distill.batching import by_length, in_batches
 from workflow_scripts.distill.generation import Answer, Prompt, ends_of_turns, prompt_tokens, that_fit
 from workflow_scripts.distill.judge import Judge, JudgeError
-from workflow_scripts.distill.models import compute_dtype, load_model, load_tokenizer, open_model
+from workflow_scripts.distill.models import compute_dtype, load_frozen, load_tokenizer, open_model
 from workflow_scripts.distill.scoring import log_likelihoods
 from workflow_scripts.distill.seeds import prompt_seed
 from workflow_scripts.progress import Progress
@@ -45,7 +45,7 @@ def preference_dataset(args: Arguments) -> None:
         judge: Judge | None = None
         if todo:
             dtype = compute_dtype(settings.teacher.dtype, training=False)
-            model = load_model(teacher_folder, dtype, settings.model.attn_implementation)
+            model = load_frozen(teacher_folder, dtype, settings.model.attn_implementation)
             write = open_backend(
                 options,
                 teacher_folder,
@@ -103,7 +103,7 @@ def open_judge(args: Arguments, teacher: Any, facts: Mapping[str, Any], tokenize
             "instructions"
         )
     dtype = compute_dtype(args.settings.teacher.dtype, training=False)
-    model = load_model(folder, dtype, args.settings.model.attn_implementation)
+    model = load_frozen(folder, dtype, args.settings.model.attn_implementation)
     return Judge(model, tokenizer, facts["name"], facts["max_position_embeddings"], rows)
 
 

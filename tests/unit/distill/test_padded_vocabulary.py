@@ -10,7 +10,7 @@ from tests.helpers.dense_loss import dense_distillation_loss
 from workflow_scripts.distill import logit_cache
 from workflow_scripts.distill.generation import Prompt, generate
 from workflow_scripts.distill.losses import KdLoss, SparseTeacher, fused_distillation_loss
-from workflow_scripts.distill.models import hide_padding
+from workflow_scripts.distill.models import PackedLinear, hide_padding, pack
 from workflow_scripts.distill.scoring import agreements, log_likelihoods
 from workflow_scripts.distill.training import _distillation_forward
 from workflow_scripts.settings.schema import Generation
@@ -34,6 +34,17 @@ def padded(model, rows: int, hide: bool = True):
     if hide:
         hide_padding(bigger, VOCABULARY)
     return bigger
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_weights_give_the_same_logits_and_keep_the_bias_of_the_padding(toy_model, dtype) -> None:
+    model = padded(toy_model, 128).to(dtype)
+    packed = pack(copy.deepcopy(model))
+    assert dtype != torch.float32 or any(isinstance(layer, PackedLinear) for layer in packed.modules())
+    with torch.no_grad():
+        mine, theirs = (each(torch.tensor([[1, 5, 9], [3, 4, 6]])).logits.float() for each in (packed, model))
+    torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4 if dtype == torch.float32 else 0.05)
+    assert (torch.softmax(mine, -1)[..., VOCABULARY:] == 0).all()
 
 
 @pytest.fixture

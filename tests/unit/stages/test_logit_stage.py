@@ -43,7 +43,7 @@ class Toy:
         self.folder = folder
         monkeypatch.setenv("STAGE_UNITS_DIR", str(folder / "units"))
         monkeypatch.setenv("STAGE_STATE_DIR", str(folder / "state"))
-        monkeypatch.setattr(stage, "load_model", lambda *_: self.loaded())
+        monkeypatch.setattr(stage, "load_frozen", lambda *_: self.loaded())
         monkeypatch.setattr(stage, "load_tokenizer", lambda *_: type("Tokenizer", (), {"pad_token_id": 0}))
         self.model, self.loads = model, 0
         facts = {
