@@ -77,8 +77,9 @@ def load_frozen(folder: Path, dtype: torch.dtype, attn_implementation: str = "sd
 
 def pack(model: Any) -> Any:
     """Replace a model's linear layers, in place, by packed ones, on a CPU whose oneDNN computes the model's type."""
-    half = model.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if model.device.type != "cpu" or not torch.backends.mkldnn.is_available() or not (half or model.dtype == torch.float32):
+    if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return model
+    if model.dtype != torch.float32 and not (model.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return model
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
