@@ -180,13 +180,14 @@ def contention(summary: ExperimentSummary) -> list[Refusal]:
     """Compared stages that shared host or GPU with other work, or have an instrument of unknown uncertainty."""
     found = []
     for name, record in summary.stages.items():
-        spent, role = record.spent, summary.spent(record.role)
+        spent = record.spent
         if record.role not in ("teacher", "student") or not spent:
             continue
         where = {"experiment": record.lineage or summary.experiment_name, "stage": name}
         if spent.errors is None:
             found.append(Refusal(what="uncertainty", **where))
         if "cpu" in record.energy.total.boundary and record.energy.cpu.scope == "host":
+            role = summary.spent(record.role)
             matters = role is None or spent.value > 0.01 * role.value  # a merge of half a second shares its host with its meter
             used = record.cpu.job_s + record.cpu.foreign_s if record.cpu else 0.0  # of the hosts' CPUs, by it and other work
             share = record.cpu.job_s / used if record.cpu and used > 0 else record.energy.cpu.share

@@ -22,7 +22,7 @@ from workflow_scripts.energy.model import AttemptRecord, StageRecord
 from workflow_scripts.energy.record import build_record
 from workflow_scripts.energy.state import Lock
 
-Status = Literal["current", "superseded", "unfinished", "in progress", "current, by its record alone"]
+Status = Literal["current", "superseded", "unfinished", "in progress", "current, by its record alone"]  # last: without ledger
 RECORD_SCHEMA = SummaryStage.model_fields["schema_"].default
 RECORDS = ("*/stages/*.json", "*/*/stages/*.json", "models/*/checks/*.record.json")
 
@@ -176,7 +176,7 @@ def _supersede_unused(versions: Sequence[Version]) -> None:
     newest: dict[tuple[str, str], float] = {}
     for version in versions:
         newest[version.place] = max(version.began, newest.get(version.place, version.began))
-    # those whose place a newer version has taken
+    # versions whose place a newer one has taken
     gone = {v for v in versions if v.status in ("superseded", "unfinished") and v.began < newest[v.place]}
     while replaced := {v for v in kept if v not in gone and users[v] and users[v] <= gone}:
         for version in replaced:
