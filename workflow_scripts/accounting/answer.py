@@ -8,47 +8,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from workflow_scripts.accounting.arms import (
-    Axis,
-    arm_of,
-    evaluated_on_its_own_loss,
-    modelled_watts,
-    refusals,
-    repeated_evaluations,
-    told_apart,
-)
+from workflow_scripts.accounting import intervals, verdicts
+from workflow_scripts.accounting.arms import CURVED, Axis, arm_of, modelled_watts, refusals, repeated_evaluations, told_apart
 from workflow_scripts.accounting.fairness import boundary_difference
 from workflow_scripts.accounting.groups import Group
-from workflow_scripts.accounting.intervals import (
-    RESAMPLES,
-    SEED,
-    Array,
-    Mean,
-    break_even,
-    cost_by_reuse,
-    difference,
-    pareto_probability,
-    pooled_spread,
-    resampled,
-    saving_by_reuse,
-)
+from workflow_scripts.accounting.intervals import Array, Mean
 from workflow_scripts.accounting.rows import Advantage, Amortised, Answer, Level, Repayment
-from workflow_scripts.accounting.verdicts import (
-    CAMPAIGN,
-    POINTWISE,
-    RECORDED,
-    Arm,
-    Interval,
-    Verdict,
-    advantage,
-    compare_energies,
-    energies,
-    judge,
-    repeatability,
-    row_difference,
-    seeds_needed,
-    supported,
-)
+from workflow_scripts.accounting.verdicts import CAMPAIGN, POINTWISE, RECORDED, Arm, Interval, Verdict
 from workflow_scripts.energy.uncertainty import KWH
 
 GRID = (1, 2, 3, 5)  # reuses per decade
@@ -79,9 +45,9 @@ def own_baseline(method: Group, golds: Sequence[Group]) -> Group:
     return next((gold for gold, known in zip(golds, theirs, strict=True) if starts & known), golds[0])
 
 
-def _methods(groups: Sequence[Group], golds: Sequence[Group]) -> list[Group]:
-    """The groups that are compared with a baseline; none without one."""
-    return [each for each in groups if golds and each.name not in {gold.name for gold in golds}]
+def _pairs(groups: Sequence[Group], golds: Sequence[Group]) -> list[tuple[Group, Group]]:
+    """The groups that are compared with a baseline, each with its own; none without one."""
+    return [(each, own_baseline(each, golds)) for each in groups if golds and each.name not in {gold.name for gold in golds}]
 
 
 def answer(
@@ -94,30 +60,28 @@ def answer(
     watts = modelled_watts(s for each in groups for s in each.runs)
     arms = {each.name: arm for each in groups if (arm := arm_of(each, axis, watts)) is not None}
     found = Answers(arms=arms)
-    methods = _methods(groups, golds)
-    spread = repeatability(arms.values(), repeated_evaluations(groups))
-    for each in methods:
-        gold = own_baseline(each, golds)
+    methods = _pairs(groups, golds)
+    spread = verdicts.repeatability(arms.values(), repeated_evaluations(groups))
+    for each, gold in methods:
         arm, base = arms.get(each.name), arms.get(gold.name)
-        why, row = refusals(each, gold, axis.name), Answer(experiment=each.name, baseline=gold.name, kind="undetermined")
-        row = row.model_copy(update={"runs": len(each.runs), "baseline_runs": len(gold.runs), "refusals": why})
+        why, runs = refusals(each, gold, axis.name), {"runs": len(each.runs), "baseline_runs": len(gold.runs)}
+        row = Answer(experiment=each.name, baseline=gold.name, kind="undetermined", refusals=why, **runs)
         known: dict[str, object] = {"cause": "energy", "repeatability": spread[0] if spread else None}
         if arm is not None and base is not None:
-            verdict = judge(arm, base, None if target is None else axis.sign * target, len(methods))
+            verdict = verdicts.judge(arm, base, None if target is None else axis.sign * target, len(methods))
             known |= _figures(verdict, axis) | _equal_tokens(each, gold, arm, base)
             known |= {"runs": arm.seeds, "baseline_runs": base.seeds, "worsened": any(run.worsened for run in arm.runs)}
-            if known["cause"] == "no curve" and any(evaluated_on_its_own_loss(s) for s in each.runs):
-                known["cause"] = "own loss"
+            on_the_way = [s.evaluations_on_the_way for s in each.runs if CURVED not in s.own]
+            if known["cause"] == "no curve" and any(evaluated and evaluated.points for evaluated in on_the_way):
+                known["cause"] = "own loss"  # they are of no quality
             known["work_apart"] = all(told_apart(s) for one in (each, gold) for s in one.runs)
             known["teacher_used"] = min(s.used_share for s in each.runs) if arm.teacher else None
             gap = verdict.saved[0] if verdict.saved[0] is not None else known.get("equal_tokens_saved")
             if verdict.kind == "undetermined" and spread and isinstance(gap, float) and gap:
                 had = min(arm.seeds, base.seeds)
-                apart = verdict.target if verdict.saved[0] is not None else None
-                seen, dof = pooled_spread(
-                    [energies(one, apart) for one in (arm, base)]
-                )  # at this quality, not of whole trainings
-                known["seeds_needed"] = seeds_needed(gap, max(spread[0], float(seen)) if dof else spread[0], had)
+                apart = verdict.target if verdict.saved[0] is not None else None  # at this quality, not of whole trainings
+                seen, dof = intervals.pooled_spread([verdicts.energies(one, apart) for one in (arm, base)])
+                known["seeds_needed"] = verdicts.seeds_needed(gap, max(spread[0], float(seen)) if dof else spread[0], had)
             found.levels += _levels(arm, base if not why else arm, axis)
             found.amortised += _amortised(arm, base, verdict, here.get(each.name, 1), axis) if arm.teacher and not why else []
         if why:  # no figure stands beside a refusal that a reader would take for an answer
@@ -131,19 +95,17 @@ def answer(
 def advantages(groups: Sequence[Group], golds: Sequence[Group], axes: Sequence[tuple[Axis, str | None]]) -> list[Advantage]:
     """Every method on qualities that the verdicts are not about, each with why its values are not of one scale, or None."""
     found = []
-    methods = _methods(groups, golds)
+    methods = _pairs(groups, golds)
     for axis, refused in axes:
-        for each in methods:
-            gold = own_baseline(each, golds)
+        for each, gold in methods:
             arm, base = arm_of(each, axis, 0.0), arm_of(gold, axis, 0.0)
             row = Advantage(experiment=each.name, baseline=gold.name, quality=axis.name, why_not=refused)
             if base is None or arm is None or not (arm.judged and base.judged):
                 continue
             if refused is None:
-                final, theirs = (
-                    axis.sign * float(one.over_seeds(lambda run: float(run.loss[-1])).mean()) for one in (arm, base)
-                )
-                better, (least, most) = advantage(arm, base, row_difference(arm, base), CAMPAIGN / (2 * len(methods)))
+                final, theirs = (axis.sign * float(one.finals.mean()) for one in (arm, base))
+                rows = verdicts.row_difference(arm, base)
+                better, (least, most) = verdicts.advantage(arm, base, rows, CAMPAIGN / (2 * len(methods)))
                 known = {"final": final + 0.0, "baseline_final": theirs + 0.0, "clear": least > 0 or most < 0}
                 row = row.model_copy(update=known | _interval("better", better))
             found.append(row)
@@ -151,14 +113,12 @@ def advantages(groups: Sequence[Group], golds: Sequence[Group], axes: Sequence[t
 
 
 def _figures(verdict: Verdict, axis: Axis) -> dict[str, object]:
-    def kwh(joules: float | None) -> float | None:
-        return None if joules is None else joules / KWH
-
+    joules = {who: getattr(verdict, f"{who}_j") for who in ("teacher", "baseline", "method")}
     finals = [None if loss is None else axis.sign * loss for loss in verdict.final]
     return {
         **{key: getattr(verdict, key) for key in ("kind", "at_equal", "cause")},
         "target": None if verdict.target is None else axis.sign * verdict.target,
-        **{f"{who}_kwh": kwh(getattr(verdict, f"{who}_j")) for who in ("teacher", "baseline", "method")},
+        **{f"{who}_kwh": None if spent is None else spent / KWH for who, spent in joules.items()},
         **_interval("reuses", verdict.reuses),
         **_interval("saved", verdict.saved),
         **_interval("better", verdict.better),
@@ -177,27 +137,26 @@ def _equal_tokens(each: Group, gold: Group, arm: Arm, base: Arm) -> dict[str, ob
     budgets = {str(s.comparable.get("token budget")) for one in (each, gold) for s in one.runs}
     if len(budgets) > 1:
         return {}
-    found = compare_energies(arm, base, None)
+    found = verdicts.compare_energies(arm, base, None)
     return {**_interval("equal_tokens", found.reuses), "equal_tokens_saved": found.saved[0]}
 
 
 def _levels(arm: Arm, base: Arm, axis: Axis) -> list[Level]:
     """E(q) on the losses that all runs of the method reach, and N*(q) on those that the baseline's reach, too."""
-    own, both = supported([arm]), supported([arm, base]) if arm is not base else np.empty(0)
+    own, both = verdicts.supported([arm]), verdicts.supported([arm, base]) if arm is not base else np.empty(0)
     losses = np.array(sorted({*own, *both}, reverse=True))
     if not len(losses):
         return []
-    spent, theirs = (np.array([energies(each, loss) for loss in losses]) for each in (arm, base))
-    low, high = difference(Mean.of(spent), Mean(0.0, 0.0), POINTWISE)
+    spent, theirs = (np.array([verdicts.energies(each, loss) for loss in losses]) for each in (arm, base))
+    low, high = intervals.difference(Mean.of(spent), Mean(0.0, 0.0), POINTWISE)
     cost = np.broadcast_to(arm.teachers(RECORDED), (len(losses), len(arm.teacher)))
     shared = (losses <= both[0]) & (losses >= both[-1]) if len(both) and arm.teacher else np.zeros(len(losses), dtype=bool)
-    least, most = break_even(cost, theirs, spent, POINTWISE) if arm.teacher else (low, high)
+    least, most = intervals.break_even(cost, theirs, spent, POINTWISE) if arm.teacher else (low, high)
     rows = []
     for i, loss in enumerate(losses):
         saved = float(theirs[i].mean() - spent[i].mean())
         star = float(cost[i].mean()) / saved if shared[i] and saved > 0 else None
-        known = shared[i] and not np.isnan(least[i])
-        bounds = (1 / most[i] if most[i] > 0 else None, 1 / least[i] if least[i] > 0 else None) if known else (None, None)
+        bounds = (1 / most[i] if most[i] > 0 else None, 1 / least[i] if least[i] > 0 else None) if shared[i] else (None, None)
         figures = {"kwh": spent[i].mean() / KWH, "low_kwh": low[i] / KWH, "high_kwh": high[i] / KWH}
         rows.append(Level(experiment=arm.name, quality=axis.sign * loss, **figures, **_interval("reuses", (star, *bounds))))
     return rows
@@ -206,12 +165,12 @@ def _levels(arm: Arm, base: Arm, axis: Axis) -> list[Level]:
 def _amortised(arm: Arm, base: Arm, verdict: Verdict, here: int, axis: Axis) -> list[Amortised]:
     """E(N) to the verdict's quality, or of the whole trainings where it has none."""
     target = verdict.target if verdict.baseline_j is not None else None
-    cost, own, theirs = arm.teachers(RECORDED), energies(arm, target), energies(base, target)
+    cost, own, theirs = arm.teachers(RECORDED), verdicts.energies(arm, target), verdicts.energies(base, target)
     rows = []
     star = cost.mean() / (theirs.mean() - own.mean()) if theirs.mean() > own.mean() else 1.0
     decades = min(7, max(DECADES, math.ceil(math.log10(2 * star))))
     for reuses in sorted({*(step * 10**decade for decade in range(decades) for step in GRID), 10**decades, here}):
-        low, high = cost_by_reuse(cost, own, reuses, POINTWISE)
+        low, high = intervals.cost_by_reuse(cost, own, reuses, POINTWISE)
         rows.append(
             Amortised(
                 experiment=arm.name,
@@ -246,37 +205,35 @@ def _architecture(references: Mapping[str, object]) -> str:
 
 
 def _repayment(each: Group, arm: Arm | None, served: Mapping[str, list[float]], axis: Axis, target: float | None) -> Repayment:
-    row = Repayment(experiment=each.name)
     if target is None or arm is None:
-        return row.model_copy(update={"why_not": "no target" if target is None else "energy"})
+        return Repayment(experiment=each.name, why_not="no target" if target is None else "energy")
     if any(not run.loss[-1] <= axis.sign * target for run in arm.runs):
-        return row.model_copy(update={"why_not": "target not reached"})
+        return Repayment(experiment=each.name, why_not="target not reached")
     first = each.runs[0]
     students = np.array(served.get(_architecture(first.references), []))
     theirs = first.deployment["teacher"].joules_per_token if "teacher" in first.deployment else None
     if theirs is None or not len(students):
-        return row.model_copy(update={"why_not": "not measured"})
+        return Repayment(experiment=each.name, why_not="not measured")
     boundaries = {"+".join(d.boundary) for s in each.runs for d in s.deployment.values() if d.boundary}
     if len(boundaries) > 1 or boundary_difference([each], "teacher", "student", "evaluation"):
-        return row.model_copy(update={"why_not": "boundary"})
+        return Repayment(experiment=each.name, why_not="boundary")
     made = float(arm.teachers(RECORDED).mean()) if arm.teacher else 0.0
     extra, own = made + float(arm.over_seeds(lambda run: run.whole).mean()), float(students.mean())
-    spread, dof = pooled_spread([students])
-    cost, first_j, own_j = (
-        Mean(value, (spread * value) ** 2 / n, dof) for value, n in ((extra, 1), (theirs, 1), (own, len(students)))
+    spread, dof = intervals.pooled_spread([students])
+    repeats = ((extra, 1), (theirs, 1), (own, len(students)))
+    cost, first_j, own_j = (Mean(value, (spread * value) ** 2 / n, dof) for value, n in repeats)
+    low, high = (float(bound) for bound in intervals.saving_by_reuse(cost, first_j, own_j, POINTWISE, common_dof=dof))
+    return Repayment(
+        experiment=each.name,
+        tokens=extra / (theirs - own) if theirs > own else None,
+        low=1 / high if high > 0 else None,
+        high=1 / low if low > 0 else None,
+        extra_kwh=extra / KWH,
+        reference_j_per_token=theirs,
+        student_j_per_token=own,
+        pooled=len(students),
+        why_not=None if theirs > own else "never",
     )
-    low, high = (float(bound) for bound in saving_by_reuse(cost, first_j, own_j, POINTWISE, common_dof=dof))
-    known = {
-        "tokens": extra / (theirs - own) if theirs > own else None,
-        "low": 1 / high if high > 0 else None,
-        "high": 1 / low if low > 0 else None,
-        "extra_kwh": extra / KWH,
-        "reference_j_per_token": theirs,
-        "student_j_per_token": own,
-        "pooled": len(students),
-        "why_not": None if theirs > own else "never",
-    }
-    return row.model_copy(update=known)
 
 
 def front(groups: Sequence[Group], arms: Mapping[str, Arm], spread: float | None) -> dict[str, float | None]:
@@ -285,26 +242,23 @@ def front(groups: Sequence[Group], arms: Mapping[str, Arm], spread: float | None
     Drawn are the sampling of the held-out rows, the same rows for all, the spread over seeds, and for energies that of equal
     work. One run of each says nothing of seeds: without at least two of some method there is no chance to state.
     """
-    there = [
-        (each, arms[each.name]) for each in groups if each.name in arms and arms[each.name].judged and each.method_energies
-    ]
-    if not there:
-        return {}
+    judged = {name: arm for name, arm in arms.items() if arm.judged}
+    there = [(each, judged[each.name]) for each in groups if each.name in judged and each.method_energies]
     sizes = {len(run.rows) for _, arm in there for run in arm.runs}
-    losses = [arm.over_seeds(lambda run: float(run.loss[-1])) for _, arm in there]
+    losses = [arm.finals for _, arm in there]
     moved = [values - values.mean() for values in losses if len(values) > 1]
-    if len(sizes) > 1 or max(sizes) < 2 or not moved or spread is None:
+    if not moved or spread is None or len(sizes) > 1 or max(sizes) < 2:
         return {each.name: None for each, _ in there}
     seeds = math.sqrt(sum(float((m**2).sum()) for m in moved) / sum(len(m) - 1 for m in moved))
-    generator = np.random.default_rng(SEED)
+    generator = np.random.default_rng(intervals.SEED)
     energy, loss = [], []
     for (each, arm), values in zip(there, losses, strict=True):
         joules = np.array([found.value for found in each.method_energies])
         width = spread * joules.mean() / math.sqrt(len(values))
-        energy.append(joules.mean() + width * generator.standard_normal(RESAMPLES))
+        energy.append(joules.mean() + width * generator.standard_normal(intervals.RESAMPLES))
         rows, tokens = np.mean([run.rows for run in arm.runs], axis=0), arm.runs[0].tokens
-        draws: Array = (resampled(len(rows)) @ rows) / (resampled(len(rows)) @ tokens)
-        moved_by = seeds / math.sqrt(len(values)) * generator.standard_normal(RESAMPLES)
+        draws: Array = (intervals.resampled(len(rows)) @ rows) / (intervals.resampled(len(rows)) @ tokens)
+        moved_by = seeds / math.sqrt(len(values)) * generator.standard_normal(intervals.RESAMPLES)
         loss.append(draws - draws.mean() + values.mean() + moved_by)
-    chances = pareto_probability(np.array(energy), np.array(loss))
+    chances = intervals.pareto_probability(np.array(energy), np.array(loss))
     return {each.name: float(chance) for (each, _), chance in zip(there, chances, strict=True)}

@@ -11,10 +11,9 @@ import numpy as np
 
 from workflow_scripts.accounting.fairness import boundary_difference
 from workflow_scripts.accounting.groups import Group
-from workflow_scripts.accounting.model import ExperimentSummary, SummaryStage
+from workflow_scripts.accounting.model import ExperimentSummary, SummaryStage, hardware_of, sum_of, unlike
 from workflow_scripts.accounting.rows import Refusal, stage_key
 from workflow_scripts.accounting.verdicts import Arm, Run
-from workflow_scripts.energy.model import Component
 from workflow_scripts.energy.neighbours import ANOTHER_METER
 from workflow_scripts.energy.uncertainty import instrument
 from workflow_scripts.settings.evaluation import FOLLOWED
@@ -94,17 +93,9 @@ def _run(summary: ExperimentSummary, axis: Axis, watts: float) -> Run | None:
     )
 
 
-def evaluated_on_its_own_loss(summary: ExperimentSummary) -> bool:
-    """Whether there are evaluations inside the training that are of no quality: dpo's are of its own loss."""
-    found = summary.evaluations_on_the_way
-    return bool(found and found.points) and CURVED not in summary.own
-
-
 def joules_of(records: Iterable[SummaryStage]) -> float | None:
     """Joules of some stages, 0 of none; None where one of them has no figure."""
-    found = [record.spent for record in records]
-    known = [energy.value for energy in found if energy is not None]
-    return sum(known) if len(known) == len(found) else None
+    return sum_of([0.0, *(spent.value if (spent := record.spent) else None for record in records)])
 
 
 def fixed_joules(summary: ExperimentSummary) -> tuple[float, float]:
@@ -135,14 +126,14 @@ def factors(records: Iterable[SummaryStage], watts: float) -> dict[str, float]:
     whole, other = 0.0, 0.0
     widths: dict[str, float] = {}
     for record in records:
-        parts: list[tuple[str, Component]] = [(name, getattr(record.energy, name)) for name in record.energy.total.boundary]
-        modelled = [part for _, part in parts if part.energy_class == "modelled"]
+        parts = record.inside
+        modelled = [part for part in parts.values() if part.energy_class == "modelled"]
         known = [part.crosscheck for part in modelled if part.crosscheck is not None]
-        measured = sum(part.joules or 0.0 for _, part in parts if part.energy_class != "modelled")
+        measured = sum(part.joules or 0.0 for part in parts.values() if part.energy_class != "modelled")
         second = sum(known) if len(known) == len(modelled) else watts * record.duration_seconds
-        whole += sum(part.joules or 0.0 for _, part in parts)
+        whole += sum(part.joules or 0.0 for part in parts.values())
         other += measured + second
-        for name, part in parts:
+        for name, part in parts.items():
             for place, share in record.sensors(name).items():
                 key = f"{instrument(part.method)} on {place}"
                 width = (part.joules or 0.0) * share * (part.uncertainty_pct or 0.0) / 100
@@ -157,8 +148,7 @@ def modelled_watts(summaries: Iterable[ExperimentSummary]) -> float:
     """Mean power [W] of everything modelled in the trainings and teachers; 0 without any."""
     joules = seconds = 0.0
     for record in (r for s in summaries for r in s.stages.values() if r.role in ("teacher", "student")):
-        found = [getattr(record.energy, name) for name in record.energy.total.boundary]
-        own = sum(part.joules or 0.0 for part in found if part.energy_class == "modelled")
+        own = sum(part.joules or 0.0 for part in record.inside.values() if part.energy_class == "modelled")
         joules, seconds = joules + own, seconds + (record.duration_seconds if own else 0.0)
     return joules / seconds if seconds else 0.0
 
@@ -167,14 +157,13 @@ def refusals(method: Group, baseline: Group, quality: str) -> list[Refusal]:
     """Why a method cannot be compared with the baseline, each with the stage to repeat where there is one."""
     both = [method, baseline]
     found = [Refusal(what="energy", experiment=each.name, value=each.problems[0]) for each in both if each.problems]
-    if unlike := boundary_difference(both, "teacher", "student"):
-        found.append(Refusal(what="boundary", experiment=method.name, value=unlike))
+    if boundaries := boundary_difference(both, "teacher", "student"):
+        found.append(Refusal(what="boundary", experiment=method.name, value=boundaries))
     judged = [s.quality for each in both for s in each.runs]
     splits = {(q.split_sha256 or "unknown")[:12] for q in judged}
-    if quality not in ("bits_per_byte", FOLLOWED):  # the others count tokens
-        splits |= (
-            tokenizers if len(tokenizers := {f"tokenizer {(q.tokenizer_sha256 or '?')[:12]}" for q in judged}) > 1 else set()
-        )
+    tokenizers = {f"tokenizer {(q.tokenizer_sha256 or '?')[:12]}" for q in judged}
+    if len(tokenizers) > 1 and quality not in ("bits_per_byte", FOLLOWED):  # the others count tokens
+        splits |= tokenizers
     if len(splits) > 1:
         found.append(Refusal(what="evaluation split", experiment=method.name, value=", ".join(sorted(splits))))
     starts = {str(s.comparable.get("starting model")) for s in baseline.runs}
@@ -182,10 +171,8 @@ def refusals(method: Group, baseline: Group, quality: str) -> list[Refusal]:
         start = str(summary.comparable.get("starting model"))
         if summary.before is None or (summary.lineage is None and start not in starts):
             found.append(Refusal(what="starting model", experiment=summary.experiment_name, value=start))
-    hardware = {name: _hardware(each) for name, each in ((method.name, method), (baseline.name, baseline))}
-    if len(set(hardware.values())) > 1:
-        listed = "; ".join(f"{name}: {value}" for name, value in hardware.items())
-        found.append(Refusal(what="hardware", experiment=method.name, value=listed))
+    if hardware := unlike({each.name: hardware_of(r for s in each.runs for r in s.of("student")) for each in both}):
+        found.append(Refusal(what="hardware", experiment=method.name, value=hardware))
     return found + [refusal for each in both for summary in each.runs for refusal in contention(summary)]
 
 
@@ -193,39 +180,24 @@ def contention(summary: ExperimentSummary) -> list[Refusal]:
     """Compared stages that shared host or GPU with other work, or have an instrument of unknown uncertainty."""
     found = []
     for name, record in summary.stages.items():
-        if record.role not in ("teacher", "student") or not record.spent:
+        spent = record.spent
+        if record.role not in ("teacher", "student") or not spent:
             continue
         where = {"experiment": record.lineage or summary.experiment_name, "stage": name}
-        if record.spent.errors is None:
+        if spent.errors is None:
             found.append(Refusal(what="uncertainty", **where))
         if "cpu" in record.energy.total.boundary and record.energy.cpu.scope == "host":
-            if (share := own_share(record)) is not None and share < OWN_HOST and _matters(record, summary):
+            role = summary.spent(record.role)
+            matters = role is None or spent.value > 0.01 * role.value  # a merge of half a second shares its host with its meter
+            used = record.cpu.job_s + record.cpu.foreign_s if record.cpu else 0.0  # of the hosts' CPUs, by it and other work
+            share = record.cpu.job_s / used if record.cpu and used > 0 else record.energy.cpu.share
+            if share is not None and share < OWN_HOST and matters:
                 found.append(Refusal(what="cpu share", value=f"{share:.2f}", **where))
             if any(ANOTHER_METER in text for text in record.warnings):
                 found.append(Refusal(what="another meter", **where))
         if others := {pid for device in record.devices for pid in (device.model_extra or {}).get("other_processes") or []}:
             found.append(Refusal(what="gpu processes", value=str(len(others)), **where))
     return found
-
-
-def own_share(record: SummaryStage) -> float | None:
-    """A stage's part of what it and other work have used of its hosts' CPUs; None where that is not known."""
-    used = record.cpu.job_s + record.cpu.foreign_s if record.cpu else 0.0
-    return record.cpu.job_s / used if record.cpu and used > 0 else record.energy.cpu.share
-
-
-def _matters(record: SummaryStage, summary: ExperimentSummary) -> bool:
-    """Whether a stage is over a hundredth of its role's energy: a merge of half a second shares its host with its meter."""
-    role = summary.spent(record.role)
-    return role is None or record.spent is None or record.spent.value > 0.01 * role.value
-
-
-def _hardware(group: Group) -> str:
-    """Hosts' CPUs and GPUs, with their limits, that the trainings ran on."""
-    found = set()
-    for record in (r for s in group.runs for r in s.own.values() if r.role == "student"):
-        found |= {record.cpu_words, *(device.words for device in record.devices)}
-    return ", ".join(sorted(found))
 
 
 def repeated_evaluations(groups: Sequence[Group]) -> list[list[float]]:

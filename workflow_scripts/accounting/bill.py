@@ -16,6 +16,7 @@ The same ledgers give the same bill. The exit code is 1 when nothing was found.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import sys
@@ -125,28 +126,28 @@ class Bill(Document):
 def bill(root: Path) -> Bill:
     """The bill of everything under a results folder."""
     found = read_versions(root)
-    rows = [_row(version) for version in found.versions]
-    for record in found.orphans:
-        alone = Version(record.stage_id, record.provenance.fingerprint or "", Path(), [record], [{}], "current")
-        update = {"experiment": record.experiment, "status": "current, by its record alone"}
-        rows.append(_row(alone).model_copy(update=update))
-    records = [r for v in found.versions for r in v.records] + found.orphans
+    alone = [
+        Version(r.stage_id, r.provenance.fingerprint or "", [r], [{"experiment": r.experiment}], "current, by its record alone")
+        for r in found.orphans
+    ]
+    rows = [_row(version) for version in (*found.versions, *alone)]
+    records = [r for v in (*found.versions, *alone) for r in v.records]
     whole, grams = known_energy(records), [record.carbon.grams for record in records if record.spent is not None]
-    quality = {
-        "class": whole.energy_class or "unavailable",
-        "boundary": sorted(whole.boundaries),
-        "uncertainty_kwh": None if any(row.without_figure for row in rows) else whole.uncertainty_kwh,
-        "carbon_grams": sum_of(grams),
-    }
-    stages, experiments = _grouped(rows, lambda row: row.stage or SHARED), _grouped(rows, lambda row: row.experiment or SHARED)
-    methods = _grouped(rows, lambda row: method_of(row.experiment or SHARED))
+    experiments = _grouped(rows, "experiment", lambda row: row.experiment or SHARED)
+    methods = _grouped(rows, "method", lambda row: method_of(row.experiment or SHARED))
     return Bill(
         root=str(root),
         until=max((attempt.end_time for record in records for attempt in record.attempts), default=None),
-        total=Total.of(rows, **quality),
-        stages=[Sums.of(own, stage=name) for name, own in stages],
-        experiments=[Sums.of(own, experiment=name) for name, own in experiments],
-        methods=[Sums.of(own, method=name) for name, own in methods] if len(methods) < len(experiments) else [],
+        total=Total.of(
+            rows,
+            energy_class=whole.energy_class or "unavailable",
+            boundary=sorted(whole.boundaries),
+            uncertainty_kwh=None if any(row.without_figure for row in rows) else whole.uncertainty_kwh,
+            carbon_grams=sum_of(grams),
+        ),
+        stages=_grouped(rows, "stage", lambda row: row.stage or SHARED),
+        experiments=experiments,
+        methods=methods if len(methods) < len(experiments) else [],
         versions=rows,
         damaged=found.damaged,
         notes=_notes(found, rows),
@@ -163,21 +164,19 @@ def _row(version: Version) -> VersionRow:
     elif known and version.status == "unfinished":
         columns["wasted"] = spent
     elif known:
-        columns["useful" if version.status == "current" else "superseded"] = spent - lost
+        columns["superseded" if version.status == "superseded" else "useful"] = spent - lost
         columns["wasted"] = lost
-    return VersionRow.model_validate(
-        {
-            "stage": version.stage,
-            "experiment": version.start.get("experiment"),
-            "fingerprint": version.fingerprint,
-            "status": version.status,
-            "began": version.began,
-            "seconds": math.fsum(a.duration_seconds for a in version.attempts),
-            "versions": 1,
-            "attempts": len(version.attempts),
-            "without_figure": len(version.attempts) - len(known),
-            **{f"{name}_j": value for name, value in columns.items()},
-        }
+    return VersionRow(
+        stage=version.stage,
+        experiment=version.start.get("experiment"),
+        fingerprint=version.fingerprint,
+        status=version.status,
+        began=version.began,
+        seconds=math.fsum(a.duration_seconds for a in version.attempts),
+        versions=1,
+        attempts=len(version.attempts),
+        without_figure=len(version.attempts) - len(known),
+        **{f"{name}_j": value for name, value in columns.items()},
     )
 
 
@@ -187,18 +186,16 @@ def _add(values: Iterable[float | None]) -> float | None:
     return math.fsum(known) if known else None
 
 
-def _grouped(rows: Iterable[VersionRow], key: Callable[[VersionRow], str]) -> list[tuple[str, list[VersionRow]]]:
-    groups: dict[str, list[VersionRow]] = {}
-    for row in rows:
-        groups.setdefault(key(row), []).append(row)
-    return sorted(groups.items(), key=lambda item: (item[0] == SHARED, item[0]))
+def _grouped(rows: Iterable[VersionRow], what: str, key: Callable[[VersionRow], str]) -> list[Sums]:
+    """Rows of one key added up, in the order of the keys, what is shared last; the sums say the key under `what`."""
+    in_order = sorted(rows, key=lambda row: (key(row) == SHARED, key(row)))
+    return [Sums.of(list(own), **{what: name}) for name, own in itertools.groupby(in_order, key)]
 
 
 def _notes(found: Found, rows: Sequence[VersionRow]) -> list[str]:
     """What a reader must know to read the figures right."""
     notes = []
-    unfinished = [v for v in found.versions if v.status == "unfinished"]
-    if unfinished:
+    if unfinished := [v for v in found.versions if v.status == "unfinished"]:
         names = ", ".join(sorted({v.stage for v in unfinished}))
         notes.append(f"{len(unfinished)} version(s) were never finished ({names}): all waste, until a rerun resumes them")
     if silent := sum(row.without_figure for row in rows):

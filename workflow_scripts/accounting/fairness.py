@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from workflow_scripts.accounting.groups import Group, group
-from workflow_scripts.accounting.model import ExperimentSummary
+from workflow_scripts.accounting.model import ExperimentSummary, unlike
 from workflow_scripts.accounting.quality import LOWER_IS_BETTER
 from workflow_scripts.settings.evaluation import FOLLOWED
 
@@ -15,15 +15,10 @@ AGREEMENT = ("kl_to_teacher", "top1_agreement")
 
 @dataclass(frozen=True)
 class Difference:
-    """A property that does not agree: its values by experiment (or runs of one)."""
+    """A property that does not agree, and its values by experiment (or runs of one) in a sentence."""
 
     what: str
-    values: dict[str, str]
-
-    @property
-    def text(self) -> str:
-        """The difference in a sentence."""
-        return f"{self.what} differs: " + "; ".join(f"{name}: {value}" for name, value in self.values.items())
+    text: str
 
 
 def incomplete(summaries: Iterable[ExperimentSummary]) -> list[str]:
@@ -46,9 +41,8 @@ def differences(summaries: Sequence[ExperimentSummary]) -> list[Difference]:
     properties = {each.name: _properties(each) for each in group(summaries)}
     found = []
     for what in dict.fromkeys(what for own in properties.values() for what in own):
-        values = {name: own[what] for name, own in properties.items() if what in own}
-        if len(set(values.values())) > 1:
-            found.append(Difference(what, values))
+        if listed := unlike({name: own[what] for name, own in properties.items() if what in own}):
+            found.append(Difference(what, f"{what} differs: {listed}"))
     return found
 
 
@@ -92,15 +86,13 @@ def quality_refusal(summaries: Iterable[ExperimentSummary], quality: str) -> str
         checks = {f"{quality} was asked differently": {name: q.conditions(quality) for name, q in judged.items()}}
     if "/" not in quality or quality == FOLLOWED:  # of the held-out rows
         checks["the evaluation split differs"] = {name: (q.split_sha256 or "unknown")[:12] for name, q in judged.items()}
-    if "/" not in quality:
-        if quality != "bits_per_byte":
-            known = {name: q.tokenizer_sha256[:12] for name, q in judged.items() if q.tokenizer_sha256}
-            checks[f"{quality} counts tokens of different vocabularies, bits_per_byte does not"] = known
-        if quality in AGREEMENT:
-            checks[f"{quality} is to different teachers"] = {name: str(q.teacher) for name, q in judged.items()}
+    if "/" not in quality and quality != "bits_per_byte":
+        known = {name: q.tokenizer_sha256[:12] for name, q in judged.items() if q.tokenizer_sha256}
+        checks[f"{quality} counts tokens of different vocabularies, bits_per_byte does not"] = known
+    if quality in AGREEMENT:
+        checks[f"{quality} is to different teachers"] = {name: str(q.teacher) for name, q in judged.items()}
     for complaint, values in checks.items():
-        if len(set(values.values())) > 1:
-            listed = "; ".join(f"{name}: {value}" for name, value in values.items())
+        if listed := unlike(values):
             return f"quality is not compared: {complaint} ({listed})"
     return None
 

@@ -36,11 +36,6 @@ class Group:
         return [f"{s.experiment_name}: {text}" for s in self.runs for text in (*(p.text for p in s.problems), *s.partial)]
 
     @property
-    def has_teacher(self) -> bool:
-        """Whether the runs used a teacher's output."""
-        return any(s.of("teacher") for s in self.runs)
-
-    @property
     def method_energies(self) -> list[Energy]:
         """What the method cost in each run; empty when one is not known."""
         known = [energy for s in self.runs if (energy := s.method_energy) is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -13,7 +14,7 @@ from workflow_scripts.accounting.quality import Evaluation, IntermediateEvaluati
 from workflow_scripts.artefact import RANDOM_WEIGHTS
 from workflow_scripts.energy.documents import Closed, Document, is_none
 from workflow_scripts.energy.model import EnergyClass, StageRecord, known_energy
-from workflow_scripts.energy.uncertainty import KWH, Energy, Figure
+from workflow_scripts.energy.uncertainty import KWH, Energy
 from workflow_scripts.pipelines import plain_name, teacher_of, training_of
 from workflow_scripts.progress import TOKEN_TYPES
 
@@ -25,6 +26,16 @@ def sum_of(values: list[float | None]) -> float | None:
     """Sum; None as soon as one member is unknown or there is none."""
     known = [value for value in values if value is not None]
     return sum(known) if known and len(known) == len(values) else None
+
+
+def unlike(values: Mapping[str, str]) -> str:
+    """The values by name in words where they are not all alike, else nothing."""
+    return "; ".join(f"{name}: {value}" for name, value in values.items()) if len(set(values.values())) > 1 else ""
+
+
+def hardware_of(records: Iterable[StageRecord]) -> str:
+    """CPUs, their number and memory, GPUs, their power limit and driver, that stages ran on."""
+    return ", ".join(sorted({words for r in records for words in (r.cpu_words, *(device.words for device in r.devices))}))
 
 
 class RoleEnergy(Closed):
@@ -90,19 +101,6 @@ class Deployment(Closed):
     components: list[DeployedComponent] = Field(default_factory=list)
     method: Literal["trace", "mean power of the evaluation"] | None = None
     reason: str | None = None
-
-    @property
-    def cost(self) -> Figure | None:
-        """Joules per token with their errors."""
-        if self.joules_per_token is None:
-            return None
-        errors: dict[tuple[str, str], float] = {}
-        for part in self.components:
-            if part.uncertainty_pct is None:
-                return Figure(self.joules_per_token, None)
-            key = (part.instrument, part.whose)
-            errors[key] = errors.get(key, 0.0) + part.joules_per_token * part.uncertainty_pct / 100
-        return Figure(self.joules_per_token, errors)
 
 
 class SummaryStage(StageRecord):
@@ -277,14 +275,8 @@ class ExperimentSummary(Document):
 
     @property
     def hardware(self) -> str:
-        """CPUs, their number and memory, GPUs, their power limit and driver, that the stages ran on."""
-        found = {stage.cpu_words for stage in self.stages.values()}
-        return ", ".join(sorted(found | {device.words for stage in self.stages.values() for device in stage.devices}))
-
-    @property
-    def _gpus(self) -> dict[str, str]:
-        """Kinds of GPUs by stage."""
-        return {name: ", ".join(sorted({d.name for d in r.devices if d.name})) for name, r in self.own.items()}
+        """What the stages ran on, those of a starting policy included."""
+        return hardware_of(self.stages.values())
 
     @model_validator(mode="after")
     def _add_up(self) -> Self:
@@ -347,14 +339,12 @@ class ExperimentSummary(Document):
     def energy(self) -> SummaryEnergy:
         """How the total was obtained; class and boundary are those of the stages that have a figure."""
         spent, known = self.spent(), known_energy(self.own.values())
-        return SummaryEnergy.model_validate(
-            {
-                "class": known.energy_class or "unavailable",
-                "boundary": sorted(known.boundaries),
-                "complete": spent is not None,
-                "uncertainty_j": spent.half_width if spent else None,
-                "uncertainty_pct": spent.uncertainty_pct if spent else None,
-            }
+        return SummaryEnergy(
+            energy_class=known.energy_class or "unavailable",
+            boundary=sorted(known.boundaries),
+            complete=spent is not None,
+            uncertainty_j=spent.half_width if spent else None,
+            uncertainty_pct=spent.uncertainty_pct if spent else None,
         )
 
     @computed_field
@@ -366,17 +356,15 @@ class ExperimentSummary(Document):
     def _role(self, role: str) -> RoleEnergy:
         members, spent = self.of(role), self.spent(role)
         known = known_energy(members)
-        return RoleEnergy.model_validate(
-            {
-                "joules": spent.value if spent else None,
-                "kwh": spent.kwh if spent else None,
-                "uncertainty_kwh": spent.uncertainty_kwh if spent else None,
-                "stages": len(members),
-                "useful_j": sum_of([stage.useful_j for stage in members]),
-                "wasted_j": sum_of([stage.wasted_j for stage in members]),
-                "class": known.energy_class or "unavailable" if members else None,
-                "boundary": sorted(known.boundaries),
-            }
+        return RoleEnergy(
+            joules=spent.value if spent else None,
+            kwh=spent.kwh if spent else None,
+            uncertainty_kwh=spent.uncertainty_kwh if spent else None,
+            stages=len(members),
+            useful_j=sum_of([stage.useful_j for stage in members]),
+            wasted_j=sum_of([stage.wasted_j for stage in members]),
+            energy_class=known.energy_class or "unavailable" if members else None,
+            boundary=sorted(known.boundaries),
         )
 
     @computed_field
@@ -391,10 +379,9 @@ class ExperimentSummary(Document):
             found.append(f"{alone}: made for this experiment's own policies: no other experiment can reuse them, only round 1")
         unfinished = {name: stage.status for name, stage in self.own.items() if stage.status != "complete"}
         found += [f"{name}: its record is {status}: its energy is a lower bound" for name, status in unfinished.items()]
-        for what, names in (("GPUs", self._gpus), ("CPUs", {name: r.provenance.cpu for name, r in self.own.items()})):
-            known = {name: hardware for name, hardware in names.items() if hardware}
-            if len(set(known.values())) > 1:
-                listed = "; ".join(f"{name}: {hardware}" for name, hardware in known.items())
+        gpus = {name: ", ".join(sorted({d.name for d in r.devices if d.name})) for name, r in self.own.items()}
+        for what, names in (("GPUs", gpus), ("CPUs", {name: r.provenance.cpu for name, r in self.own.items()})):
+            if listed := unlike({name: hardware for name, hardware in names.items() if hardware}):
                 found.append(f"{what} differ between the stages: {listed}")
         boundaries = self.energy.boundary
         return found + ([f"stages have different boundaries: {', '.join(boundaries)}"] if len(boundaries) > 1 else [])

@@ -57,30 +57,23 @@ class Row(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _finite(cls, content: dict[str, Any]) -> dict[str, Any]:
-        return {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in content.items()
-            if key not in cls.model_computed_fields
-        }
+        return {k: None if isinstance(value, float) and not math.isfinite(value) else value for k, value in content.items()}
 
     def column(self, name: str) -> Any:
         """A column by its name, None where the row has none."""
         return getattr(self, name, None)
 
-    @classmethod
-    def columns(cls) -> list[str]:
-        """Names of the columns that every row has."""
-        return [*cls.model_fields, *cls.model_computed_fields]
-
 
 PHASES = ("start", "work", "evaluate", "save")
+RATES = ("tokens_per_second", "work_joules_per_token", "work_tokens_per_second")
 
 
 class ExperimentRow(Row):
     """An experiment: energies by role, J per loss token of the training, quality on held-out text.
 
     `teacher_users` counts the compared experiments that use the teacher's output, `teacher_share_kwh` is its energy divided by
-    them; `charged_kwh` divides every stage so, and sums up to the campaign's total.
+    them; `charged_kwh` divides every stage so, and sums up to the campaign's total. `training_idle_pct` is the part of the
+    training's energy that the idle host would have used, None without a baseline of this host.
     """
 
     experiment: str
@@ -99,6 +92,7 @@ class ExperimentRow(Row):
         users, teacher_kwh = teacher_users(summary, shares), roles["teacher"].kwh
         tokens = training.tokens_processed if training else None
         per_token = training.spent.scaled(1 / tokens) if training and training.spent and tokens else None
+        joules, above_idle = (training.total_energy_joules, training.above_idle_j) if training else (None, None)
         known = {
             "experiment": summary.experiment_name,
             "pipeline": summary.pipeline,
@@ -115,12 +109,10 @@ class ExperimentRow(Row):
             "training_tokens": tokens,
             "joules_per_token": training.joules_per_token if training else None,
             "joules_per_token_uncertainty": per_token.half_width if per_token else None,
-            "tokens_per_second": training.tokens_per_second if training else None,
-            "work_joules_per_token": training.work_joules_per_token if training else None,
-            "work_tokens_per_second": training.work_tokens_per_second if training else None,
+            **{key: getattr(training, key) if training else None for key in RATES},
             "training_s": training.duration_seconds if training else None,
             "training_cpu_s": training.cpu.job_s if training and training.cpu else None,
-            "training_idle_pct": _idle_pct(training) if training else None,
+            "training_idle_pct": 100 * (1 - above_idle / joules) if joules and above_idle is not None else None,
             **{key: getattr(quality, key) for key in ("cross_entropy", "bits_per_byte", "kl_to_teacher", "top1_agreement")},
             "untrained_cross_entropy": references["student"].cross_entropy if "student" in references else None,
             "teacher_cross_entropy": references["teacher"].cross_entropy if "teacher" in references else None,
@@ -139,12 +131,6 @@ class ExperimentRow(Row):
         return cls.model_validate(known | {name: entry.value for name, entry in quality.metrics.items()})
 
 
-def _idle_pct(training: StageRecord) -> float | None:
-    """The part of a training's energy that the idle host would have used [%]; None without a baseline of this host."""
-    total, above = training.total_energy_joules, training.above_idle_j
-    return 100 * (1 - above / total) if total and above is not None else None
-
-
 def _kwh(name: str, spent: Energy | None) -> dict[str, float | None]:
     return {
         f"{name}_kwh": spent.kwh if spent else None,
@@ -159,7 +145,6 @@ def stage_row(experiment: str, name: str, r: SummaryStage, shares: Users) -> dic
     counts the compared experiments that share the stage, `share_kwh` is its energy divided by them.
     """
     spent, users = r.spent, len(shares[stage_key(name, r)])
-    rest = ("tokens_unit", "joules_per_token", "tokens_per_second", "work_joules_per_token", "work_tokens_per_second")
     return {
         "experiment": experiment,
         "stage": name,
@@ -179,7 +164,7 @@ def stage_row(experiment: str, name: str, r: SummaryStage, shares: Users) -> dic
         "foreign_cpu_pct": r.cpu.foreign_pct if r.cpu else None,
         **{f"{name}_phase_j": r.phases[name].joules if name in r.phases else None for name in PHASES},
         "tokens": r.tokens_processed,
-        **{key: getattr(r, key) for key in rest},
+        **{key: getattr(r, key) for key in ("tokens_unit", "joules_per_token", *RATES)},
         "attempts": len(r.attempts),
         "users": users,
         "share_kwh": spent.kwh / users if spent else None,

@@ -23,8 +23,7 @@ import yaml
 from pydantic import BaseModel, Field
 
 from workflow_scripts.accounting.model import Deployment, ExperimentSummary, Lineage, SummaryStage, sum_of
-from workflow_scripts.accounting.outcome import compare_forecast, read_forecast
-from workflow_scripts.accounting.prediction import ForecastRow
+from workflow_scripts.accounting.prediction import ForecastRow, compare_forecast, read_forecast
 from workflow_scripts.accounting.quality import Evaluation
 from workflow_scripts.accounting.traces import deployed_cost, intermediate_evaluations
 from workflow_scripts.artefact import ArtefactError, read_json, write_json
@@ -145,18 +144,16 @@ def adopted_record(manifest: Path, adoption: SummaryStage) -> SummaryStage:
             same = adoption.model_dump(include={"stage_id", "stage_name", "copied_from"})
             return SummaryStage.read(candidate).model_copy(update=same)
     reason = f"the data set at {folder} was made elsewhere and no record lies beside it"
-    nothing = {"joules": None, "class": "unavailable", "reason": reason}
-    parts = {
-        name: Component.model_validate({**nothing, "method": None, "scope": getattr(adoption.energy, name).scope})
-        for name in ("gpu", "cpu", "dram", "node")
-    }
+    nothing = {"joules": None, "energy_class": "unavailable", "reason": reason}
+    scopes = {name: getattr(adoption.energy, name).scope for name in ("gpu", "cpu", "dram", "node")}
+    parts = {name: Component(**nothing, method=None, scope=scope) for name, scope in scopes.items()}
     unknown = (
         *("total_energy_joules", "joules_per_token", "useful_j", "wasted_j", "above_idle_j"),
         *("gpu_energy_joules", "cpu_energy_joules", "codecarbon_energy_kwh", "codecarbon_emissions_kg"),
     )
     update = {
         **dict.fromkeys(unknown),
-        "energy": adoption.energy.model_copy(update={**parts, "total": Total.model_validate({**nothing, "boundary": []})}),
+        "energy": adoption.energy.model_copy(update={**parts, "total": Total(**nothing, boundary=[])}),
         "carbon": adoption.carbon.model_copy(update={"grams": None, "reason": reason}),
         "warnings": [*adoption.warnings, reason],
     }
@@ -198,10 +195,9 @@ def deployment(
 ) -> dict[str, Deployment]:
     """Joules per generated token of the trained `model`, and of the reference models by the records of their evaluations."""
     found = {"model": deployed_cost(evaluation, records.get("evaluation"), plan.evaluation)}
-    for name, result in references.items():
-        path = plan.references[name]
+    for name, path in plan.references.items():
         record = path.parent / "stages" / "evaluation.json"
-        found[name] = deployed_cost(result, StageRecord.read(record) if record.is_file() else None, path)
+        found[name] = deployed_cost(references[name], StageRecord.read(record) if record.is_file() else None, path)
     return found
 
 

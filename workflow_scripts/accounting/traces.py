@@ -9,18 +9,19 @@ scaled per component so that they end at what the attempt's record charges.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from workflow_scripts.accounting.model import DeployedComponent, Deployment
+from workflow_scripts.accounting.model import DeployedComponent, Deployment, sum_of
 from workflow_scripts.accounting.quality import Evaluation, EvaluationPoint, Generation, IntermediateEvaluations
-from workflow_scripts.energy.model import AttemptRecord, Component, IntermediateEvaluation, StageRecord
+from workflow_scripts.energy.model import AttemptRecord, IntermediateEvaluation, StageRecord
 from workflow_scripts.energy.uncertainty import instrument
 from workflow_scripts.errors import UserError
 
@@ -56,31 +57,27 @@ def energy_curve(record: StageRecord, attempt: AttemptRecord, near: Path) -> pd.
         raise TraceError(f"attempt {attempt.id} kept no trace")
     path = locate(attempt.trace, near)
     try:
-        table = pd.read_csv(path, on_bad_lines="skip")
-        samples = table.apply(pd.to_numeric, errors="coerce")
+        samples = pd.read_csv(path, on_bad_lines="skip").apply(pd.to_numeric, errors="coerce")
     except (OSError, EOFError, ValueError) as error:  # pandas' own errors are ValueErrors
         raise TraceError(f"{path} cannot be read ({error})") from None
-    boundary = _boundary(record, attempt)
+    boundary = _charged(record, attempt)
     columns = [f"{name}_j" for name in boundary]
     if not boundary or not {"elapsed_s", *columns} <= set(samples):
         raise TraceError(f"{path} has not the columns of the boundary {'+'.join(boundary) or '(none)'}")
     samples = samples.dropna(subset=["elapsed_s", *columns])
     if samples.empty:
         raise TraceError(f"{path} has no sample with every component of {'+'.join(boundary)}")
-    joules = sum(samples[f"{name}_j"] * _scale(attempt, name, samples[f"{name}_j"].iloc[-1]) for name in boundary)
-    seconds, energy = samples["elapsed_s"].to_numpy(dtype=float), np.asarray(joules, dtype=float)
+    energy = np.zeros(len(samples))
+    for name, charged in boundary.items():
+        own = samples[f"{name}_j"].to_numpy(dtype=float)
+        energy += own * (charged / own[-1] if own[-1] > 0 else 1.0)
+    seconds = samples["elapsed_s"].to_numpy(dtype=float)
     return pd.DataFrame({"elapsed_s": np.concatenate([[0.0], seconds]), "joules": np.concatenate([[0.0], energy])})
 
 
-def _boundary(record: StageRecord, attempt: AttemptRecord) -> list[str]:
-    """Components of the record's boundary that the attempt is charged; a short attempt may lack one."""
-    return [name for name in record.energy.total.boundary if attempt.joules.get(name) is not None]
-
-
-def _scale(attempt: AttemptRecord, component: str, last: float) -> float:
-    """What the attempt is charged of a component, by what its trace ends at; 1 where either is not known."""
-    charged = attempt.joules.get(component)
-    return charged / last if charged is not None and last > 0 else 1.0
+def _charged(record: StageRecord, attempt: AttemptRecord) -> dict[str, float]:
+    """Joules that the attempt is charged of the components of the record's boundary; a short attempt may lack one."""
+    return {name: joules for name in record.energy.total.boundary if (joules := attempt.joules.get(name)) is not None}
 
 
 def power_curve(curve: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -112,9 +109,11 @@ def loss_curve(record: StageRecord, metric: str, near: Path) -> list[tuple[float
     points = []
     before = 0.0
     for attempt in record.attempts:
-        boundary = _boundary(record, attempt)
+        boundary = _charged(record, attempt)
         lines = list(_ledger(attempt, near))
-        factor = _ledger_scale(lines, attempt, boundary)
+        # with several hosts the ledger is the first one's, and the record charges all
+        last = next((total for line in reversed(lines) if (total := _sum(line, boundary))), None)
+        factor = attempt.total_j / last if last and attempt.total_j is not None else 1.0
         known: Any = None
         for line in lines:
             work = line.get("work") or {}
@@ -144,16 +143,8 @@ def _ledger(attempt: AttemptRecord, near: Path) -> Iterator[dict[str, Any]]:
                 yield line
 
 
-def _sum(line: dict[str, Any], boundary: list[str]) -> float | None:
-    found = [(line["joules"].get(name) or {}).get("joules") for name in boundary]
-    known = [float(value) for value in found if value is not None]
-    return math.fsum(known) if known and len(known) == len(found) else None
-
-
-def _ledger_scale(lines: list[dict[str, Any]], attempt: AttemptRecord, boundary: list[str]) -> float:
-    """Several hosts: the ledger is the first host's, the record charges all."""
-    last = next((total for line in reversed(lines) if (total := _sum(line, boundary))), None)
-    return attempt.total_j / last if last and attempt.total_j is not None else 1.0
+def _sum(line: dict[str, Any], boundary: Iterable[str]) -> float | None:
+    return sum_of([(line["joules"].get(name) or {}).get("joules") for name in boundary])
 
 
 def intermediate_evaluations(record: StageRecord, near: Path) -> IntermediateEvaluations | None:
@@ -179,10 +170,9 @@ def intermediate_evaluations(record: StageRecord, near: Path) -> IntermediateEva
             before, own = _joules(record, evaluation, near)
             point.training_joules = before - spent
             spent += own
+        found.joules = spent
     except TraceError as error:
         found.reason = str(error)
-        return found
-    found.joules = spent
     return found
 
 
@@ -214,20 +204,21 @@ def deployed_cost(evaluation: Evaluation, record: StageRecord | None, near: Path
     spent = record.spent if record is not None else None
     if record is None or spent is None or not spent.value:
         return Deployment(reason="the evaluation has no energy figure")
-    traced = _traced(generation.start_s, seconds, record, near)
+    begin, traced = generation.start_s, None
+    if begin is not None and record.attempts:
+        with contextlib.suppress(TraceError):  # the mean power stands in for it, and `method` says so
+            traced = joules_between(energy_curve(record, record.attempts[-1], near), begin, begin + seconds)
     joules = spent.value / record.duration_seconds * seconds if traced is None else traced
-    components = []
-    for name in record.energy.total.boundary:
-        part: Component = getattr(record.energy, name)
-        components.append(
-            DeployedComponent(
-                component=name,
-                joules_per_token=joules / tokens * (part.joules or 0.0) / spent.value,
-                instrument=instrument(part.method),
-                whose=record.place(name, record.attempts[-1]),
-                uncertainty_pct=part.uncertainty_pct,
-            )
+    components = [
+        DeployedComponent(
+            component=name,
+            joules_per_token=joules / tokens * (part.joules or 0.0) / spent.value,
+            instrument=instrument(part.method),
+            whose=record.place(name, record.attempts[-1]),
+            uncertainty_pct=part.uncertainty_pct,
         )
+        for name, part in record.inside.items()
+    ]
     return Deployment(
         joules_per_token=joules / tokens,
         tokens=tokens,
@@ -237,14 +228,3 @@ def deployed_cost(evaluation: Evaluation, record: StageRecord | None, near: Path
         components=components,
         method="mean power of the evaluation" if traced is None else "trace",
     )
-
-
-def _traced(begin: float | None, seconds: float, record: StageRecord, near: Path) -> float | None:
-    """Energy [J] of the seconds of generation by the trace of the last attempt; None where that cannot be told."""
-    if begin is None or not record.attempts:
-        return None
-    try:
-        curve = energy_curve(record, record.attempts[-1], near)
-    except TraceError:
-        return None  # the caller falls back and says so in `method`
-    return joules_between(curve, begin, begin + seconds)

@@ -18,17 +18,8 @@ from typing import Literal
 
 import numpy as np
 
-from workflow_scripts.accounting.intervals import (
-    Array,
-    Mean,
-    break_even,
-    difference,
-    paired_difference,
-    pooled_spread,
-    saving_by_reuse,
-    summed,
-    t_quantile,
-)
+from workflow_scripts.accounting import intervals
+from workflow_scripts.accounting.intervals import Array, Mean
 
 Kind = Literal["pays", "never", "only way", "not reached", "undetermined", "not comparable"]
 Cause = Literal[
@@ -94,7 +85,17 @@ class Arm:
     @property
     def judged(self) -> bool:
         """Whether the final quality of every run is known."""
-        return bool(np.isfinite([run.loss[-1] for run in self.runs]).all())
+        return bool(np.isfinite(self.finals).all())
+
+    @property
+    def finals(self) -> Array:
+        """Loss of the final model by seed [seeds]."""
+        return self.over_seeds(lambda run: float(run.loss[-1]))
+
+    @property
+    def bests(self) -> Array:
+        """Lowest loss of any evaluation by seed [seeds]."""
+        return self.over_seeds(lambda run: run.best)
 
     def over_seeds(self, value: Callable[[Run], float]) -> Array:
         """A value by seed [seeds], mean over its repeats."""
@@ -154,22 +155,19 @@ def common_target(arms: Iterable[Arm]) -> float | None:
     return target if all(run.loss[0] >= target and len(run.loss) > 1 for run in runs) else None
 
 
-def supported(arms: Sequence[Arm], points: int = 25) -> Array:
-    """Losses on which E(q) of every run is known, from the easiest to the hardest."""
+def supported(arms: Sequence[Arm]) -> Array:
+    """25 losses on which E(q) of every run is known, from the easiest to the hardest."""
     hardest = common_target(arms) if all(arm.judged for arm in arms) else None
     if hardest is None:
         return np.empty(0)
-    return np.linspace(min(run.loss[0] for arm in arms for run in arm.runs), hardest, points)
+    return np.linspace(min(run.loss[0] for arm in arms for run in arm.runs), hardest, 25)
 
 
 def scenarios_of(*arms: Arm) -> list[str]:
     """Names of all scenarios, the recorded energies first."""
-    runs = [factors for arm in arms for run in arm.runs for factors in [run.scenarios]]
-    return list(
-        dict.fromkeys(
-            name for factors in [{RECORDED: 1.0}, *runs, *(f for a in arms for _, f in a.teacher)] for name in factors
-        )
-    )
+    runs = [name for arm in arms for run in arm.runs for name in run.scenarios]
+    teachers = [name for arm in arms for _, factors in arm.teacher for name in factors]
+    return list(dict.fromkeys([RECORDED, *runs, *teachers]))
 
 
 def energies(arm: Arm, target: float | None, scenario: str = RECORDED) -> Array:
@@ -191,11 +189,11 @@ def judge(method: Arm, baseline: Arm, target: float | None = None, methods: int 
     rows = row_difference(method, baseline)
     better, (least, most) = advantage(method, baseline, rows, tail)
     equal = _at_equal(method, baseline, target, rows, tail)
-    finals = (float(_finals(method).mean()), float(_finals(baseline).mean()))
+    finals = (float(method.finals.mean()), float(baseline.finals.mean()))
     equal = replace(equal, at_equal=equal.kind, better=better, final=finals)
-    if least > 0 and (target is None or bool(np.all(_finals(method) <= target) and np.all(_bests(baseline) > target))):
+    if least > 0 and (target is None or bool(np.all(method.finals <= target) and np.all(baseline.bests > target))):
         return replace(equal, kind="only way", cause=None)
-    if most < 0 and (target is None or bool(np.all(_bests(method) > target))):
+    if most < 0 and (target is None or bool(np.all(method.bests > target))):
         return replace(equal, kind="not reached", cause=None)
     return equal
 
@@ -217,21 +215,13 @@ def _at_equal(method: Arm, baseline: Arm, target: float | None, rows: Mean | Non
     return found if rows or found.cause else replace(found, kind="undetermined", cause="rows")
 
 
-def _finals(arm: Arm) -> Array:
-    return arm.over_seeds(lambda run: float(run.loss[-1]))
-
-
-def _bests(arm: Arm) -> Array:
-    return arm.over_seeds(lambda run: run.best)
-
-
 def row_difference(method: Arm, baseline: Arm) -> Mean | None:
     """The baseline's loss minus the method's with the sampling error of the held-out rows; None where rows were not kept."""
     runs = [*method.runs, *baseline.runs]
     if len({tuple(run.tokens) for run in runs}) > 1 or len(runs[0].rows) < 2:
         return None
     theirs, own = (np.mean([run.rows for run in arm.runs], axis=0) for arm in (baseline, method))
-    return paired_difference(theirs, own, runs[0].tokens)
+    return intervals.paired_difference(theirs, own, runs[0].tokens)
 
 
 def advantage(method: Arm, baseline: Arm, rows: Mean | None, tail: float = POINTWISE) -> tuple[Interval, tuple[float, float]]:
@@ -240,27 +230,23 @@ def advantage(method: Arm, baseline: Arm, rows: Mean | None, tail: float = POINT
     What the method reaches is its final model, what the baseline does not reach is the best of its evaluations, and the other
     way round. The spread over seeds and the sampling error of the held-out rows add up; without either nothing is told.
     """
-    final = float(_finals(baseline).mean() - _finals(method).mean())
+    final = float(baseline.finals.mean() - method.finals.mean())
     if min(method.seeds, baseline.seeds) < 2 or rows is None:
         return (final, None, None), (-math.inf, math.inf)
 
     def bounds(theirs: Array, own: Array, tail: float) -> tuple[float, float]:
         one = Mean.of(theirs)
-        both = Mean(one.value, *summed((one.variance, one.dof), (rows.variance, rows.dof)))
-        low, high = difference(both, Mean.of(own), tail)
+        both = Mean(one.value, *intervals.summed((one.variance, one.dof), (rows.variance, rows.dof)))
+        low, high = intervals.difference(both, Mean.of(own), tail)
         return float(low), float(high)
 
-    shown = bounds(_finals(baseline), _finals(method), POINTWISE)
-    least, most = bounds(_bests(baseline), _finals(method), tail)[0], bounds(_finals(baseline), _bests(method), tail)[1]
+    shown = bounds(baseline.finals, method.finals, POINTWISE)
+    least, most = bounds(baseline.bests, method.finals, tail)[0], bounds(baseline.finals, method.bests, tail)[1]
     return (final, *shown), (least, most)
 
 
 def compare_energies(
-    method: Arm,
-    baseline: Arm,
-    target: float | None,
-    tail: float = POINTWISE,
-    further: tuple[float, float] = (0.0, math.inf),
+    method: Arm, baseline: Arm, target: float | None, tail: float = POINTWISE, further: tuple[float, float] = (0.0, math.inf)
 ) -> Verdict:
     """Verdict and figures from E(q) of all runs, or from whole trainings where `target` is None (equal tokens).
 
@@ -281,13 +267,12 @@ def compare_energies(
     if min(cost.mean(), theirs.mean(), own.mean()) <= 0:
         return replace(found, cause="energy")
     kinds: dict[str, Kind] = {}
-    alone: set[Kind] = set()
     spans = []
     for name in scenarios_of(method, baseline):
         joules = method.teachers(name), energies(baseline, target, name), energies(method, target, name)
-        kinds[name] = _sign(*break_even(*joules, tail, further))
-        spans.append([float(bound) for bound in break_even(*joules, POINTWISE, further)])
-        alone.add(_sign(*spans[-1]))
+        kinds[name] = _sign(*intervals.break_even(*joules, tail, further))
+        spans.append([float(bound) for bound in intervals.break_even(*joules, POINTWISE, further)])
+    alone = {_sign(*span) for span in spans}
     low, high = min(span[0] for span in spans), max(span[1] for span in spans)
     star = float(cost.mean()) / saved if saved > 0 else None
     found = replace(found, scenarios=kinds, reuses=(star, _inverse(high), _inverse(low)))
@@ -312,23 +297,20 @@ def _saved(theirs: Array, own: Array) -> Interval:
     """1 - E_method / E_baseline with its 95 % interval from the spread over seeds, by Fieller for the ratio of two means."""
     if theirs.mean() <= 0:
         return None, None, None
-    low, high = saving_by_reuse(Mean.of(theirs), Mean.of(own), Mean(0.0, 0.0), POINTWISE)
+    low, high = intervals.saving_by_reuse(Mean.of(theirs), Mean.of(own), Mean(0.0, 0.0), POINTWISE)
     bounds = (1 - float(high), 1 - float(low)) if np.isfinite([low, high]).all() else (None, None)
     return 1 - float(own.mean() / theirs.mean()), *bounds
 
 
 def repeatability(arms: Iterable[Arm], repeats: Sequence[Sequence[float]] = ()) -> tuple[float, float] | None:
     """Relative standard deviation of equal work and its degrees of freedom: trainings over seeds, and further groups [J]."""
-    spread, dof = pooled_spread([*(arm.over_seeds(lambda run: run.whole) for arm in arms), *repeats])
+    spread, dof = intervals.pooled_spread([*(arm.over_seeds(lambda run: run.whole) for arm in arms), *repeats])
     return (float(spread), dof) if dof else None
 
 
-def seeds_needed(difference: float, spread: float, had: int = 1, most: int = 100) -> int | None:
-    """Seeds of each arm, more than it `had`, with which a relative difference is told from 0 at 95 %.
-
-    None where `most` do not suffice.
-    """
-    for n in range(had + 1, most + 1):
-        if t_quantile(POINTWISE, 2.0 * (n - 1)) * spread * math.sqrt(2 / n) < abs(difference):
+def seeds_needed(difference: float, spread: float, had: int = 1) -> int | None:
+    """Seeds of each arm, more than it `had`, that tell a relative difference from 0 at 95 %; None where 100 do not suffice."""
+    for n in range(had + 1, 101):
+        if intervals.t_quantile(POINTWISE, 2.0 * (n - 1)) * spread * math.sqrt(2 / n) < abs(difference):
             return n
     return None

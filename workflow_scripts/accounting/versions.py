@@ -10,7 +10,7 @@ used it has itself been replaced by a newer version.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,18 +22,17 @@ from workflow_scripts.energy.model import AttemptRecord, StageRecord
 from workflow_scripts.energy.record import build_record
 from workflow_scripts.energy.state import Lock
 
-Status = Literal["current", "superseded", "unfinished", "in progress"]
+Status = Literal["current", "superseded", "unfinished", "in progress", "current, by its record alone"]  # last: without ledger
 RECORD_SCHEMA = SummaryStage.model_fields["schema_"].default
 RECORDS = ("*/stages/*.json", "*/*/stages/*.json", "models/*/checks/*.record.json")
 
 
-@dataclass
+@dataclass(eq=False)
 class Version:
     """One version of a stage. `records` is that of all its attempts, or one for each part while the parts are not merged."""
 
     stage: str
     fingerprint: str
-    folder: Path
     records: list[StageRecord]
     starts: list[dict[str, Any]]  # first ledger line of each attempt at the stage, or at its parts while there is no merge
     status: Status
@@ -89,10 +88,9 @@ def read_versions(root: Path) -> Found:
     """All versions under `root`/state, by stage and start. Changes nothing on disk."""
     found = Found()
     records = _records(root, found)
-    for folder in sorted(path for path in (root / "state").glob("*/*") if path.is_dir()):
-        if version := _version(folder, records, found):
-            found.versions.append(version)
-    found.versions.sort(key=lambda v: (v.stage, v.began, v.fingerprint))
+    folders = sorted(path for path in (root / "state").glob("*/*") if path.is_dir())
+    versions = [version for folder in folders if (version := _version(folder, records, found))]
+    found.versions = sorted(versions, key=lambda v: (v.stage, v.began, v.fingerprint))
     _supersede_unused(found.versions)
     known = {version.fingerprint for version in found.versions}
     originals = {
@@ -137,7 +135,7 @@ def _version(folder: Path, records: dict[str, list[SummaryStage]], found: Found)
     status: Status = "in progress" if held else "unfinished"
     if not held and finished:
         status = "current" if folder.name in records or _names(starts[-1].get("record"), folder.name) else "superseded"
-    return Version(stage, folder.name, folder, made, starts, status)
+    return Version(stage, folder.name, made, starts, status)
 
 
 def _names(path: str | None, fingerprint: str) -> bool:
@@ -154,19 +152,17 @@ def _attempts(folder: Path, stage: str, found: Found) -> list[Attempt]:
     for path in sorted(folder.glob("*.jsonl")):
         try:
             attempt = read_with_hosts(path, stage)
-            if attempt is not None:
-                build_record([attempt], {})
+            if attempt is None:
+                found.silent.append(str(path))
+                continue
+            build_record([attempt], {})
+            good.append(attempt)
         except (LedgerError, OSError) as error:
             found.damaged.append({"path": str(path), "reason": str(error).removeprefix(f"{path}: ")})
         except (AttributeError, KeyError, TypeError, ValueError, StopIteration) as error:
             reason = f"a line lacks what every ledger has ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
             found.damaged.append({"path": str(path), "reason": reason})
-        else:
-            if attempt is None:
-                found.silent.append(str(path))
-            else:
-                good.append(attempt)
-    hosts = {path for attempt in good for host in attempt.hosts for path in [host.path]}
+    hosts = {host.path for attempt in good for host in attempt.hosts}
     for path in sorted((folder / HOSTS).glob("*.jsonl")):
         if path not in hosts:
             found.damaged.append({"path": str(path), "reason": "a further host's ledger whose attempt cannot be read"})
@@ -176,21 +172,13 @@ def _attempts(folder: Path, stage: str, found: Found) -> list[Attempt]:
 def _supersede_unused(versions: Sequence[Version]) -> None:
     """Mark shared artefacts as superseded whose every user has been replaced by a newer version."""
     kept = [v for v in versions if v.status == "current" and v.start.get("experiment") is None]
-    users = {id(v): [u for u in versions if u is not v and not u.files.isdisjoint(v.outputs)] for v in kept}
-    gone = _replaced(versions)
-    changed = True
-    while changed:
-        changed = False
-        for version in kept:
-            own = users[id(version)]
-            if version.status == "current" and own and all(id(user) in gone for user in own):
-                version.status, changed = "superseded", True
-                gone.add(id(version))
-
-
-def _replaced(versions: Iterable[Version]) -> set[int]:
-    """Superseded versions whose place a newer version has taken, by identity."""
+    users = {v: {u for u in versions if u is not v and not u.files.isdisjoint(v.outputs)} for v in kept}
     newest: dict[tuple[str, str], float] = {}
     for version in versions:
         newest[version.place] = max(version.began, newest.get(version.place, version.began))
-    return {id(v) for v in versions if v.status in ("superseded", "unfinished") and v.began < newest[v.place]}
+    # versions whose place a newer one has taken
+    gone = {v for v in versions if v.status in ("superseded", "unfinished") and v.began < newest[v.place]}
+    while replaced := {v for v in kept if v not in gone and users[v] and users[v] <= gone}:
+        for version in replaced:
+            version.status = "superseded"
+        gone |= replaced

@@ -336,14 +336,18 @@ class StageRecord(Document):
             return None
         errors: dict[Instrument, float] = {}
         value = Energy(joules, errors, energy_class=figures.energy_class, boundaries=frozenset([self.boundary]))
-        for name in figures.boundary:
-            part: Component = getattr(self.energy, name)
+        for name, part in self.inside.items():
             if part.joules is None or (part.uncertainty_pct is None and part.joules):
                 return replace(value, errors=None)
             for place, share in self.sensors(name).items():
                 key, width = (instrument(part.method), place), part.joules * share * (part.uncertainty_pct or 0.0) / 100
                 errors[key] = errors.get(key, 0.0) + width
         return value if errors else replace(value, errors=None)
+
+    @property
+    def inside(self) -> dict[str, Component]:
+        """Components of the total, by name."""
+        return {name: getattr(self.energy, name) for name in self.energy.total.boundary}
 
     def sensors(self, component: str) -> dict[str, float]:
         """Hosts (or GPUs) that gave a component, with their share of its joules; the sensors of each err on their own."""

@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
         "repayment": (Repayment, comparison.repayment),
     }
     tables = {
-        name: pd.DataFrame([row.model_dump() for row in rows], columns=None if rows else kind.columns())
+        name: pd.DataFrame([row.model_dump() for row in rows], columns=None if rows else list(kind.model_fields))
         for name, (kind, rows) in written.items()
     }
     tables["runs"]["members"] = tables["runs"]["members"].map("; ".join)
@@ -194,8 +194,7 @@ def sources(summaries: Sequence[ExperimentSummary]) -> list[Source]:
     models: dict[str, None] = {}
     for _, record in {stage_key(n, r): (n, r) for s in summaries for n, r in s.stages.items()}.values():
         models |= dict.fromkeys(model.words for model in record.power_models)
-        for name in record.energy.total.boundary:
-            part: Component = getattr(record.energy, name)
+        for name, part in record.inside.items():
             found.setdefault((name, part.method or "unknown", part.energy_class), []).append(part)
     rows = []
     for (name, method, kind), parts in found.items():

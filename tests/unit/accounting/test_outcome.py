@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.summaries import stage
-from workflow_scripts.accounting.outcome import ForecastError, compare_forecast, read_forecast
-from workflow_scripts.accounting.prediction import Bounds, Forecast, ForecastRow
+from workflow_scripts.accounting.prediction import Bounds, Forecast, ForecastRow, compare_forecast, read_forecast
+from workflow_scripts.artefact import ArtefactError
 from workflow_scripts.energy.model import StageRecord
 
 
@@ -56,5 +56,5 @@ def test_a_forecast_holds_for_its_settings_only(tmp_path: Path) -> None:
     path.write_text(content.model_dump_json(by_alias=True))
     assert set(read_forecast(str(path), {"a": "s", "b": "other"})) == {"a", "c"}
     path.write_text("{}")
-    with pytest.raises(ForecastError, match="is not a forecast/1: delete it"):
+    with pytest.raises(ArtefactError, match="is not a forecast/1: delete it"):
         read_forecast(str(path), {})
