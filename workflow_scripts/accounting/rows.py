@@ -206,8 +206,8 @@ class Answer(Row):
 
     experiment: str
     baseline: str
-    runs: int = 0
-    baseline_runs: int = 0
+    runs: int
+    baseline_runs: int
     kind: Kind
     at_equal: Kind | None = None
     cause: Cause | None = None
