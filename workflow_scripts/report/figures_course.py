@@ -31,8 +31,12 @@ def power(summaries: list[ExperimentSummary], path: Path) -> list[str]:
     """
     panels, missing = [], []
     for title, role, record, near in _stages(summaries):
-        curves, reasons = _attempts(record, near)
-        missing += [f"{title.replace(chr(10), ' of ')} ({reason})" for reason in reasons]
+        curves = []
+        for attempt in (one for one in record.attempts if one.total_j is not None):  # a merge of half a second has no figure
+            try:
+                curves.append(power_curve(energy_curve(record, attempt, near)))
+            except TraceError as error:
+                missing.append(f"{title.replace(chr(10), ' of ')} ({error})")
         if curves:
             panels.append((title, role, curves))
     if panels:
@@ -62,19 +66,6 @@ def _stages(summaries: list[ExperimentSummary]) -> list[tuple[str, str, StageRec
     return sorted(found.values(), key=lambda entry: order.index(entry[1]) if entry[1] in order else len(order))
 
 
-def _attempts(record: StageRecord, near: Path) -> tuple[list[Any], list[str]]:
-    """Power curves of the attempts that have a figure, and why some have no curve; a merge of half a second has no figure."""
-    curves, reasons = [], []
-    for attempt in record.attempts:
-        if attempt.total_j is None:
-            continue
-        try:
-            curves.append(power_curve(energy_curve(record, attempt, near)))
-        except TraceError as error:
-            reasons.append(str(error))
-    return curves, reasons
-
-
 def _grid(panels: list[Any], path: Path) -> None:
     rows = math.ceil(len(panels) / COLUMNS)
     figure, grid = plt.subplots(rows, COLUMNS, figsize=(11, 0.6 + 2.1 * rows), sharey=True, layout="constrained", squeeze=False)
@@ -86,10 +77,9 @@ def _grid(panels: list[Any], path: Path) -> None:
         colour, hatch = ROLE_STYLE.get(role, ("#BBBBBB", ""))
         begin = 0.0
         for number, (edges, watts) in enumerate(curves):
-            axes.stairs(
-                watts, (begin + edges) * scale, fill=True, facecolor=colour, hatch=hatch, edgecolor="white", linewidth=0
-            )
-            axes.stairs(watts, (begin + edges) * scale, color="black", linewidth=1)
+            times = (begin + edges) * scale
+            axes.stairs(watts, times, fill=True, facecolor=colour, hatch=hatch, edgecolor="white", linewidth=0)
+            axes.stairs(watts, times, color="black", linewidth=1)
             if number:
                 axes.axvline(begin * scale, color="black", linestyle=":", linewidth=1)
             begin += edges[-1]
@@ -145,9 +135,8 @@ def _points(record: StageRecord, metric: str, near: Path) -> list[tuple[float, f
 
 def _loss_panels(shown: dict[str, dict[str, list[tuple[float, float]]]], group_of: dict[str, str], path: Path) -> None:
     """Runs of one experiment look alike and are named once."""
-    figure, grid = plt.subplots(
-        1, len(shown), figsize=(1.5 + 4.6 * len(shown), 4.6), sharex=True, layout="constrained", squeeze=False
-    )
+    size = (1.5 + 4.6 * len(shown), 4.6)
+    figure, grid = plt.subplots(1, len(shown), figsize=size, sharex=True, layout="constrained", squeeze=False)
     most = max(points[-1][0] for own in shown.values() for points in own.values())
     scale, unit = (1e-6, "MJ") if most > 2e6 else (1e-3, "kJ") if most > 2e3 else (1.0, "J")
     order = list(dict.fromkeys(group_of.values()))

@@ -50,23 +50,20 @@ def sentences(made: Comparison) -> list[tuple[str, str]]:
     said = [(_sentence(row, made), _remedy(row)) for row in made.answers]
     followed = [row for row in made.qualities if row.quality == FOLLOWED and row.better is not None]
     return said + [
-        (_second(gold, [r for r in followed if r.baseline == gold]), "") for gold in {r.baseline: 0 for r in followed}
+        (_second(gold, [r for r in followed if r.baseline == gold]), "") for gold in dict.fromkeys(r.baseline for r in followed)
     ]
 
 
 def _second(gold: str, rows: list[Advantage]) -> str:
     """The quality that no method trains on, beside the verdicts' own."""
-    parts = [
-        f"{row.experiment} {100 * (row.final or 0):.3g} % (difference "
-        f"{_span(row.better, row.better_low, row.better_high, percent=True)}, {_told(row)})"
-        for row in rows
-    ]
+    parts = []
+    for row in rows:
+        better = row.experiment if (row.better or 0) > 0 else gold
+        told = f"{better} follows more" if row.clear else "not told apart"
+        difference = _span(row.better, row.better_low, row.better_high, percent=True)
+        parts.append(f"{row.experiment} {100 * (row.final or 0):.3g} % (difference {difference}, {told})")
     share = f"{gold} follows {100 * (rows[0].baseline_final or 0):.3g} % of the checkable instructions"
     return f"On what no method trains on, {share}: {'; '.join(parts)}."
-
-
-def _told(row: Advantage) -> str:
-    return f"{row.experiment if (row.better or 0) > 0 else row.baseline} follows more" if row.clear else "not told apart"
 
 
 def refusal(found: Refusal) -> str:
@@ -98,7 +95,8 @@ def _sentence(row: Answer, made: Comparison) -> str:
         saving = _span(row.saved, row.saved_low, row.saved_high, percent=True)
         said.append(f"{name} never pays {at}: its training saves {saving} of {gold}'s energy.")
     elif row.kind == "undetermined":
-        said.append(f"{name}: undetermined. {_capital(_why(row))}.")
+        why = _why(row)
+        said.append(f"{name}: undetermined. {why[0].upper()}{why[1:]}.")
     return " ".join(said)
 
 
@@ -109,14 +107,11 @@ def _why(row: Answer) -> str:
         why += f"; the difference to an equal quality is {_span(row.saved, row.saved_low, row.saved_high, percent=True)}"
     elif row.equal_tokens_saved is not None:
         why += f"; the difference at equal tokens is {rounded(100 * row.equal_tokens_saved, 2)} %"
-    if row.cause not in ("no teacher", "energy"):
-        known = row.repeatability is not None
-        why += (
-            f"; equal work here repeats to {rounded(100 * (row.repeatability or 0), 2)} %"
-            if known
-            else "; nothing here was done twice"
-        )
-    return why
+    if row.cause in ("no teacher", "energy"):
+        return why
+    if row.repeatability is None:
+        return f"{why}; nothing here was done twice"
+    return f"{why}; equal work here repeats to {rounded(100 * row.repeatability, 2)} %"
 
 
 def _remedy(row: Answer) -> str:
@@ -135,10 +130,6 @@ def _remedy(row: Answer) -> str:
     if not row.work_apart and row.saved is not None:
         worse += " Start-up and saves are in its joules to a quality: its records do not tell them apart."
     return f"{row.experiment}: {told}{one if row.cause != 'one run' else ''}{worse}" if told or worse else ""
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _figure(value: float | None) -> str:
