@@ -11,8 +11,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from workflow_scripts.estimate.forecast import Estimate, estimates
-from workflow_scripts.estimate.pricing import ZERO, Range
+from workflow_scripts.estimate.forecast import estimates
+from workflow_scripts.estimate.pricing import ZERO, Cost
 from workflow_scripts.plan.dry_run import DryRunError, PlannedJob, planned, short_reason
 from workflow_scripts.settings.runs import method_of
 
@@ -31,11 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     known = estimates(jobs, folder)
     rows = [
-        (job.rule + (f" {job.part}" if job.part else ""), name_of(job), short_reason(job.reason), span(e.wh), span(e.minutes))
-        for job, e in zip(jobs, known, strict=True)
+        (job.rule + (f" {job.part}" if job.part else ""), name_of(job), short_reason(job.reason), *figures([cost]))
+        for job, cost in zip(jobs, known, strict=True)
     ]
     print(tabulate(rows, HEADER, tablefmt="plain", disable_numparse=True, colalign=("left", "left", "left", "right", "right")))
-    unknown = sum(e.wh is None for e in known)
+    unknown = known.count(None)
     if unknown == len(jobs):
         print("The cost is unknown: run one small job first.")
         return 0
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def by_method(jobs: Sequence[PlannedJob], known: Sequence[Estimate]) -> list[str]:
+def by_method(jobs: Sequence[PlannedJob], known: Sequence[Cost | None]) -> list[str]:
     """Jobs added up by method, a line each, where methods have several runs."""
     runs: dict[str, set[str]] = {}
     for job in jobs:
@@ -53,17 +53,16 @@ def by_method(jobs: Sequence[PlannedJob], known: Sequence[Estimate]) -> list[str
             runs.setdefault(method_of(job.experiment), set()).add(job.experiment)
     lines = []
     for method, names in runs.items():
-        own = [e for job, e in zip(jobs, known, strict=True) if job.experiment in names]
+        own = [cost for job, cost in zip(jobs, known, strict=True) if job.experiment in names]
         lines.append(sums(f"{method}, {len(names)} runs", own))
     return lines if any(names != {method} for method, names in runs.items()) else []
 
 
-def sums(what: str, known: Sequence[Estimate]) -> str:
+def sums(what: str, known: Sequence[Cost | None]) -> str:
     """Jobs added up, bounds too: at least what is known where some are not."""
-    wh, minutes = (sum([r for r in ranges if r], ZERO) for ranges in ([e.wh for e in known], [e.minutes for e in known]))
-    least = "" if all(e.wh for e in known) else "at least "
-    figures = f"{least}{span(wh)} Wh, {span(minutes)} min" if any(e.wh for e in known) else "unknown"
-    return f"{what}: {len(known)} jobs, {figures}"
+    wh, minutes = figures(known)
+    least = "at least " if None in known else ""
+    return f"{what}: {len(known)} jobs, {f'{least}{wh} Wh, {minutes} min' if any(known) else 'unknown'}"
 
 
 def name_of(job: PlannedJob) -> str:
@@ -74,12 +73,15 @@ def name_of(job: PlannedJob) -> str:
     return folders[-1] if folders else ""
 
 
-def span(figure: Range | None) -> str:
-    """A figure with its bounds, in two digits below a hundred."""
-    if figure is None:
-        return "-"
-    mid, low, high = (f"{value:.2g}" if value < 100 else f"{value:.0f}" for value in (figure.mid, figure.low, figure.high))
-    return mid if low == high else f"{mid} ({low}-{high})"
+def figures(known: Sequence[Cost | None]) -> list[str]:
+    """Energy [Wh] and time [min] added up, each with its bounds, in two digits below a hundred; `-` where nothing tells."""
+    priced = [cost for cost in known if cost]
+    sums = sum((cost.joules for cost in priced), ZERO) * (1 / 3600), sum((cost.seconds for cost in priced), ZERO) * (1 / 60)
+    cells = []
+    for whole in sums:
+        mid, low, high = (f"{value:.2g}" if value < 100 else f"{value:.0f}" for value in (whole.mid, whole.low, whole.high))
+        cells.append(mid if low == high else f"{mid} ({low}-{high})")
+    return cells if priced else ["-", "-"]
 
 
 if __name__ == "__main__":
