@@ -198,13 +198,17 @@ def _gathers(whole: PlannedJob, part: PlannedJob) -> bool:
     return same and deep_merge(whole.settings, part.settings) == whole.settings
 
 
+def owner(job: PlannedJob) -> str:
+    """Experiment, or the folder of a shared artefact."""
+    return job.experiment or Path(job.record).parent.parent.name
+
+
 def row_of(group: Sequence[PlannedJob], estimator: Estimator, now: float) -> ForecastRow:
     """The forecast of one stage; figures are null with a reason where it cannot be priced."""
     job = group[-1]
-    owner = job.experiment or Path(job.record).parent.parent.name  # the folder of a shared artefact
     row = ForecastRow(
         stage=job.stage,
-        label=job.stage if owner in ("comparison", "local") else f"{job.stage} {owner}",
+        label=job.stage if owner(job) in ("comparison", "local") else f"{job.stage} {owner(job)}",
         record=job.record,
         jobs=dict(Counter(one.rule for one in group)),
         settings=settings_fingerprint(Job(job.settings).identity),

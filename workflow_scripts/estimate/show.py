@@ -5,33 +5,27 @@ python -m workflow_scripts plan [snakemake arguments …]
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from tabulate import tabulate
 
-from workflow_scripts.estimate.forecast import estimates
+from workflow_scripts.estimate.forecast import estimates, owner
 from workflow_scripts.estimate.pricing import ZERO, Cost
-from workflow_scripts.plan.dry_run import DryRunError, PlannedJob, planned, short_reason
+from workflow_scripts.plan.dry_run import PlannedJob, planned, short_reason
 from workflow_scripts.settings.runs import method_of
 
 HEADER = ("job", "of", "why", "Wh", "min")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the plan; returns 1 where Snakemake cannot plan."""
-    try:
-        jobs, folder = planned(sys.argv[1:] if arguments is None else arguments)
-    except DryRunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+def main(arguments: Sequence[str]) -> int:
+    """Print the plan. Raises DryRunError where Snakemake cannot plan."""
+    jobs, folder = planned(arguments)
     if not jobs:
         print("Nothing is stale.")
         return 0
     known = estimates(jobs, folder)
     rows = [
-        (job.rule + (f" {job.part}" if job.part else ""), name_of(job), short_reason(job.reason), *figures([cost]))
+        (job.rule + (f" {job.part}" if job.part else ""), owner(job), short_reason(job.reason), *figures([cost]))
         for job, cost in zip(jobs, known, strict=True)
     ]
     print(tabulate(rows, HEADER, tablefmt="plain", disable_numparse=True, colalign=("left", "left", "left", "right", "right")))
@@ -65,24 +59,17 @@ def sums(what: str, known: Sequence[Cost | None]) -> str:
     return f"{what}: {len(known)} jobs, {f'{least}{wh} Wh, {minutes} min' if any(known) else 'unknown'}"
 
 
-def name_of(job: PlannedJob) -> str:
-    """Experiment, or the folder of a shared artefact."""
-    if job.experiment:
-        return job.experiment
-    folders = [part for part in Path(job.record).parts[:-1] if part not in ("stages", "parts", "checks")]
-    return folders[-1] if folders else ""
-
-
 def figures(known: Sequence[Cost | None]) -> list[str]:
     """Energy [Wh] and time [min] added up, each with its bounds, in two digits below a hundred; `-` where nothing tells."""
     priced = [cost for cost in known if cost]
-    sums = sum((cost.joules for cost in priced), ZERO) * (1 / 3600), sum((cost.seconds for cost in priced), ZERO) * (1 / 60)
+    if not priced:
+        return ["-", "-"]
+    wh, minutes = (
+        sum((cost.joules for cost in priced), ZERO) * (1 / 3600),
+        sum((cost.seconds for cost in priced), ZERO) * (1 / 60),
+    )
     cells = []
-    for whole in sums:
+    for whole in (wh, minutes):
         mid, low, high = (f"{value:.2g}" if value < 100 else f"{value:.0f}" for value in (whole.mid, whole.low, whole.high))
         cells.append(mid if low == high else f"{mid} ({low}-{high})")
-    return cells if priced else ["-", "-"]
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return cells

@@ -103,11 +103,8 @@ def _energy(summary: ExperimentSummary) -> str:
     rows = [(name, r.role, *_figures(r), "" if r.experiment else "yes") for name, r in summary.in_order.items()]
     total = (_kwh(summary.spent()), summary.energy.energy_class, " \\| ".join(summary.energy.boundary))
     rows.append(("**total**", "", *total, "", "", ""))
-    rows += [
-        (f"{name} of {record.lineage}, in no total", record.role, *_figures(record), "")
-        for name, record in summary.stages.items()
-        if record.lineage is not None
-    ]
+    before = {name: record for name, record in summary.stages.items() if record.lineage is not None}
+    rows += [(f"{name} of {r.lineage}, in no total", r.role, *_figures(r), "") for name, r in before.items()]
     return pipe(rows, head)
 
 

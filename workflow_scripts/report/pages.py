@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
@@ -96,9 +96,9 @@ class Table:
     name: str
     title: str
     head: list[str]
-    rows: list[list[str]]
     words: tuple[int, ...] = (0,)
     empty: str = ""
+    rows: list[list[str]] = field(default_factory=list)
 
     def in_markdown(self) -> str:
         """The table as Markdown."""
@@ -121,70 +121,40 @@ def answer_tables(comparison: Comparison) -> list[Table]:
     """Verdicts, experiments, repayment of the students, how the joules were obtained."""
     factor, unit = unit_of(max((row.baseline_kwh or 0.0 for row in comparison.answers), default=0.0) or 1.0)
     several = len({row.baseline for row in comparison.answers}) > 1
-    verdicts = Table(
-        "verdicts",
-        f"Verdicts against {comparison.baseline}" if comparison.baseline else "Verdicts",
-        [
-            *(("method", "against") if several else ("method",)),
-            *("verdict", "at quality", f"baseline [{unit}]", f"method [{unit}]", f"teacher [{unit}]", "saved (95 %)"),
-            *("N* (95 %)", "N* at equal tokens", "final quality better by (95 %)"),
-        ],
-        [
-            [
-                *((row.experiment, row.baseline) if several else (row.experiment,)),
-                *(row.kind, number(row.target)),
-                *(number(value, None, factor) for value in (row.baseline_kwh, row.method_kwh, row.teacher_kwh)),
-                _bounds(row.saved, row.saved_low, row.saved_high, 100, " %"),
-                _bounds(row.reuses, row.reuses_low, row.reuses_high),
-                _bounds(row.equal_tokens, row.equal_tokens_low, row.equal_tokens_high),
-                _bounds(row.better, row.better_low, row.better_high),
-            ]
-            for row in comparison.answers
-        ],
-        (0, 1, 2) if several else (0, 1),
-        "No baseline is named, or it is not among the experiments.",
-    )
-    others = Table(
-        "qualities",
-        "Other qualities of the final models",
-        ["method", "quality", "method's", "baseline's", "better by (95 %)"],
-        [
-            [
-                *(row.experiment, row.quality, number(row.final), number(row.baseline_final)),
-                row.why_not or _bounds(row.better, row.better_low, row.better_high),
-            ]
-            for row in comparison.qualities
-        ],
-        (0, 1),
-        "None was evaluated.",
-    )
-    repaid = Table(
-        "repayment",
-        "Generated tokens until making the student is repaid, against serving its teacher (T*)",
-        ["experiment", "T* (95 %)", "teacher [J/token]", "student [J/token]", "students pooled"],
-        [
-            [
-                *(row.experiment, WHY_NOT.get(row.why_not or "") or _bounds(row.tokens, row.low, row.high)),
-                *(number(row.reference_j_per_token), number(row.student_j_per_token), str(row.pooled or "")),
-            ]
-            for row in comparison.repayment
-        ],
-        (0, 1),
-    )
+    head = [
+        *(("method", "against") if several else ("method",)),
+        *("verdict", "at quality", f"baseline [{unit}]", f"method [{unit}]", f"teacher [{unit}]", "saved (95 %)"),
+        *("N* (95 %)", "N* at equal tokens", "final quality better by (95 %)"),
+    ]
+    title = f"Verdicts against {comparison.baseline}" if comparison.baseline else "Verdicts"
+    none = "No baseline is named, or it is not among the experiments."
+    verdicts = Table("verdicts", title, head, (0, 1, 2) if several else (0, 1), none)
+    for row in comparison.answers:
+        cells = [row.experiment, *([row.baseline] if several else []), row.kind, number(row.target)]
+        cells += [number(value, None, factor) for value in (row.baseline_kwh, row.method_kwh, row.teacher_kwh)]
+        cells.append(_bounds(row.saved, row.saved_low, row.saved_high, 100, " %"))
+        cells.append(_bounds(row.reuses, row.reuses_low, row.reuses_high))
+        cells.append(_bounds(row.equal_tokens, row.equal_tokens_low, row.equal_tokens_high))
+        cells.append(_bounds(row.better, row.better_low, row.better_high))
+        verdicts.rows.append(cells)
+    head = ["method", "quality", "method's", "baseline's", "better by (95 %)"]
+    others = Table("qualities", "Other qualities of the final models", head, (0, 1), "None was evaluated.")
+    for other in comparison.qualities:
+        better = other.why_not or _bounds(other.better, other.better_low, other.better_high)
+        others.rows.append([other.experiment, other.quality, number(other.final), number(other.baseline_final), better])
+    head = ["experiment", "T* (95 %)", "teacher [J/token]", "student [J/token]", "students pooled"]
+    title = "Generated tokens until making the student is repaid, against serving its teacher (T*)"
+    repaid = Table("repayment", title, head, (0, 1))
+    for student in comparison.repayment:
+        tokens = WHY_NOT.get(student.why_not or "") or _bounds(student.tokens, student.low, student.high)
+        per_token = [number(student.reference_j_per_token), number(student.student_j_per_token)]
+        repaid.rows.append([student.experiment, tokens, *per_token, str(student.pooled or "")])
     factor, unit = unit_of(max((row.kwh for row in comparison.sources), default=1.0) or 1.0)
-    sources = Table(
-        "sources",
-        "How the joules were obtained",
-        ["component", "method", "class", f"energy [{unit}]", f"by a second method [{unit}]", "uncertainty [%]"],
-        [
-            [
-                *(row.component, row.method, row.energy_class),
-                *(number(row.kwh, None, factor), number(row.second_kwh, None, factor), number(row.uncertainty_pct)),
-            ]
-            for row in comparison.sources
-        ],
-        (0, 1, 2),
-    )
+    head = ["component", "method", "class", f"energy [{unit}]", f"by a second method [{unit}]", "uncertainty [%]"]
+    sources = Table("sources", "How the joules were obtained", head, (0, 1, 2))
+    for source in comparison.sources:
+        figures = [number(source.kwh, None, factor), number(source.second_kwh, None, factor), number(source.uncertainty_pct)]
+        sources.rows.append([source.component, source.method, source.energy_class, *figures])
     return [verdicts, _experiments(comparison), others, repaid, sources]
 
 
@@ -203,7 +173,9 @@ def _experiments(comparison: Comparison) -> Table:
     ]
     refused = comparison.pareto_refused is not None
     second = comparison.quality != FOLLOWED and any(row.quality == FOLLOWED for row in comparison.qualities)
-    rows = []
+    fronts = ["chance of the Pareto front", *([f"with {FOLLOWED}"] if second else [])]
+    head = ["experiment", "runs", *(title for title, *_ in columns), *fronts]
+    table = Table("experiments", "What each method costs", head)
     for row in comparison.groups:
         cells = [row.group, str(row.runs)]
         for _, key, error, by in columns:
@@ -212,10 +184,8 @@ def _experiments(comparison: Comparison) -> Table:
                 spread = own[row.members[0]].column(error)
             cells.append(number(row.column(f"{key}_mean"), spread, by))
         chances = [row.pareto_probability, *([row.pareto_of_instructions] if second else [])]
-        rows.append(cells + ["" if refused else "not known" if chance is None else f"{chance:.0%}" for chance in chances])
-    fronts = ["chance of the Pareto front", *([f"with {FOLLOWED}"] if second else [])]
-    head = ["experiment", "runs", *(title for title, *_ in columns), *fronts]
-    return Table("experiments", "What each method costs", head, rows)
+        table.rows.append(cells + ["" if refused else "not known" if chance is None else f"{chance:.0%}" for chance in chances])
+    return table
 
 
 def _bounds(value: float | None, low: float | None, high: float | None, factor: float = 1.0, unit: str = "") -> str:

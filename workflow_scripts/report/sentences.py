@@ -49,9 +49,8 @@ def sentences(made: Comparison) -> list[tuple[str, str]]:
     """For every method what is said of it, and what would settle what is not."""
     said = [(_sentence(row, made), _remedy(row)) for row in made.answers]
     followed = [row for row in made.qualities if row.quality == FOLLOWED and row.better is not None]
-    return said + [
-        (_second(gold, [r for r in followed if r.baseline == gold]), "") for gold in dict.fromkeys(r.baseline for r in followed)
-    ]
+    golds = dict.fromkeys(row.baseline for row in followed)
+    return said + [(_second(gold, [row for row in followed if row.baseline == gold]), "") for gold in golds]
 
 
 def _second(gold: str, rows: list[Advantage]) -> str:
