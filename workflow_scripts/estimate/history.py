@@ -55,9 +55,8 @@ class Hardware:
         return (self.cpu, self.cpus) == (other.cpu, other.cpus)
 
     def __str__(self) -> str:
-        return ", ".join(
-            [f"{self.cpu or 'unknown CPU'} x {self.cpus}", *(f"{self.gpus.count(n)} x {n}" for n in sorted(set(self.gpus)))]
-        )
+        gpus = [f"{self.gpus.count(name)} x {name}" for name in sorted(set(self.gpus))]
+        return ", ".join([f"{self.cpu or 'unknown CPU'} x {self.cpus}", *gpus])
 
 
 @dataclass(frozen=True)

@@ -114,11 +114,10 @@ def amount(task: Task, work: Work) -> Range:
     again = FORWARD if trains and setting(task.settings, "training.gradient_checkpointing") else 0.0
     again -= FORWARD if trains and setting(task.settings, "training.lora") else 0.0
     by_model = {task.input(p.role): p for p in reversed(passes)}
-    each = (
-        (work.input * (p.per_input + again) + work.generated * p.per_generated) * task.parameters(p.role)
-        for p in by_model.values()
-    )
-    return sum(each, ZERO)
+    flops = ZERO
+    for p in by_model.values():
+        flops += (work.input * (p.per_input + again) + work.generated * p.per_generated) * task.parameters(p.role)
+    return flops
 
 
 def done(past: Past, sizes: Artefacts) -> float:

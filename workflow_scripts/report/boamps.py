@@ -134,14 +134,12 @@ def _description(summary: ExperimentSummary, stages: Mapping[str, SummaryStage],
     uncertainty = "unknown." if whole.uncertainty_pct is None else f"+/- {whole.uncertainty_pct:.1f} %."
     wasted = sum(r.wasted_j or 0.0 for r in stages.values()) / KWH
     shared = [name for name, r in stages.items() if r.experiment is None]
-    return " ".join(
-        [
-            f"Experiment {summary.experiment_name}, pipeline {summary.pipeline}; stages: {', '.join(stages)}.",
-            f"Energy class {whole.energy_class}, boundary {' | '.join(sorted(whole.boundaries))}, uncertainty {uncertainty}",
-            f"Of it {wasted:.6g} kWh were wasted by attempts that failed. PUE is not in it.",
-            *([f"Counted whole although other experiments can use it: {', '.join(shared)}."] if shared else []),
-        ]
-    )
+    said = [
+        f"Experiment {summary.experiment_name}, pipeline {summary.pipeline}; stages: {', '.join(stages)}.",
+        f"Energy class {whole.energy_class}, boundary {' | '.join(sorted(whole.boundaries))}, uncertainty {uncertainty}",
+        f"Of it {wasted:.6g} kWh were wasted by attempts that failed. PUE is not in it.",
+    ]
+    return " ".join(said + ([f"Counted whole although other experiments can use it: {', '.join(shared)}."] if shared else []))
 
 
 def _measure(records: list[SummaryStage]) -> dict[str, Any]:

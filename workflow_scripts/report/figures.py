@@ -179,9 +179,8 @@ def cost_by_reuse(comparison: Comparison, path: Path) -> None:
 
 def _band(axes: Any, xs: list[Any], bounds: Sequence[tuple[float | None, float | None]], factor: float, colour: Any) -> None:
     """An interval along a curve, where it is known."""
-    known = [
-        (x, b[0] * factor, b[1] * factor) for x, b in zip(xs, bounds, strict=True) if b[0] is not None and b[1] is not None
-    ]
+    pairs = zip(xs, bounds, strict=True)
+    known = [(x, low * factor, high * factor) for x, (low, high) in pairs if low is not None and high is not None]
     if known:
         axes.fill_between(*zip(*known, strict=True), color=colour, alpha=0.15, linewidth=0)
 

@@ -139,10 +139,8 @@ def _span(value: float | None, low: float | None, high: float | None, percent: b
     """A value with its 95 % interval; no more digits than tell its bounds apart."""
     if value is None:
         return "an unknown number"
-
-    def text(figure: float) -> str:
-        return f"{rounded(100 * figure, 2)} %" if percent else rounded(figure, 2)
-
-    if low is None:
-        return f"{text(value)} (no interval)"
-    return f"{text(value)} (95 %: {text(low)} to {text(high) if high is not None else 'never'})"
+    factor, unit = (100, " %") if percent else (1, "")
+    first, least, most = (
+        "never" if figure is None else f"{rounded(factor * figure, 2)}{unit}" for figure in (value, low, high)
+    )
+    return f"{first} (no interval)" if low is None else f"{first} (95 %: {least} to {most})"
