@@ -161,7 +161,7 @@ class Estimator:
         for path in (past.inputs[name] for name in ("student", "policy", "model", "teacher") if name in past.inputs):
             facts, was = self.made.facts(path), (past.record.provenance.files or {}).get(path)
             trained = facts is None or facts.get("source") == "trained"
-            if was and not trained and was.sha256 != sha256(self.made.path(path)):
+            if was and not trained and was.sha256 != sha256(self.made.folder / path):
                 return path
         return None
 
@@ -275,9 +275,8 @@ def _earlier(out: Path) -> list[ForecastRow]:
     try:
         old = Forecast.model_validate(read_json(out))
     except ValidationError as error:
-        raise ArtefactError(
-            f"{out} is not a forecast/1, so it is not replaced: delete it ({error.errors()[0]['msg']})"
-        ) from None
+        fault = error.errors()[0]["msg"]
+        raise ArtefactError(f"{out} is not a forecast/1, so it is not replaced: delete it ({fault})") from None
     return [*old.earlier, *old.rows]
 
 

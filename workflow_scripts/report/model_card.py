@@ -83,8 +83,8 @@ def emissions(summary: ExperimentSummary) -> dict[str, Any] | None:
     records, energy = list(summary.own.values()), summary.energy
     intensities = []
     for carbon in (r.carbon for r in records):
-        origin = ", ".join(str(said) for said in (carbon.source, carbon.year) if said)
-        intensities.append(f"PUE {carbon.pue:g} x {carbon.intensity_g_per_kwh:.4g} gCO2e/kWh ({origin})")
+        source = ", ".join(str(said) for said in (carbon.source, carbon.year) if said)
+        intensities.append(f"PUE {carbon.pue:g} x {carbon.intensity_g_per_kwh:.4g} gCO2e/kWh ({source})")
     origin = f"energy of every stage ({energy.energy_class}, boundary {' | '.join(energy.boundary)})"
     gpus = [f"{count} x {name}" for name, count in gpus_of(records).items()]
     cpus = dict.fromkeys(f"{r.provenance.cpu} ({r.provenance.cpu_count} logical CPUs)" for r in records)
