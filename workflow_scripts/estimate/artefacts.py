@@ -41,7 +41,7 @@ class Artefacts:
     """Sizes by the path of a manifest; the planned jobs say what is not made yet. Paths are relative to `folder`."""
 
     def __init__(self, jobs: Sequence[PlannedJob], folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         trainings = {job.experiment: job for job in jobs if job.stage in TRAININGS and job.experiment}
         makes = ("prepare_model", "preprocess", "rollout", *TRAININGS)
         self._makers = {Path(job.record).parents[1]: job for job in jobs if job.stage in makes}  # by what the manifest is under
@@ -49,14 +49,10 @@ class Artefacts:
             if "model" in job.inputs and job.experiment in trainings:
                 self._makers[Path(job.inputs["model"]).parents[1]] = trainings[job.experiment]
 
-    def path(self, manifest: str) -> Path:
-        """Where a manifest is."""
-        return self._folder / manifest
-
     def facts(self, manifest: str) -> dict[str, Any] | None:
         """Content of a manifest; None when it is not there. Raises UnpricedError when it is damaged."""
         try:
-            return read_json(self.path(manifest)) if self.path(manifest).is_file() else None
+            return read_json(self.folder / manifest) if (self.folder / manifest).is_file() else None
         except (ArtefactError, OSError, UnicodeDecodeError) as error:
             raise UnpricedError(str(error)) from None
 
@@ -130,7 +126,7 @@ class Artefacts:
         job, facts = self._makers.get(Path(manifest).parents[1]), self.facts(manifest)
         sources = job.settings["models"].values() if job else ()
         folders = [local_folder(MODEL_SOURCE.validate_python(source)) for source in sources]
-        folders += [self.path(manifest).parent / facts["path"]] if facts else []
+        folders += [(self.folder / manifest).parent / facts["path"]] if facts else []
         return next((folder for folder in folders if folder and (folder / "config.json").is_file()), None)
 
 

@@ -16,7 +16,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -26,7 +25,7 @@ from workflow_scripts.accounting.prediction import Bounds, Forecast, ForecastRow
 from workflow_scripts.artefact import ArtefactError, read_json, sha256, write_json
 from workflow_scripts.estimate.artefacts import Artefacts
 from workflow_scripts.estimate.history import Hardware, Past, read_history, setting
-from workflow_scripts.estimate.pricing import ZERO, Cost, Range, Sample, UnpricedError, from_history, within_budget
+from workflow_scripts.estimate.pricing import ZERO, Cost, Sample, UnpricedError, from_history, within_budget
 from workflow_scripts.estimate.work import TASKS, Task, Work, amount, done, expected
 from workflow_scripts.pipelines import STAGES
 from workflow_scripts.plan.dry_run import DryRunError, PlannedJob, planned
@@ -42,15 +41,6 @@ PACE = (
     *("training.eval_steps", "model.attn_implementation", *(f"evaluation.{key}" for key in TASKS)),
 )
 UNKNOWN = "unknown: run one small job first"
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What one planned job will cost, from history: energy [Wh] and time [min], None where nothing tells."""
-
-    wh: Range | None
-    minutes: Range | None
-    note: str
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,16 +66,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def estimates(jobs: Sequence[PlannedJob], folder: Path) -> list[Estimate]:
-    """Each planned job by itself; `folder` is what the paths of the plan are relative to."""
+def estimates(jobs: Sequence[PlannedJob], folder: Path) -> list[Cost | None]:
+    """Each planned job by itself, None where nothing tells; `folder` is what the paths of the plan are relative to."""
     estimator = Estimator(jobs, folder)
-    found = []
-    for row in (row_of([job], estimator, 0.0) for job in jobs):
-        wh, minutes = (
-            Range(figure.low, figure.predicted, figure.high) * scale if figure else None
-            for figure, scale in ((row.kwh, 1000.0), (row.hours, 60.0))
-        )
-        found.append(Estimate(wh, minutes, row.reason or "; ".join([row.basis or "", *row.notes])))
+    found: list[Cost | None] = []
+    for job in jobs:
+        try:
+            found.append(estimator.cost([job])[0])
+        except UnpricedError:
+            found.append(None)
     return found
 
 
@@ -99,12 +88,7 @@ def forecast(jobs: Sequence[PlannedJob], folder: Path, arguments: Sequence[str],
         arguments=list(arguments),
         hardware=f"{estimator.hardware} ({estimator.origin})",
         rows=rows,
-        total=ForecastTotal(
-            kwh=_total(row.kwh for row in rows),
-            hours=_total(row.hours for row in rows),
-            grams=_total(row.grams for row in rows) if all(row.grams for row in rows if row.kwh) else None,
-            unpriced=[row.label for row in rows if row.kwh is None and STAGES[row.stage].role != "accounting"],
-        ),
+        total=total_of(rows),
         earlier=[row for row in _earlier(out) if row.record not in mine],
         notes=estimator.notes,
     )
@@ -177,7 +161,7 @@ class Estimator:
         for path in (past.inputs[name] for name in ("student", "policy", "model", "teacher") if name in past.inputs):
             facts, was = self.made.facts(path), (past.record.provenance.files or {}).get(path)
             trained = facts is None or facts.get("source") == "trained"
-            if was and not trained and was.sha256 != sha256(self.made.path(path)):
+            if was and not trained and was.sha256 != sha256(self.made.folder / path):
                 return path
         return None
 
@@ -214,13 +198,17 @@ def _gathers(whole: PlannedJob, part: PlannedJob) -> bool:
     return same and deep_merge(whole.settings, part.settings) == whole.settings
 
 
+def owner(job: PlannedJob) -> str:
+    """Experiment, or the folder of a shared artefact."""
+    return job.experiment or Path(job.record).parent.parent.name
+
+
 def row_of(group: Sequence[PlannedJob], estimator: Estimator, now: float) -> ForecastRow:
     """The forecast of one stage; figures are null with a reason where it cannot be priced."""
     job = group[-1]
-    owner = job.experiment or Path(job.record).parent.parent.name  # the folder of a shared artefact
     row = ForecastRow(
         stage=job.stage,
-        label=job.stage if owner in ("comparison", "local") else f"{job.stage} {owner}",
+        label=job.stage if owner(job) in ("comparison", "local") else f"{job.stage} {owner(job)}",
         record=job.record,
         jobs=dict(Counter(one.rule for one in group)),
         settings=settings_fingerprint(Job(job.settings).identity),
@@ -244,24 +232,18 @@ def render(result: Forecast) -> list[str]:
     """Lines of the table. kWh and gCO2e: predicted, with the range; `-` stands for what does not apply."""
     rows: list[list[str] | str] = []
     notes: dict[str, list[str]] = {}  # each text once, with the labels that it holds for
-    for row in result.rows:
-        tokens = "-" if row.tokens is None else f"{row.tokens.predicted:.0f} {row.unit}"
-        figures = _cells(row.kwh, row.hours, row.grams)
-        rows.append([row.label, str(sum(row.jobs.values())), tokens, row.basis or "-", *figures])
-        for text in (*row.notes, *([row.reason] if row.reason else [])):
-            notes.setdefault(text, []).append(row.label)
-    total, every = result.total, [row.label for row in result.rows]
     methods: dict[str, list[ForecastRow]] = {}
     for row in result.rows:
+        tokens = "-" if row.tokens is None else f"{row.tokens.predicted:.0f} {row.unit}"
+        rows.append([row.label, str(sum(row.jobs.values())), tokens, row.basis or "-", *_cells(row)])
+        for text in (*row.notes, *([row.reason] if row.reason else [])):
+            notes.setdefault(text, []).append(row.label)
         methods.setdefault(method_of(row.label.rpartition(" ")[2]), []).append(row)
+    total, every = result.total, [row.label for row in result.rows]
     for method, own in methods.items():
         if len({row.label.rpartition(" ")[2] for row in own}) > 1:
-            lacking = any(row.kwh is None and STAGES[row.stage].role != "accounting" for row in own)
-            kwh, hours, grams = (_total(getattr(row, key) for row in own) for key in ("kwh", "hours", "grams"))
-            cells = _cells(kwh, hours, grams, at_least=lacking)
-            rows.append([f"all runs of {method}", str(sum(sum(row.jobs.values()) for row in own)), "", "", *cells])
-    cells = _cells(total.kwh, total.hours, total.grams, at_least=bool(total.unpriced))
-    rows += [SEPARATING_LINE, ["total", str(sum(sum(row.jobs.values()) for row in result.rows)), "", "", *cells]]
+            rows.append(_sum_row(f"all runs of {method}", own, total_of(own)))
+    rows += [SEPARATING_LINE, _sum_row("total", result.rows, total)]
     head = ["stage", "jobs", "tokens", "basis", "kWh", "range", "hours", "gCO2e"]
     return [
         *tabulate(rows, head, tablefmt="simple", disable_numparse=True).splitlines(),
@@ -272,12 +254,16 @@ def render(result: Forecast) -> list[str]:
     ]
 
 
-def _cells(kwh: Bounds | None, hours: Bounds | None, grams: Bounds | None, at_least: bool = False) -> list[str]:
+def _sum_row(label: str, rows: Sequence[ForecastRow], total: ForecastTotal) -> list[str]:
+    return [label, str(sum(sum(row.jobs.values()) for row in rows)), "", "", *_cells(total, at_least=bool(total.unpriced))]
+
+
+def _cells(figures: ForecastRow | ForecastTotal, at_least: bool = False) -> list[str]:
+    kwh, hours, grams = figures.kwh, figures.hours, figures.grams
     if kwh is None or hours is None:
         return ["unknown", "-", "-", "-"]
     if at_least:
-        carbon = f">= {grams.low:.3g}" if grams else "-"
-        return [f">= {kwh.low:.3g}", "-", f">= {hours.low:.2g}", carbon]
+        return [f">= {kwh.low:.3g}", "-", f">= {hours.low:.2g}", f">= {grams.low:.3g}" if grams else "-"]
     carbon = f"{grams.predicted:.3g}" if grams else "-"
     return [f"{kwh.predicted:.3g}", f"{kwh.low:.2g} to {kwh.high:.2g}", f"{hours.predicted:.2g}", carbon]
 
@@ -289,15 +275,21 @@ def _earlier(out: Path) -> list[ForecastRow]:
     try:
         old = Forecast.model_validate(read_json(out))
     except ValidationError as error:
-        raise ArtefactError(
-            f"{out} is not a forecast/1, so it is not replaced: delete it ({error.errors()[0]['msg']})"
-        ) from None
+        fault = error.errors()[0]["msg"]
+        raise ArtefactError(f"{out} is not a forecast/1, so it is not replaced: delete it ({fault})") from None
     return [*old.earlier, *old.rows]
 
 
-def _total(values: Iterable[Bounds | None]) -> Bounds | None:
-    known = [value for value in values if value is not None]
-    return Bounds(**{key: sum(getattr(v, key) for v in known) for key in Bounds.model_fields}) if known else None
+def total_of(rows: Sequence[ForecastRow]) -> ForecastTotal:
+    """Sum over the stages that are priced, bounds added up; no grams where one of them has none."""
+    priced = [row for row in rows if row.kwh is not None]
+    sums: dict[str, Bounds | None] = {}
+    for key in ("kwh", "hours", "grams"):
+        known = [bounds for row in priced if (bounds := getattr(row, key)) is not None]
+        added = {bound: sum(getattr(each, bound) for each in known) for bound in Bounds.model_fields}
+        sums[key] = Bounds(**added) if priced and len(known) == len(priced) else None
+    unpriced = [row.label for row in rows if row.kwh is None and STAGES[row.stage].role != "accounting"]
+    return ForecastTotal(**sums, unpriced=unpriced)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,10 +44,8 @@ class Hardware:
             source, _ = open_nvml(0.0, 1.0)
         except OSError:  # no driver, no GPU, or none that can be metered
             return cls(cpu_brand(), os.cpu_count(), ())
-        try:
+        with closing(source):
             return cls(cpu_brand(), os.cpu_count(), tuple(sorted(str(gpu["name"]) for gpu in source.describe(set()))))
-        finally:
-            source.close()
 
     def comparable(self, other: Hardware) -> bool:
         """Whether joules of one tell those of the other: the same kind of GPU, or without GPUs the same CPUs."""
@@ -55,9 +54,8 @@ class Hardware:
         return (self.cpu, self.cpus) == (other.cpu, other.cpus)
 
     def __str__(self) -> str:
-        return ", ".join(
-            [f"{self.cpu or 'unknown CPU'} x {self.cpus}", *(f"{self.gpus.count(n)} x {n}" for n in sorted(set(self.gpus)))]
-        )
+        gpus = [f"{self.gpus.count(name)} x {name}" for name in sorted(set(self.gpus))]
+        return ", ".join([f"{self.cpu or 'unknown CPU'} x {self.cpus}", *gpus])
 
 
 @dataclass(frozen=True)

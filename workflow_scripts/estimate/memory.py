@@ -33,7 +33,7 @@ import argparse
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from tabulate import tabulate
@@ -64,9 +64,9 @@ class Need:
 
     stage: str
     processes: int | None
-    parts: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
-    disk: float = 0.0
+    parts: dict[str, float]
+    seconds: float
+    disk: float
 
     def kwh(self) -> float:
         """Energy of the GPUs that are busy at once."""

@@ -114,11 +114,10 @@ def amount(task: Task, work: Work) -> Range:
     again = FORWARD if trains and setting(task.settings, "training.gradient_checkpointing") else 0.0
     again -= FORWARD if trains and setting(task.settings, "training.lora") else 0.0
     by_model = {task.input(p.role): p for p in reversed(passes)}
-    each = (
-        (work.input * (p.per_input + again) + work.generated * p.per_generated) * task.parameters(p.role)
-        for p in by_model.values()
-    )
-    return sum(each, ZERO)
+    flops = ZERO
+    for p in by_model.values():
+        flops += (work.input * (p.per_input + again) + work.generated * p.per_generated) * task.parameters(p.role)
+    return flops
 
 
 def done(past: Past, sizes: Artefacts) -> float:
@@ -138,18 +137,13 @@ def _logit_caching(task: Task) -> Work:
     return Work("loss", train.input_tokens, loss=train.loss_tokens, rows=task.get("distillation.batch_size"))
 
 
-def _synthetic_generation(task: Task) -> Work:
-    if setting(task.settings, "synthetic_data.use_existing"):
+def _generation(task: Task, section: str, limit: str) -> Work:
+    """An answer to each prompt of the training rows, as many as the setting `limit` says."""
+    if setting(task.settings, f"{section}.use_existing"):
         return Work("generated")
     train = task.split("train")
-    prompts = float(min(train.examples, task.get("synthetic_data.max_gen_examples")))
-    return _answers(task, "synthetic_data.generation", prompts, train.prompt_tokens * prompts)
-
-
-def _rollout(task: Task) -> Work:
-    train = task.split("train")
-    prompts = float(min(train.examples, task.get("opd.prompts_per_round")))
-    return _answers(task, "opd.generation", prompts, train.prompt_tokens * prompts)
+    prompts = float(min(train.examples, task.get(f"{section}.{limit}")))
+    return _answers(task, f"{section}.generation", prompts, train.prompt_tokens * prompts)
 
 
 def _preference_dataset(task: Task) -> Work:
@@ -234,9 +228,11 @@ def _with_pairs(past: Past, sizes: Artefacts) -> float | None:
 WORK = {
     "preprocess": StageWork(_preprocess),
     "logit_caching": StageWork(_logit_caching, (Pass("teacher", FORWARD),)),
-    "synthetic_generation": StageWork(_synthetic_generation, (Pass("teacher", FORWARD, FORWARD),)),
+    "synthetic_generation": StageWork(
+        lambda task: _generation(task, "synthetic_data", "max_gen_examples"), (Pass("teacher", FORWARD, FORWARD),)
+    ),
     "preference_dataset": StageWork(_preference_dataset, (Pass("teacher", 2 * FORWARD),), ("judge",)),  # writes, then scores
-    "rollout": StageWork(_rollout, (Pass("student", FORWARD, FORWARD),)),
+    "rollout": StageWork(lambda task: _generation(task, "opd", "prompts_per_round"), (Pass("student", FORWARD, FORWARD),)),
     "student_train": StageWork(_training, (Pass("student", TRAINED),)),
     "dpo_training": StageWork(lambda task: _training(task, rows=2), (Pass("policy", TRAINED + FORWARD),)),  # and its reference
     "evaluation": StageWork(_evaluation, (Pass("model", FORWARD, FORWARD), Pass("teacher", FORWARD)), ("reference",)),

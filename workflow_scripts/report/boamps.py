@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -20,7 +21,7 @@ from referencing import Registry
 
 from workflow_scripts.accounting.model import ExperimentSummary, SummaryStage
 from workflow_scripts.energy.model import Component, known_energy
-from workflow_scripts.energy.uncertainty import KWH
+from workflow_scripts.energy.uncertainty import KWH, Energy
 from workflow_scripts.errors import UserError
 from workflow_scripts.pipelines import IN_SUMMARY, PIPELINES, plain_name
 
@@ -74,9 +75,10 @@ def _report(
     records = list(stages.values())
     last = max(r.end_time for r in records)
     mark = f"{summary.experiment_id}/{name}/{last!r}"
-    uncertainty = known_energy(records).uncertainty_pct
+    whole = known_energy(records)
+    uncertainty = whole.uncertainty_pct
     quality = next((word for bound, word in QUALITIES if uncertainty is not None and uncertainty <= bound * (1 + 1e-9)), None)
-    origin = records[-1].provenance
+    origin, known = records[-1].provenance, [IN_SUMMARY.get(plain_name(stage)) for stage in stages]
     report: dict[str, Any] = {
         "header": {
             **FORMAT,
@@ -85,11 +87,11 @@ def _report(
             "reportStatus": "final" if all(r.status == "complete" for r in records) else "draft",
         },
         "task": {
-            "taskStage": "+".join(dict.fromkeys(_task_stage(stage) for stage in stages)),
+            "taskStage": "+".join(dict.fromkeys(stage.boamps if stage else PREPARING for stage in known)),
             "taskFamily": "text generation",
             "algorithms": [_algorithm(summary, config, model, stages)],
             "dataset": _datasets(records),
-            "taskDescription": _description(summary, stages, uncertainty),
+            "taskDescription": _description(summary, stages, whole),
         },
         "measures": [_measure(records)],
         "system": {"os": origin.platform},
@@ -101,20 +103,13 @@ def _report(
     return {key: value for key, value in report.items() if value}
 
 
-def _task_stage(stage: str) -> str:
-    """The schema's word for a stage of a summary."""
-    name = plain_name(stage)
-    return IN_SUMMARY[name].boamps if name in IN_SUMMARY else PREPARING
-
-
 def _algorithm(
     summary: ExperimentSummary, config: Mapping[str, Any], model: Mapping[str, Any], stages: Mapping[str, SummaryStage]
 ) -> dict[str, Any]:
     """The trained model; for a stage of the teacher alone, the teacher."""
     packages = next(iter(stages.values())).provenance.packages
-    framework = (
-        {"framework": "transformers", "frameworkVersion": packages["transformers"]} if "transformers" in packages else {}
-    )
+    version = packages.get("transformers")
+    framework = {"framework": "transformers", "frameworkVersion": version} if version is not None else {}
     if all(r.role == "teacher" for r in stages.values()):
         return {"algorithmType": "llm", "foundationModelName": config["model"]["teacher"], **framework}
     return {
@@ -129,29 +124,22 @@ def _algorithm(
 
 def _datasets(records: list[SummaryStage]) -> list[dict[str, Any]]:
     """Tokens read and written, as far as they were counted."""
-    sums = {key: [count for r in records if (count := getattr(r.work, key))] for key in ("input", "generated")}
-    found = [
-        {"dataUsage": usage, "dataType": "token", "dataQuantity": sum(sums[key])}
-        for usage, key in (("input", "input"), ("output", "generated"))
-        if sums[key]
-    ]
+    sums = {"input": sum(r.work.input or 0 for r in records), "output": sum(r.work.generated or 0 for r in records)}
+    found = [{"dataUsage": usage, "dataType": "token", "dataQuantity": tokens} for usage, tokens in sums.items() if tokens]
     return found or [{"dataUsage": "input", "dataType": "text"}]
 
 
-def _description(summary: ExperimentSummary, stages: Mapping[str, SummaryStage], uncertainty: float | None) -> str:
+def _description(summary: ExperimentSummary, stages: Mapping[str, SummaryStage], whole: Energy) -> str:
     """What the fields cannot say, in sentences."""
-    whole = known_energy(stages.values())
+    uncertainty = "unknown." if whole.uncertainty_pct is None else f"+/- {whole.uncertainty_pct:.1f} %."
     wasted = sum(r.wasted_j or 0.0 for r in stages.values()) / KWH
     shared = [name for name, r in stages.items() if r.experiment is None]
-    return " ".join(
-        [
-            f"Experiment {summary.experiment_name}, pipeline {summary.pipeline}; stages: {', '.join(stages)}.",
-            f"Energy class {whole.energy_class}, boundary {' | '.join(sorted(whole.boundaries))}, uncertainty "
-            + ("unknown." if uncertainty is None else f"+/- {uncertainty:.1f} %."),
-            f"Of it {wasted:.6g} kWh were wasted by attempts that failed. PUE is not in it.",
-            *([f"Counted whole although other experiments can use it: {', '.join(shared)}."] if shared else []),
-        ]
-    )
+    said = [
+        f"Experiment {summary.experiment_name}, pipeline {summary.pipeline}; stages: {', '.join(stages)}.",
+        f"Energy class {whole.energy_class}, boundary {' | '.join(sorted(whole.boundaries))}, uncertainty {uncertainty}",
+        f"Of it {wasted:.6g} kWh were wasted by attempts that failed. PUE is not in it.",
+    ]
+    return " ".join(said + ([f"Counted whole although other experiments can use it: {', '.join(shared)}."] if shared else []))
 
 
 def _measure(records: list[SummaryStage]) -> dict[str, Any]:
@@ -176,16 +164,20 @@ def _methods(records: list[SummaryStage], names: tuple[str, ...]) -> list[str]:
 def _components(records: list[SummaryStage]) -> list[dict[str, Any]]:
     """CPUs (logical ones) by name, and GPUs by name and UUID; RAM without its size, which no record has."""
     cpus = {(r.provenance.host, r.provenance.cpu): r.provenance.cpu_count for r in records}
-    gpus: dict[str, set[str]] = {}
-    for device in (d for r in records for d in r.devices):
-        gpus.setdefault(str(device.name), set()).add(str(device.uuid))
     found: list[dict[str, Any]] = [
         {"componentName": str(name), "componentType": "cpu", "nbComponent": count or 1} for (_, name), count in cpus.items()
     ]
-    found += [{"componentName": name, "componentType": "gpu", "nbComponent": len(ids)} for name, ids in sorted(gpus.items())]
+    gpus = gpus_of(records).items()
+    found += [{"componentName": name, "componentType": "gpu", "nbComponent": count} for name, count in gpus]
     if any("dram" in r.energy.total.boundary for r in records):
         found.append({"componentType": "ram", "nbComponent": 1})
     return found
+
+
+def gpus_of(records: Iterable[SummaryStage]) -> Counter[str]:
+    """How many GPUs of each name the stages had, by UUID, in the order of the names."""
+    devices = {(str(device.name), str(device.uuid)) for r in records for device in r.devices}
+    return Counter(name for name, _ in sorted(devices))
 
 
 def _environment(config: Mapping[str, Any], records: list[SummaryStage]) -> dict[str, Any]:

@@ -30,8 +30,9 @@ from workflow_scripts.energy.model import StageRecord
 from workflow_scripts.energy.uncertainty import KWH
 from workflow_scripts.report.rounding import number, rounded, unit_of
 
-matplotlib.rcParams["svg.hashsalt"] = "comparison"  # else ids in the file are random
-matplotlib.rcParams["hatch.linewidth"] = 0.8
+matplotlib.rc("svg", hashsalt="comparison")  # else ids in the file are random
+matplotlib.rc("hatch", linewidth=0.8)
+matplotlib.rc("axes.spines", top=False, right=False)
 
 # Okabe & Ito 2008
 ROLE_STYLE = {
@@ -46,7 +47,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
 SIZE = (5.4, 3.9)  # inches: read on a phone's width
 LINE = 0.2  # inches of a line of text
-TIP = "tip: "
+TIP = "tip: "  # begins the id of an element that says the rest of it when a pointer rests on it
 DOTS = 2000  # of held-out rows, more make the page heavy
 _QUALITY = {
     "cross_entropy": "held-out cross entropy [nats/token], lower is better",
@@ -58,8 +59,8 @@ _QUALITY = {
 
 def energy_by_stage(summaries: list[ExperimentSummary], path: Path, unlike: list[str]) -> None:
     """Stacked bars: every stage in the style of its role, phases but the work itself paler; what has no figure is named."""
-    known = [sum(spent.kwh for r in s.own.values() if (spent := r.spent) is not None) for s in summaries]
-    factor, unit = unit_of(max(known, default=0.0))
+    sums = [sum(spent.kwh for r in s.own.values() if (spent := r.spent) is not None) for s in summaries]
+    factor, unit = unit_of(max(sums, default=0.0))
     height = 1.5 + row_inches(0.42, (s.experiment_name for s in summaries))
     figure, axes = plt.subplots(figsize=(6.6, height), layout="constrained")
     names, right = [], 0.0
@@ -71,14 +72,15 @@ def energy_by_stage(summaries: list[ExperimentSummary], path: Path, unlike: list
                     style = {"color": colour, "hatch": hatch, "edgecolor": "white", "alpha": 1.0 if phase == "work" else 0.5}
                     width = joules / KWH * factor
                     (bar,) = axes.barh(row, width, left=left, linewidth=0.8, height=0.7, **style)
-                    bar.set_gid(tip(f"{summary.experiment_name}, {record.stage_name}, {phase}: {rounded(width, 3)} {unit}"))
+                    bar.set_gid(f"{TIP}{summary.experiment_name}, {record.stage_name}, {phase}: {rounded(width, 3)} {unit}")
                     left += width
-        label, end = f"{rounded(left, 3)} {unit}", left
-        if whole is not None and (spread := whole.uncertainty_kwh) is not None:
-            axes.errorbar(left, row, xerr=spread * factor, color="black", capsize=4, linewidth=1.2)
-            label, end = f"{number(left, spread * factor, digits=3)} {unit}", left + spread * factor
-        axes.text(end, row, f"  {label if whole is not None else '≥ ' + label}", va="center", fontsize=9)
-        right = max(right, end)
+        known = whole.uncertainty_kwh if whole else None
+        spread = (known or 0.0) * factor
+        if known is not None:
+            axes.errorbar(left, row, xerr=spread, color="black", capsize=4, linewidth=1.2)
+        label = f"{number(left, spread, digits=3)} {unit}"
+        axes.text(left + spread, row, f"  {label if whole else '≥ ' + label}", va="center", fontsize=9)
+        right = max(right, left + spread)
         unknown = [*(problem.stage for problem in summary.problems), *(n for n, r in summary.own.items() if r.spent is None)]
         missing = textwrap.fill(f"no figure: {', '.join(dict.fromkeys(unknown))}", 30) if unknown else ""
         names.append("\n".join(filter(None, (fold(summary.experiment_name), missing))))
@@ -123,7 +125,7 @@ def energy_quality(comparison: Comparison, answers: Answers, path: Path) -> None
             axes.plot(run.joules / KWH * factor, np.abs(run.loss), ".", color=colour, markersize=3, alpha=0.5)
         (point,) = axes.plot(ends[name] * factor, finals[name], turned(MARKERS, i), color=colour, markersize=8, label=name)
         point.set(markerfacecolor=colour if chances[name] >= 0.5 else "white")
-        point.set_gid(tip(f"{name}: {rounded(ends[name] * factor, 3)} {unit}, {comparison.quality} {rounded(finals[name], 4)}"))
+        point.set_gid(f"{TIP}{name}: {rounded(ends[name] * factor, 3)} {unit}, {comparison.quality} {rounded(finals[name], 4)}")
     axes.set_xlim(left=0)
     axes.set_xlabel(f"energy of the training's work, with its starting policy's [{unit}]")
     axes.set_ylabel(textwrap.fill(_QUALITY.get(comparison.quality, comparison.quality), 34))
@@ -137,9 +139,8 @@ def cost_by_reuse(comparison: Comparison, path: Path) -> None:
     rows, stars = comparison.amortised, [row for row in comparison.levels if row.reuses_low is not None]
     if not rows:
         refused = any(row.refusals for row in comparison.answers)
-        empty(
-            path, "no method with a teacher's output is comparable" if refused else "no method with a teacher has a known cost"
-        )
+        why = "no method with a teacher's output is comparable" if refused else "no method with a teacher has a known cost"
+        empty(path, why)
         return
     factor, unit = unit_of(max(row.amortised_kwh for row in rows))
     height = SIZE[1] * (1.7 if stars else 1.0) + LINE * max(0, len({row.experiment for row in rows}) - 4)
@@ -154,17 +155,16 @@ def cost_by_reuse(comparison: Comparison, path: Path) -> None:
         axes.plot(reuses, [row.amortised_kwh * factor for row in own], label=f"{name}, {where}{once}", **style)
         _band(axes, reuses, [(row.low_kwh, row.high_kwh) for row in own], factor, style["color"])
         (level,) = axes.plot(reuses, [(row.baseline_kwh or 0.0) * factor for row in own], color="black", linewidth=0.9)
-        level.set_gid(
-            tip(f"{golds[name]} to the same quality as {name}: {rounded((own[0].baseline_kwh or 0) * factor, 3)} {unit}")
-        )
+        theirs = f"{rounded((own[0].baseline_kwh or 0) * factor, 3)} {unit}"
+        level.set_gid(f"{TIP}{golds[name]} to the same quality as {name}: {theirs}")
         here = next(row for row in own if row.here)
         (marker,) = axes.plot(here.reuses, here.amortised_kwh * factor, turned(MARKERS, i), color=style["color"])
-        marker.set_gid(tip(f"{name}, used by {here.reuses} here: {rounded(here.amortised_kwh * factor, 3)} {unit} each"))
+        marker.set_gid(f"{TIP}{name}, used by {here.reuses} here: {rounded(here.amortised_kwh * factor, 3)} {unit} each")
         if points := [row for row in stars if row.experiment == name]:
             below, quality = grid[1][0], [row.quality for row in points]
             below.plot(quality, [row.reuses for row in points], label=name, **style)
             far = 10 * max(row.reuses or 0.0 for row in stars)
-            bounds = [(r.reuses_low, r.reuses_high or far) if r.reuses_low is not None else (None, None) for r in points]
+            bounds = [(row.reuses_low, row.reuses_high or far) for row in points]
             _band(below, quality, bounds, 1.0, style["color"])
             below.set_ylim(bottom=0.5, top=far)
     grid[0][0].set(xscale="log", xlabel="N, trainings that use the teacher's output", ylabel=f"teacher / N + training [{unit}]")
@@ -179,19 +179,17 @@ def cost_by_reuse(comparison: Comparison, path: Path) -> None:
 
 def _band(axes: Any, xs: list[Any], bounds: Sequence[tuple[float | None, float | None]], factor: float, colour: Any) -> None:
     """An interval along a curve, where it is known."""
-    known = [
-        (x, b[0] * factor, b[1] * factor) for x, b in zip(xs, bounds, strict=True) if b[0] is not None and b[1] is not None
-    ]
+    pairs = zip(xs, bounds, strict=True)
+    known = [(x, low * factor, high * factor) for x, (low, high) in pairs if low is not None and high is not None]
     if known:
         axes.fill_between(*zip(*known, strict=True), color=colour, alpha=0.15, linewidth=0)
 
 
 def quality_by_row(comparison: Comparison, answers: Answers, path: Path) -> None:
     """By held-out row, how much better than the baseline's each final model is, mean over seeds; and the 95 % of the mean."""
-    known = {
-        row.experiment: (answers.arms.get(row.baseline), answers.comparable.get(row.experiment)) for row in comparison.answers
-    }
-    pairs = [(row, base, arm) for row in comparison.answers for base, arm in [known[row.experiment]] if base and arm]
+    arms, bases = answers.comparable, answers.arms
+    shown = [row for row in comparison.answers if row.experiment in arms and row.baseline in bases]
+    pairs = [(row, bases[row.baseline], arms[row.experiment]) for row in shown]
     if not pairs or any(len({len(r.rows) for r in (*base.runs, *arm.runs)} | {0}) != 2 for _, base, arm in pairs):
         empty(path, "no method is comparable, or the evaluations kept no loss by row")
         return
@@ -201,29 +199,21 @@ def quality_by_row(comparison: Comparison, answers: Answers, path: Path) -> None
         theirs, tokens = np.mean([run.rows for run in base.runs], axis=0), np.maximum(base.runs[0].tokens, 1)
         colour = COLOURS[[each.group for each in comparison.groups].index(row.experiment) % len(COLOURS)]
         gained = (theirs - np.mean([run.rows for run in arm.runs], axis=0)) / tokens
-        shown = gained[:: math.ceil(len(gained) * len(pairs) / DOTS)]
-        axes.scatter(shown, i + np.linspace(-0.25, 0.25, len(shown)), s=9, color=colour, alpha=0.4, linewidths=0)
+        dots = gained[:: math.ceil(len(gained) * len(pairs) / DOTS)]
+        axes.scatter(dots, i + np.linspace(-0.25, 0.25, len(dots)), s=9, color=colour, alpha=0.4, linewidths=0)
         middle, low, high = row.better or 0.0, row.better_low, row.better_high
         if low is not None and high is not None:
             axes.errorbar(middle, i, xerr=[[middle - low], [high - middle]], color="black", capsize=5, zorder=3)
         (point,) = axes.plot(middle, i, "D", color="black", zorder=3)
-        point.set_gid(tip(f"{row.experiment}: {rounded(middle, 3)} better than {row.baseline}"))
+        point.set_gid(f"{TIP}{row.experiment}: {rounded(middle, 3)} better than {row.baseline}")
     axes.axvline(0, color="#777777", linewidth=1)
     axes.set_yticks(range(len(pairs)), [fold(row.experiment) for row, *_ in pairs])
     axes.locator_params(axis="x", nbins=5)
     axes.invert_yaxis()
-    axes.set_xlabel(
-        textwrap.fill(
-            f"better than {comparison.baseline or 'the baseline'} by, in {comparison.quality} (dots: held-out rows)", 70
-        )
-    )
+    label = f"better than {comparison.baseline or 'the baseline'} by, in {comparison.quality} (dots: held-out rows)"
+    axes.set_xlabel(textwrap.fill(label, 70))
     axes.grid(alpha=0.3)
     save(figure, path, [])
-
-
-def tip(text: str) -> str:
-    """The id of an element that says this text when a pointer rests on it."""
-    return TIP + text
 
 
 def turned(styles: Sequence[Any], i: int) -> Any:
@@ -262,8 +252,6 @@ def empty(path: Path, why: str) -> None:
 
 def save(figure: Any, path: Path, unlike: list[str]) -> None:
     """Write the figure; what the experiments do not agree on stands under it."""
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
     if unlike:
         note = textwrap.fill(f"Caution, not alike: {', '.join(unlike)}", 110)
         figure.supxlabel(note, fontsize=9, color="#A03000", weight="bold")

@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from workflow_scripts.accounting.groups import group
-from workflow_scripts.accounting.model import ExperimentSummary
+from workflow_scripts.accounting.model import ROLES, ExperimentSummary
 from workflow_scripts.accounting.rows import StageKey, stage_key, users
 from workflow_scripts.accounting.traces import TraceError, energy_curve, intermediate_evaluations, loss_curve, power_curve
 from workflow_scripts.energy.model import StageRecord
@@ -30,11 +30,15 @@ def power(summaries: list[ExperimentSummary], path: Path) -> list[str]:
     Returns a warning that names the stages without a trace.
     """
     panels, missing = [], []
-    for title, role, record, near in _stages(summaries):
-        curves, reasons = _attempts(record, near)
-        missing += [f"{title.replace(chr(10), ' of ')} ({reason})" for reason in reasons]
+    for title, record, near in _stages(summaries):
+        curves = []
+        for attempt in (one for one in record.attempts if one.total_j is not None):  # a merge of half a second has no figure
+            try:
+                curves.append(power_curve(energy_curve(record, attempt, near)))
+            except TraceError as error:
+                missing.append(f"{title.replace(chr(10), ' of ')} ({error})")
         if curves:
-            panels.append((title, role, curves))
+            panels.append((title, record.role, curves))
     if panels:
         _grid(panels, path)
     else:
@@ -48,31 +52,17 @@ def _some(texts: list[str]) -> str:
     return "; ".join(texts[:3]) + more
 
 
-def _stages(summaries: list[ExperimentSummary]) -> list[tuple[str, str, StageRecord, Path]]:
-    """Title, role, record, summary path of every run of a stage that has energy, in the order of the roles."""
-    found: dict[StageKey, tuple[str, str, StageRecord, Path]] = {}
+def _stages(summaries: list[ExperimentSummary]) -> list[tuple[str, StageRecord, Path]]:
+    """Title, record, summary path of every run of a stage that has energy, in the order of the roles."""
+    found: dict[StageKey, tuple[str, StageRecord, Path]] = {}
     shares = users(summaries)
     for summary in summaries:
         for stage, record in summary.own.items():
             if record.spent is not None:
                 key = stage_key(stage, record)
                 title = stage if len(shares[key]) > 1 else f"{stage}\n{summary.experiment_name}"
-                found.setdefault(key, (title, record.role, record, summary.path))
-    order = list(ROLE_STYLE)
-    return sorted(found.values(), key=lambda entry: order.index(entry[1]) if entry[1] in order else len(order))
-
-
-def _attempts(record: StageRecord, near: Path) -> tuple[list[Any], list[str]]:
-    """Power curves of the attempts that have a figure, and why some have no curve; a merge of half a second has no figure."""
-    curves, reasons = [], []
-    for attempt in record.attempts:
-        if attempt.total_j is None:
-            continue
-        try:
-            curves.append(power_curve(energy_curve(record, attempt, near)))
-        except TraceError as error:
-            reasons.append(str(error))
-    return curves, reasons
+                found.setdefault(key, (title, record, summary.path))
+    return sorted(found.values(), key=lambda entry: ROLES.index(entry[1].role))
 
 
 def _grid(panels: list[Any], path: Path) -> None:
@@ -83,13 +73,12 @@ def _grid(panels: list[Any], path: Path) -> None:
     longest = max(edges[-1] for _, _, curves in panels for edges, _ in curves)
     scale, unit = (1 / 3600, "h") if longest > 2 * 3600 else (1 / 60, "min") if longest > 300 else (1.0, "s")
     for axes, (title, role, curves) in zip(grid.flat, panels, strict=False):
-        colour, hatch = ROLE_STYLE.get(role, ("#BBBBBB", ""))
+        colour, hatch = ROLE_STYLE[role]
         begin = 0.0
         for number, (edges, watts) in enumerate(curves):
-            axes.stairs(
-                watts, (begin + edges) * scale, fill=True, facecolor=colour, hatch=hatch, edgecolor="white", linewidth=0
-            )
-            axes.stairs(watts, (begin + edges) * scale, color="black", linewidth=1)
+            times = (begin + edges) * scale
+            axes.stairs(watts, times, fill=True, facecolor=colour, hatch=hatch, edgecolor="white", linewidth=0)
+            axes.stairs(watts, times, color="black", linewidth=1)
             if number:
                 axes.axvline(begin * scale, color="black", linestyle=":", linewidth=1)
             begin += edges[-1]
@@ -145,9 +134,8 @@ def _points(record: StageRecord, metric: str, near: Path) -> list[tuple[float, f
 
 def _loss_panels(shown: dict[str, dict[str, list[tuple[float, float]]]], group_of: dict[str, str], path: Path) -> None:
     """Runs of one experiment look alike and are named once."""
-    figure, grid = plt.subplots(
-        1, len(shown), figsize=(1.5 + 4.6 * len(shown), 4.6), sharex=True, layout="constrained", squeeze=False
-    )
+    size = (1.5 + 4.6 * len(shown), 4.6)
+    figure, grid = plt.subplots(1, len(shown), figsize=size, sharex=True, layout="constrained", squeeze=False)
     most = max(points[-1][0] for own in shown.values() for points in own.values())
     scale, unit = (1e-6, "MJ") if most > 2e6 else (1e-3, "kJ") if most > 2e3 else (1.0, "J")
     order = list(dict.fromkeys(group_of.values()))

@@ -6,7 +6,7 @@ geographical_location, hardware_used} and a model index. Emissions that are not 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -14,10 +14,11 @@ from huggingface_hub import EvalResult, ModelCardData
 from workflow_scripts.accounting.model import ExperimentSummary
 from workflow_scripts.accounting.quality import Evaluation
 from workflow_scripts.artefact import RANDOM_WEIGHTS
-from workflow_scripts.energy.model import Carbon, StageRecord
+from workflow_scripts.energy.model import StageRecord
 from workflow_scripts.energy.uncertainty import Energy
 from workflow_scripts.pipelines import PIPELINES
-from workflow_scripts.report.pages import pipe, template
+from workflow_scripts.report.boamps import gpus_of
+from workflow_scripts.report.pages import TEMPLATES, pipe
 from workflow_scripts.report.rounding import number
 
 METRICS = {
@@ -31,7 +32,7 @@ METRICS = {
 
 def card(summary: ExperimentSummary, config: Mapping[str, Any]) -> str:
     """The README of the final model, from its experiment's summary and resolved configuration."""
-    return template("card.md.j2").render(
+    return TEMPLATES.get_template("card.md.j2").render(
         metadata=metadata(summary, config),
         summary=summary,
         models=config["model"],
@@ -39,7 +40,6 @@ def card(summary: ExperimentSummary, config: Mapping[str, Any]) -> str:
         random_weights=RANDOM_WEIGHTS,
         energy=_energy(summary),
         served=summary.deployment.get("model"),
-        emissions=emissions(summary),
         quality=_quality(summary),
     )
 
@@ -48,24 +48,22 @@ def metadata(summary: ExperimentSummary, config: Mapping[str, Any]) -> ModelCard
     """The card's YAML block, with the quality on the held-out split for the model index."""
     choice = config["data"]["dataset_choice"]
     dataset = config["data"]["datasets"][choice].get("dataset_name")
-    known = {key: value for key in METRICS if (value := summary.quality.quality(key)) is not None}
     where = {"dataset_type": dataset or choice, "dataset_name": f"{choice}, held-out split"}
-    data = ModelCardData(
+    results = [
+        EvalResult(task_type="text-generation", metric_type=key, metric_name=title, metric_value=value, **where)
+        for key, title in METRICS.items()
+        if (value := summary.quality.quality(key)) is not None
+    ]
+    return ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["distillation-energy-benchmark", summary.pipeline],
         base_model=hub_id(config, config["model"]["student"]),
         datasets=[dataset] if dataset else None,
         model_name=summary.experiment_name,
-        eval_results=[
-            EvalResult(task_type="text-generation", metric_type=key, metric_name=METRICS[key], metric_value=value, **where)
-            for key, value in known.items()
-        ]
-        or None,
+        eval_results=results or None,
+        co2_eq_emissions=emissions(summary),
     )
-    if (found := emissions(summary)) is not None:
-        data["co2_eq_emissions"] = found
-    return data
 
 
 def hub_id(config: Mapping[str, Any], name: str) -> str | None:
@@ -82,30 +80,21 @@ def emissions(summary: ExperimentSummary) -> dict[str, Any] | None:
     """`co2_eq_emissions` of all stages of the experiment; None when a stage's grams are not known."""
     if summary.carbon_grams is None:
         return None
-    records = list(summary.own.values())
-    energy, intensities = summary.energy, dict.fromkeys(_intensity(r.carbon) for r in records)
+    records, energy = list(summary.own.values()), summary.energy
+    intensities = []
+    for carbon in (r.carbon for r in records):
+        source = ", ".join(str(said) for said in (carbon.source, carbon.year) if said)
+        intensities.append(f"PUE {carbon.pue:g} x {carbon.intensity_g_per_kwh:.4g} gCO2e/kWh ({source})")
     origin = f"energy of every stage ({energy.energy_class}, boundary {' | '.join(energy.boundary)})"
+    gpus = [f"{count} x {name}" for name, count in gpus_of(records).items()]
+    cpus = dict.fromkeys(f"{r.provenance.cpu} ({r.provenance.cpu_count} logical CPUs)" for r in records)
     return {
         "emissions": summary.carbon_grams,
-        "source": f"{origin} x {'; '.join(intensities)}",
+        "source": f"{origin} x {'; '.join(dict.fromkeys(intensities))}",
         "training_type": "fine-tuning",
         "geographical_location": "; ".join(dict.fromkeys(r.carbon.region or "not given" for r in records)),
-        "hardware_used": hardware(records),
+        "hardware_used": ", ".join([*gpus, *cpus, *([] if gpus else ["no GPU"])]),
     }
-
-
-def _intensity(carbon: Carbon) -> str:
-    origin = ", ".join(str(said) for said in (carbon.source, carbon.year) if said)
-    return f"PUE {carbon.pue:g} x {carbon.intensity_g_per_kwh:.4g} gCO2e/kWh ({origin})"
-
-
-def hardware(records: Sequence[StageRecord]) -> str:
-    """GPUs and CPUs of all stages, by name and number."""
-    gpus: dict[str, set[str]] = {}
-    for device in (d for r in records for d in r.devices):
-        gpus.setdefault(str(device.name), set()).add(str(device.uuid))
-    cpus = dict.fromkeys(f"{r.provenance.cpu} ({r.provenance.cpu_count} logical CPUs)" for r in records)
-    return ", ".join([*(f"{len(ids)} x {name}" for name, ids in sorted(gpus.items())), *cpus, *([] if gpus else ["no GPU"])])
 
 
 def _energy(summary: ExperimentSummary) -> str:
@@ -114,11 +103,8 @@ def _energy(summary: ExperimentSummary) -> str:
     rows = [(name, r.role, *_figures(r), "" if r.experiment else "yes") for name, r in summary.in_order.items()]
     total = (_kwh(summary.spent()), summary.energy.energy_class, " \\| ".join(summary.energy.boundary))
     rows.append(("**total**", "", *total, "", "", ""))
-    rows += [
-        (f"{name} of {record.lineage}, in no total", record.role, *_figures(record), "")
-        for name, record in summary.stages.items()
-        if record.lineage is not None
-    ]
+    before = {name: record for name, record in summary.stages.items() if record.lineage is not None}
+    rows += [(f"{name} of {r.lineage}, in no total", r.role, *_figures(r), "") for name, r in before.items()]
     return pipe(rows, head)
 
 

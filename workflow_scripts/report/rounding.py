@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_PREFIXES = ((1e6, "GWh"), (1e3, "MWh"), (1.0, "kWh"), (1e-3, "Wh"), (0.0, "mWh"))
+_UNITS = {"GWh": 1e6, "MWh": 1e3, "kWh": 1.0, "Wh": 1e-3, "mWh": 1e-6}  # kWh
 
 
 def number(value: float | None, error: float | None = None, factor: float = 1.0, digits: int = 4) -> str:
@@ -19,7 +19,5 @@ def rounded(value: float, digits: int) -> str:
 
 def unit_of(kwh: float) -> tuple[float, str]:
     """Factor from kWh and the unit in which a quantity of this size is read well."""
-    for size, name in _PREFIXES:
-        if abs(kwh) >= size:
-            return (1 / size if size else 1e6), name
-    return 1.0, "kWh"
+    name = next((name for name, size in _UNITS.items() if abs(kwh) >= size), "mWh")
+    return 1 / _UNITS[name], name

@@ -49,24 +49,20 @@ def sentences(made: Comparison) -> list[tuple[str, str]]:
     """For every method what is said of it, and what would settle what is not."""
     said = [(_sentence(row, made), _remedy(row)) for row in made.answers]
     followed = [row for row in made.qualities if row.quality == FOLLOWED and row.better is not None]
-    return said + [
-        (_second(gold, [r for r in followed if r.baseline == gold]), "") for gold in {r.baseline: 0 for r in followed}
-    ]
+    golds = dict.fromkeys(row.baseline for row in followed)
+    return said + [(_second(gold, [row for row in followed if row.baseline == gold]), "") for gold in golds]
 
 
 def _second(gold: str, rows: list[Advantage]) -> str:
     """The quality that no method trains on, beside the verdicts' own."""
-    parts = [
-        f"{row.experiment} {100 * (row.final or 0):.3g} % (difference "
-        f"{_span(row.better, row.better_low, row.better_high, percent=True)}, {_told(row)})"
-        for row in rows
-    ]
+    parts = []
+    for row in rows:
+        better = row.experiment if (row.better or 0) > 0 else gold
+        told = f"{better} follows more" if row.clear else "not told apart"
+        difference = _span(row.better, row.better_low, row.better_high, percent=True)
+        parts.append(f"{row.experiment} {100 * (row.final or 0):.3g} % (difference {difference}, {told})")
     share = f"{gold} follows {100 * (rows[0].baseline_final or 0):.3g} % of the checkable instructions"
     return f"On what no method trains on, {share}: {'; '.join(parts)}."
-
-
-def _told(row: Advantage) -> str:
-    return f"{row.experiment if (row.better or 0) > 0 else row.baseline} follows more" if row.clear else "not told apart"
 
 
 def refusal(found: Refusal) -> str:
@@ -98,7 +94,8 @@ def _sentence(row: Answer, made: Comparison) -> str:
         saving = _span(row.saved, row.saved_low, row.saved_high, percent=True)
         said.append(f"{name} never pays {at}: its training saves {saving} of {gold}'s energy.")
     elif row.kind == "undetermined":
-        said.append(f"{name}: undetermined. {_capital(_why(row))}.")
+        why = _why(row)
+        said.append(f"{name}: undetermined. {why[0].upper()}{why[1:]}.")
     return " ".join(said)
 
 
@@ -109,14 +106,11 @@ def _why(row: Answer) -> str:
         why += f"; the difference to an equal quality is {_span(row.saved, row.saved_low, row.saved_high, percent=True)}"
     elif row.equal_tokens_saved is not None:
         why += f"; the difference at equal tokens is {rounded(100 * row.equal_tokens_saved, 2)} %"
-    if row.cause not in ("no teacher", "energy"):
-        known = row.repeatability is not None
-        why += (
-            f"; equal work here repeats to {rounded(100 * (row.repeatability or 0), 2)} %"
-            if known
-            else "; nothing here was done twice"
-        )
-    return why
+    if row.cause in ("no teacher", "energy"):
+        return why
+    if row.repeatability is None:
+        return f"{why}; nothing here was done twice"
+    return f"{why}; equal work here repeats to {rounded(100 * row.repeatability, 2)} %"
 
 
 def _remedy(row: Answer) -> str:
@@ -137,10 +131,6 @@ def _remedy(row: Answer) -> str:
     return f"{row.experiment}: {told}{one if row.cause != 'one run' else ''}{worse}" if told or worse else ""
 
 
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
 def _figure(value: float | None) -> str:
     return "an unknown value" if value is None else rounded(value, 4)
 
@@ -149,10 +139,8 @@ def _span(value: float | None, low: float | None, high: float | None, percent: b
     """A value with its 95 % interval; no more digits than tell its bounds apart."""
     if value is None:
         return "an unknown number"
-
-    def text(figure: float) -> str:
-        return f"{rounded(100 * figure, 2)} %" if percent else rounded(figure, 2)
-
-    if low is None:
-        return f"{text(value)} (no interval)"
-    return f"{text(value)} (95 %: {text(low)} to {text(high) if high is not None else 'never'})"
+    factor, unit = (100, " %") if percent else (1, "")
+    first, least, most = (
+        "never" if figure is None else f"{rounded(factor * figure, 2)}{unit}" for figure in (value, low, high)
+    )
+    return f"{first} (no interval)" if low is None else f"{first} (95 %: {least} to {most})"

@@ -10,10 +10,9 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from workflow_scripts.accounting.rows import Comparison
+from workflow_scripts.accounting.rows import Comparison, names
 from workflow_scripts.artefact import ArtefactError
-from workflow_scripts.report.pages import basis, template
-from workflow_scripts.report.sentences import QUESTION, sentences
+from workflow_scripts.report.pages import render
 
 COLUMNS = (
     ("experiment", "experiment", "{}"),
@@ -49,18 +48,9 @@ def main() -> int:
     ]
     align = ("left", *("right",) * (len(COLUMNS) - 1))
     table = tabulate(cells, [title for _, title, _ in COLUMNS], "simple", colalign=align, disable_numparse=True)
-    said = sentences(comparison)
-    reasons = sorted({text for row in comparison.experiments if (text := row.column("no_grams"))})
-    known = {
-        "grams": f" No grams of CO2e: {'; '.join(reasons)}." if reasons else "",
-        **{"table": table, "basis": basis(comparison), "comparison": comparison, "folder": path.parent},
-        **{
-            "question": QUESTION,
-            "said": [text for text, _ in said],
-            "remedies": list(dict.fromkeys(text for _, text in said if text)),
-        },
-    }
-    print(template("table.txt.j2").render(known), end="")
+    reasons = names(comparison.experiments, "no_grams")
+    grams = f" No grams of CO2e: {'; '.join(reasons)}." if reasons else ""
+    print(render(comparison, "table.txt", table=table, grams=grams, folder=path.parent), end="")
     if len(sys.argv) > 2:
         print(f"Report: {sys.argv[2]} (opens in a browser, offline)")
     return 0

@@ -121,13 +121,13 @@ def test_the_outcome_of_the_same_training_is_inside(folder: Path) -> None:
     assert row.kwh.low < 5000 / 3.6e6 < row.kwh.high
     assert row.hours is not None
     assert row.hours.predicted == pytest.approx(50 / 3600)
-    (estimate,) = module.estimates([job], folder)
-    assert estimate.wh is not None and estimate.minutes is not None
-    assert (estimate.wh.low, estimate.wh.mid, estimate.wh.high) == pytest.approx(
-        (row.kwh.low * 1000, row.kwh.predicted * 1000, row.kwh.high * 1000)
+    (cost,) = module.estimates([job], folder)
+    assert cost is not None and cost.basis == "history n=1"
+    joules, seconds = cost.joules, cost.seconds
+    assert (joules.low, joules.mid, joules.high) == pytest.approx(
+        (row.kwh.low * 3.6e6, row.kwh.predicted * 3.6e6, row.kwh.high * 3.6e6)
     )
-    assert (estimate.minutes.low, estimate.minutes.high) == pytest.approx((row.hours.low * 60, row.hours.high * 60))
-    assert estimate.note == "history n=1"
+    assert (seconds.low, seconds.high) == pytest.approx((row.hours.low * 3600, row.hours.high * 3600))
 
 
 def test_an_energy_budget_caps_the_forecast(folder: Path) -> None:
@@ -225,7 +225,7 @@ def test_what_cannot_be_priced_is_unknown_and_makes_the_total_a_lower_bound(fold
     assert found.total.kwh is None
     assert found.total.unpriced == ["preprocess a", "student_train x"]
     assert any("total" in line and "unknown" in line for line in module.render(found))
-    assert [estimate.wh for estimate in module.estimates(jobs, folder)] == [None, None]
+    assert module.estimates(jobs, folder) == [None, None]
 
     state("preprocess", "p", rows, {}, 3600.0, 36.0)
     state("student_train", "a", training(300), {"loss": 300, "input": 600}, 5000.0, 50.0, **STUDENT)
@@ -294,7 +294,7 @@ def test_parts_and_merge_are_one_stage_and_each_part_does_its_share(folder: Path
     assert gathered == 450.0
     assert half == pytest.approx(450.0 + 100.0 / 2)
     assert whole == pytest.approx(half + half + gathered)
-    assert [estimate.wh is not None for estimate in module.estimates([merge, *parts], folder)] == [True] * 3
+    assert None not in module.estimates([merge, *parts], folder)
 
 
 def test_the_command_writes_a_forecast_whatever_record_is_damaged(folder: Path, monkeypatch, capsys) -> None:

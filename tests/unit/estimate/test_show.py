@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from workflow_scripts.estimate import show
-from workflow_scripts.estimate.forecast import Estimate
-from workflow_scripts.estimate.pricing import Range
+from workflow_scripts.estimate.pricing import Cost, Range
 from workflow_scripts.plan.dry_run import PlannedJob, short_reason
 
 CHANGED = "Params have changed since last execution: Union of exclusive params before and now across all output: {} "
@@ -32,12 +31,16 @@ def test_a_reason_is_said_in_a_few_words(reason: str, words: str) -> None:
     assert short_reason(reason) == words
 
 
+def cost(wh: Range, minutes: Range) -> Cost:
+    return Cost(wh * 3600.0, minutes * 60.0, "history n=1")
+
+
 def test_each_stale_job_has_one_line_with_its_reason_and_range(monkeypatch, capsys) -> None:
     jobs = [
         PlannedJob("student_train", "student_train", "Forced execution", "demo_kd", {}, {}, "results/demo_kd/stages/x.json"),
         PlannedJob("cache_logits", "logit_caching", "Forced execution", None, {}, {}, "teacher/x-1/parts/r.json", "1-of-2"),
     ]
-    found = [Estimate(Range(0.012, 0.02, 0.034), Range.exactly(1.0), ""), Estimate(None, None, "unknown")]
+    found = [cost(Range(0.012, 0.02, 0.034), Range.exactly(1.0)), None]
     monkeypatch.setattr(show, "planned", lambda arguments: (jobs, Path()))
     monkeypatch.setattr(show, "estimates", lambda *_: found)
     assert show.main([]) == 0
@@ -49,8 +52,8 @@ def test_each_stale_job_has_one_line_with_its_reason_and_range(monkeypatch, caps
         ["1", "of", "2", "jobs", "have", "no", "figure", "from", "past", "runs."],
     ]
     runs = [replace(jobs[0], experiment=f"demo_kd-seed{n}") for n in (0, 1)] + [replace(jobs[0], experiment="demo_sft-seed0")]
-    ranges = [(Range(0.01, 0.02, 0.03), Range.exactly(90.0)), (Range(0.02, 0.02, 0.03), Range(90.0, 90.0, 120.0)), (None, None)]
-    found = [Estimate(*pair, "") for pair in ranges]
+    ranges = [(Range(0.01, 0.02, 0.03), Range.exactly(90.0)), (Range(0.02, 0.02, 0.03), Range(90.0, 90.0, 120.0))]
+    found = [*(cost(*pair) for pair in ranges), None]
     assert show.by_method(runs, found) == [
         "demo_kd, 2 runs: 2 jobs, 0.04 (0.03-0.06) Wh, 180 (180-210) min",
         "demo_sft, 1 runs: 1 jobs, unknown",
