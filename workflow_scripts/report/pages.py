@@ -127,6 +127,7 @@ def answer_tables(comparison: Comparison) -> list[Table]:
         *("N* (95 %)", "N* at equal tokens", "final quality better by (95 %)"),
     ]
     title = f"Verdicts against {comparison.baseline}" if comparison.baseline else "Verdicts"
+    title = "Verdicts against the baseline of each student" if several else title
     none = "No baseline is named, or it is not among the experiments."
     verdicts = Table("verdicts", title, head, (0, 1, 2) if several else (0, 1), none)
     for row in comparison.answers:
