@@ -210,7 +210,8 @@ def quality_by_row(comparison: Comparison, answers: Answers, path: Path) -> None
     axes.set_yticks(range(len(pairs)), [fold(row.experiment) for row, *_ in pairs])
     axes.locator_params(axis="x", nbins=5)
     axes.invert_yaxis()
-    label = f"better than {comparison.baseline or 'the baseline'} by, in {comparison.quality} (dots: held-out rows)"
+    gold, *others = {row.baseline: None for row, *_ in pairs}
+    label = f"better than {'the baseline of its student' if others else gold} by, in {comparison.quality} (dots: held-out rows)"
     axes.set_xlabel(textwrap.fill(label, 70))
     axes.grid(alpha=0.3)
     save(figure, path, [])
