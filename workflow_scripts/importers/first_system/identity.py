@@ -94,8 +94,9 @@ def result_settings(config: Json) -> dict[str, Any]:
 def experiments(sources: Sequence[Source], given: Given, report: Report) -> list[Experiment]:
     """Sort stages into experiments.
 
-    Two stages of one kind under one experiment's name that differ in their settings are two experiments. A stage that the user
-    gives to several experiments is in each of them.
+    Two stages of one kind under one experiment's name that differ in their settings are two experiments. So are stages of two
+    pipelines, unless the user asked for stages of other folders in one of them. A stage that the user gives to several
+    experiments is in each of them. The training says an experiment's pipeline and configuration.
     """
     found: dict[str, Experiment] = {}
     asked = {name for names in given.experiments.values() for name in names}
@@ -104,30 +105,19 @@ def experiments(sources: Sequence[Source], given: Given, report: Report) -> list
         if why:
             report.add("noted", source.folder, f"stage {source.stage_id} is taken for {stage}: {why} (--stage says otherwise)")
         for name in given.owners(source) or (own,):
-            _place(found, name, pipeline, stage, source, report, name in asked)
+            known = found.get(name)
+            if known is not None and (stage in known.stages or not (name in asked or known.pipeline == pipeline)):
+                base = _plain_name(source.folder.name)
+                candidates = itertools.chain([base], (f"{base}-{n}" for n in itertools.count(2)))
+                other = next(candidate for candidate in candidates if candidate not in found)
+                report.add("noted", source.folder, f"a second {stage} of experiment {name}: it becomes experiment {other}")
+                name = other
+            experiment = found.setdefault(name, Experiment(name, pipeline, {}, source.config))
+            if IN_SUMMARY[stage].role == "student":
+                experiment.pipeline, experiment.config = pipeline, source.config
+            experiment.stages[stage] = source
+            source.shared_by.append(name)
     return list(found.values())
-
-
-def _place(
-    found: dict[str, Experiment], name: str, pipeline: str, stage: str, source: Source, report: Report, asked: bool
-) -> None:
-    """Put a stage into the experiment of that name; the training says its pipeline and configuration.
-
-    Stages of two pipelines are of two experiments, unless the user `asked` for stages of other folders in this one.
-    """
-    experiment = found.get(name)
-    if experiment is not None and (stage in experiment.stages or not (asked or experiment.pipeline == pipeline)):
-        base = _plain_name(source.folder.name)
-        candidates = itertools.chain([base], (f"{base}-{n}" for n in itertools.count(2)))
-        other = next(candidate for candidate in candidates if candidate not in found)
-        report.add("noted", source.folder, f"a second {stage} of experiment {name}: it becomes experiment {other}")
-        name, experiment = other, None
-    if experiment is None:
-        experiment = found.setdefault(name, Experiment(name, pipeline, {}, source.config))
-    elif IN_SUMMARY[stage].role == "student":
-        experiment.pipeline, experiment.config = pipeline, source.config
-    experiment.stages[stage] = source
-    source.shared_by.append(name)
 
 
 def experiment_name(source: Source) -> str:
@@ -194,8 +184,7 @@ def find_attempts(source: Source, report: Report) -> None:
     for start, files in by_start.items():
         files.sort(key=lambda file: file.rank)
         latest, snapshots = files[-1], [file for file in files if file.snapshot]
-        attempt = Attempt(start, latest.rank[0], latest, snapshots, environment=source.environment)
-        attempts.append(attempt)
+        attempts.append(Attempt(start, latest.rank[0], latest, snapshots, environment=source.environment))
         for file in files[:-1]:
             _compare(file, latest, report)
         if earlier := [file for file in snapshots if file is not latest]:
@@ -205,17 +194,16 @@ def find_attempts(source: Source, report: Report) -> None:
         if latest.path.name == SUMMARY:
             text = f"stage {source.stage_id} has no whole file of its own: taken from this summary"
             report.add("noted", latest.path, text)
-    attempts.sort(key=lambda a: a.start)
-    source.attempts = attempts
+    source.attempts = sorted(attempts, key=lambda a: a.start)
     if source.power_log is None:
         return
-    own, others = split(source.power_log, [a.start for a in attempts], [a.end for a in attempts])
-    for attempt, part in zip(attempts, own, strict=True):
+    own, others = split(source.power_log, [a.start for a in source.attempts], [a.end for a in source.attempts])
+    for attempt, part in zip(source.attempts, own, strict=True):
         attempt.log, attempt.end = part, max(attempt.end, part.end if part is not None else 0.0)
     for part in others:  # attempts of which nothing else was kept
         text = f"power log: {part.end - part.start:,.0f} s from {part.start:.0f} on are an attempt without a record"
         report.add("noted", source.folder, text)
-    source.attempts = sorted([*attempts, *(Attempt(p.start, p.end, log=p) for p in others)], key=lambda a: a.start)
+    source.attempts = sorted([*source.attempts, *(Attempt(p.start, p.end, log=p) for p in others)], key=lambda a: a.start)
 
 
 def _compare(file: StageFile, used: StageFile, report: Report) -> None:
@@ -266,7 +254,6 @@ def join(one: Source, other: Source, report: Report) -> Source:
         others=list(dict.fromkeys([*one.others, other.folder, *other.others])),
         files=[*one.files, *other.files],
         config=one.config or other.config,
-        environment=one.environment or other.environment,
         summary=one.summary or other.summary,
     )
 
