@@ -12,7 +12,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from workflow_scripts.errors import UserError
@@ -192,8 +192,7 @@ def find_attempts(source: Source, report: Report) -> None:
             text = f"{len(earlier)} earlier snapshot(s) of {source.stage_id}: {name} holds their energy"
             report.add("dropped", source.folder, text)
         if latest.path.name == SUMMARY:
-            text = f"stage {source.stage_id} has no whole file of its own: taken from this summary"
-            report.add("noted", latest.path, text)
+            report.add("noted", latest.path, f"stage {source.stage_id} has no whole file of its own: taken from this summary")
     source.attempts = sorted(attempts, key=lambda a: a.start)
     if source.power_log is None:
         return
@@ -211,8 +210,7 @@ def _compare(file: StageFile, used: StageFile, report: Report) -> None:
     for key in STATED_TWICE if abs(file.rank[0] - used.rank[0]) < SAME_START_S else ():
         if key in file.said.model_fields_set and (other := getattr(file.said, key)) != (ours := getattr(used.said, key)):
             said, own = ("null" if value is None else f"{value:.15g}" for value in (other, ours))
-            text = f"stage {used.stage_id}: {key} = {said}, {used.path} says {own}, which is used"
-            report.add("noted", file.path, text)
+            report.add("noted", file.path, f"stage {used.stage_id}: {key} = {said}, {used.path} says {own}, which is used")
 
 
 def unite(sources: Sequence[Source], given: Given, report: Report) -> list[Source]:
@@ -226,7 +224,8 @@ def unite(sources: Sequence[Source], given: Given, report: Report) -> list[Sourc
                 if not same:
                     text = f"runs of {source.stage_id} here and in {twin.folder} are attempts of one stage"
                     report.add("noted", source.folder, text)
-                source = join(twin, source, report)
+                _join(twin, source, report)
+                source = twin
         united.append(source)
     return united
 
@@ -237,8 +236,8 @@ def _same_run(one: Attempt, other: Attempt) -> bool:
     return abs(one.start - other.start) < SAME_START_S or (not apart and one.overlaps(other))
 
 
-def join(one: Source, other: Source, report: Report) -> Source:
-    """One source with the attempts of both."""
+def _join(one: Source, other: Source, report: Report) -> None:
+    """Add to a source the attempts and files of another."""
     attempts: list[Attempt] = []
     for attempt in (*one.attempts, *other.attempts):
         twin = next((kept for kept in attempts if _same_run(kept, attempt)), None)
@@ -248,14 +247,11 @@ def join(one: Source, other: Source, report: Report) -> Source:
             _absorb(twin, attempt, report)
             text = f"the run of {one.stage_id} from {attempt.start:.0f} on is in {one.folder} as well"
             report.add("dropped", other.folder, text)
-    return replace(
-        one,
-        attempts=sorted(attempts, key=lambda a: a.start),
-        others=list(dict.fromkeys([*one.others, other.folder, *other.others])),
-        files=[*one.files, *other.files],
-        config=one.config or other.config,
-        summary=one.summary or other.summary,
-    )
+    one.attempts = sorted(attempts, key=lambda a: a.start)
+    one.others += [other.folder, *other.others]
+    one.files += other.files
+    one.config = one.config or other.config
+    one.summary = one.summary or other.summary
 
 
 def _absorb(own: Attempt, other: Attempt, report: Report) -> None:

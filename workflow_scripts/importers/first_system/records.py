@@ -83,7 +83,7 @@ def _record(experiment: Experiment, stage: str, source: Source, report: Report) 
     rates = {"joules_per_token": per_token, "joules_per_token_by_type": dict.fromkeys(TOKEN_TYPES) | {"loss": per_token}}
     joules = {"gpu_energy_joules": energy.gpu.joules, "cpu_energy_joules": energy.cpu.joules, "total_energy_joules": total}
     shares = {"energy": energy, "useful_j": useful, "wasted_j": wasted, "above_idle_j": None, "idle": None}
-    rest = {
+    rest: dict[str, Any] = {
         "role": IN_SUMMARY[stage].role,
         "tokens_per_second": tokens / until_tokens if tokens else None,
         "gpu_peak_power_watts": max((watts for watts in peaks if watts), default=None),
@@ -99,8 +99,7 @@ def _record(experiment: Experiment, stage: str, source: Source, report: Report) 
         "warnings": list(dict.fromkeys(warnings)),
         "shared_by": source.shared_by,
     }
-    parts: list[dict[str, Any]] = [names, times, counts, rates, joules, shares, rest]
-    return SummaryStage.model_validate({key: value for part in parts for key, value in part.items()})
+    return SummaryStage.model_validate({**rest, **names, **times, **counts, **rates, **joules, **shares})
 
 
 def _energy(judged: Sequence[Judged]) -> model.EnergyFigures:
