@@ -55,10 +55,6 @@ class Given:
     stages: Mapping[str, str] = field(default_factory=dict)
     experiments: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
-    def stage(self, source: Source) -> str | None:
-        """Our stage name, None where nothing was said."""
-        return next((self.stages[name] for name in source.names if name in self.stages), None)
-
     def owners(self, source: Source) -> Sequence[str]:
         """Names of experiments, none where nothing was said."""
         return next((self.experiments[name] for name in source.names if name in self.experiments), ())
@@ -147,8 +143,8 @@ def _pipeline(source: Source, name: str) -> str:
 
 def _stage(source: Source, pipeline: str, given: Given, went_on: bool) -> tuple[str, str | None]:
     """Our stage name, and on what ground where it is a guess; the process `went_on` when it ran `<id>__2` after it."""
-    if stage := given.stage(source):
-        return stage, None
+    if said := [given.stages[name] for name in source.names if name in given.stages]:
+        return said[0], None
     plain = REPEATED.sub("", source.stage_id)
     if plain in IN_SUMMARY or plain in GUIDE:
         return GUIDE.get(plain, plain), None

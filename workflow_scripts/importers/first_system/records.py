@@ -30,7 +30,6 @@ from workflow_scripts.progress import TOKEN_TYPES
 POLL_MS = 500  # its default
 GPU = {"name": "name", "power_limit_w": "power_limit_watts", "driver": "driver_version"}
 PACKAGES = {"pytorch_version": "torch", "transformers_version": "transformers", "codecarbon_version": "codecarbon"}
-COMPONENTS = ("gpu", "cpu", "dram")
 TokensTold = tuple[int | None, str | None, float | None]  # tokens, why they are not known, joules at their instant
 
 
@@ -103,7 +102,7 @@ def _record(experiment: Experiment, stage: str, source: Source, report: Report) 
 
 
 def _energy(judged: Sequence[Judged]) -> model.EnergyFigures:
-    parts = {name: _component([j.figures[name] for j in judged]) for name in COMPONENTS}
+    parts = {name: _component([j.figures[name] for j in judged]) for name in judged[0].figures}
     inside = [name for name in BOUNDARY if parts[name].joules is not None]
     total = model.Total(
         joules=sum_of([parts[name].joules for name in inside]),
@@ -111,8 +110,7 @@ def _energy(judged: Sequence[Judged]) -> model.EnergyFigures:
         boundary=inside,
         reason=None if inside else parts["gpu"].reason,
     )
-    node = unknown("the first system did not ask for it", "host")
-    return model.EnergyFigures(gpu=parts["gpu"], cpu=parts["cpu"], dram=parts["dram"], node=node, total=total)
+    return model.EnergyFigures(**parts, node=unknown("the first system did not ask for it", "host"), total=total)
 
 
 def _component(figures: Sequence[model.Component]) -> model.Component:
@@ -150,7 +148,7 @@ def _warnings(judged: Sequence[Judged], last: Judged, source: Source, total: flo
     """What a reader of the record must know; the `total` is that of all attempts [J]."""
     tokens, why, at = told
     warnings = [f"imported from the first system: {source.folder.name}/{source.stage_id}"]
-    for name in COMPONENTS:
+    for name in last.figures:
         reasons = [j.figures[name].reason for j in judged if j.figures[name].joules is None]
         some = f" of {len(reasons)} of {len(judged)} attempts" if len(reasons) < len(judged) else ""
         warnings += [f"{name}{some} is not known: {reasons[-1]}"] if reasons else []
@@ -187,7 +185,7 @@ def _attempt(judged: Judged, source: Source, last: bool) -> model.AttemptRecord:
     attempt, total, host = judged.attempt, judged.total, _host(source, judged.attempt)
     useful = (total if attempt.finished else None) if last else 0.0 if _resumes(source) is False else None
     times = {"start_time": attempt.start, "end_time": attempt.end, "duration_seconds": attempt.seconds}
-    joules = {name: judged.figures[name].joules for name in COMPONENTS}
+    joules = {name: figure.joules for name, figure in judged.figures.items()}
     wasted = total - useful if total is not None and useful is not None else None
     unkept = dict.fromkeys(("exit_code", "signal", "trace", "resumed_from"))
     told: dict[str, Any] = {
@@ -290,9 +288,8 @@ def refusal(folder: Path) -> str | None:
     for path in (folder, *sorted(folder.rglob("*"))):
         if path.is_symlink() or (path == folder and path.exists() and not path.is_dir()):
             return f"{path} is a link or a file: nothing is written through it, choose another --out"
-    for path in (folder / SUMMARY, *sorted((folder / "stages").glob("*.json"))):
-        if not path.is_file():
-            continue
+    written = [folder / SUMMARY, *sorted((folder / "stages").glob("*.json"))]
+    for path in (path for path in written if path.is_file()):
         try:
             content = read_json(path)
         except (ArtefactError, UnicodeDecodeError):
