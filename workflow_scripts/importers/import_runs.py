@@ -117,7 +117,7 @@ def _from_rows(sources: Sequence[Source], rows: list[Row], hours: float | None, 
         source.zone = zone
         source.rows = [row for row in rows if row.project == source.stage_id]
     by_project: dict[str, list[tuple[Row, Attempt]]] = {}
-    offset = max(zone, key=lambda seconds: (zone[seconds], seconds)) if zone else 0.0
+    offset = max(zone, key=lambda seconds: (zone[seconds], seconds), default=0.0)
     for row, attempt in identity.match_rows(sources, sorted(rows, key=lambda row: row.local_end), offset, report):
         by_project.setdefault(row.project, []).append((row, attempt))
     taken = {source.stage_id for source in sources}

@@ -121,14 +121,13 @@ def _sampled(attempt: Attempt) -> list[str]:
     return [f"{samples:,} power samples of {due:,.0f}: {1 - samples / due:.1%} are missing, it is not known where"]
 
 
-def _gpu(attempt: Attempt, counter: float | None) -> tuple[Component, float | None, list[str]]:
+def _gpu(attempt: Attempt, counter_kwh: float | None) -> tuple[Component, float | None, list[str]]:
     """Energy of the GPUs over the whole attempt, that up to the instant of its file [J], and remarks.
 
-    A power log is preferred, as it goes on after the last snapshot; where it does not agree with the file, the file is. The
-    `counter` is CodeCarbon's [kWh].
+    A power log is preferred, as it goes on after the last snapshot; where it does not agree with the file, the file is.
     """
     log, said = attempt.log, attempt.said.gpu_energy_joules or 0.0
-    crosscheck = counter * KWH if counter else None
+    crosscheck = counter_kwh * KWH if counter_kwh else None
     from_file = _figure(said, GPU_POWER, "device", crosscheck)
     if log is None:
         if said > 0:
@@ -167,10 +166,8 @@ def _cpu(attempt: Attempt, stale: str | None) -> Component:
         problem = stale
     elif attempt.seconds < RAPL_WRAPS_J / RAPL_LARGEST_W:
         return _figure(said, RAPL, "host")
-    else:
-        over = f"over {attempt.seconds:,.0f} s its counter may have wrapped any number of times"
-        problem = f"RAPL was read at its ends only: {over}"
-    return _modelled(attempt, in_row, CPU_MODEL, problem)
+    wraps = f"RAPL was read at its ends only: over {attempt.seconds:,.0f} s its counter may have wrapped any number of times"
+    return _modelled(attempt, in_row, CPU_MODEL, problem or wraps)
 
 
 def _codecarbon(attempt: Attempt, stale: str | None) -> Mapping[str, float | None]:

@@ -210,8 +210,7 @@ def _stage_folder(run: Path, folder: Path, whole: list[tuple[Path, Json]], repor
     if len(sources) == 1:
         next(iter(sources.values())).power_log = log
     elif log is not None:
-        text = f"{len(sources)} stages lie beside it: whose power it is is not known"
-        report.add("refused", folder / "power_log.csv", text)
+        report.add("refused", folder / "power_log.csv", f"{len(sources)} stages lie beside it: whose power it is is not known")
     return list(sources.values())
 
 

@@ -70,7 +70,12 @@ class Given:
 def identify(source: Source, given: Given, sources: Sequence[Source]) -> tuple[str, str, str, str | None]:
     """A source's experiment, pipeline and stage by our names, and on what ground where the stage is a guess."""
     name = experiment_name(source)
-    pipeline = _pipeline(source, name)
+    pipeline = source.config.get("pipeline")
+    if pipeline not in PIPELINES:
+        words = re.split(r"[^a-z]+", f"{name} {' '.join(source.names)}".lower())
+        named = [word for word in PIPELINES if word in words]
+        otherwise = "sft" if not named and "synthetic" in words else "unknown"
+        pipeline = named[0] if len(named) == 1 else otherwise
     went_on = any(s.run == source.run and s.stage_id == f"{source.stage_id}__2" for s in sources)
     return name, pipeline, *_stage(source, pipeline, given, went_on)
 
@@ -88,11 +93,10 @@ def result_settings(config: Json) -> dict[str, Any]:
 
 
 def experiments(sources: Sequence[Source], given: Given, report: Report) -> list[Experiment]:
-    """Sort stages into experiments.
+    """Sort stages into experiments; the training says an experiment's pipeline and configuration.
 
     Two stages of one kind under one experiment's name that differ in their settings are two experiments. So are stages of two
-    pipelines, unless the user asked for stages of other folders in one of them. A stage that the user gives to several
-    experiments is in each of them. The training says an experiment's pipeline and configuration.
+    pipelines, unless the user asked for stages of other folders in one of them. A stage that is given to several is in each.
     """
     found: dict[str, Experiment] = {}
     asked = {name for names in given.experiments.values() for name in names}
@@ -130,17 +134,6 @@ def _plain_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", text).strip("_.-") or "experiment"
 
 
-def _pipeline(source: Source, name: str) -> str:
-    pipeline = source.config.get("pipeline")
-    if pipeline in PIPELINES:
-        return str(pipeline)
-    words = re.split(r"[^a-z]+", f"{name} {' '.join(source.names)}".lower())
-    named = [word for word in PIPELINES if word in words]
-    if len(named) == 1:
-        return named[0]
-    return "sft" if not named and "synthetic" in words else "unknown"
-
-
 def _stage(source: Source, pipeline: str, given: Given, went_on: bool) -> tuple[str, str | None]:
     """Our stage name, and on what ground where it is a guess; the process `went_on` when it ran `<id>__2` after it."""
     if said := [given.stages[name] for name in source.names if name in given.stages]:
@@ -176,11 +169,10 @@ def find_attempts(source: Source, report: Report) -> None:
             report.add("refused", file.path, "partial record: no start and end that a stage can have")
         else:
             by_start.setdefault(round(file.said.span[0], 3), []).append(file)
-    attempts = []
     for start, files in by_start.items():
         files.sort(key=lambda file: file.rank)
         latest, snapshots = files[-1], [file for file in files if file.snapshot]
-        attempts.append(Attempt(start, latest.rank[0], latest, snapshots, environment=source.environment))
+        source.attempts.append(Attempt(start, latest.rank[0], latest, snapshots, environment=source.environment))
         for file in files[:-1]:
             _compare(file, latest, report)
         if earlier := [file for file in snapshots if file is not latest]:
@@ -189,16 +181,17 @@ def find_attempts(source: Source, report: Report) -> None:
             report.add("dropped", source.folder, text)
         if latest.path.name == SUMMARY:
             report.add("noted", latest.path, f"stage {source.stage_id} has no whole file of its own: taken from this summary")
-    source.attempts = sorted(attempts, key=lambda a: a.start)
+    source.attempts.sort(key=lambda a: a.start)
     if source.power_log is None:
         return
     own, others = split(source.power_log, [a.start for a in source.attempts], [a.end for a in source.attempts])
     for attempt, part in zip(source.attempts, own, strict=True):
         attempt.log, attempt.end = part, max(attempt.end, part.end if part is not None else 0.0)
     for part in others:  # attempts of which nothing else was kept
+        source.attempts.append(Attempt(part.start, part.end, log=part))
         text = f"power log: {part.end - part.start:,.0f} s from {part.start:.0f} on are an attempt without a record"
         report.add("noted", source.folder, text)
-    source.attempts = sorted([*source.attempts, *(Attempt(p.start, p.end, log=p) for p in others)], key=lambda a: a.start)
+    source.attempts.sort(key=lambda a: a.start)
 
 
 def _compare(file: StageFile, used: StageFile, report: Report) -> None:
@@ -314,12 +307,11 @@ def match_rows(sources: Sequence[Source], rows: Iterable[Row], offset: float, re
     for row in rows:
         end = row.local_end - offset
         ours = [s for s in sources if s.stage_id == row.project] or [s for s in sources if experiment_name(s) == row.project]
-        attempt = Attempt(end - row.duration_s, end, row=row)
         same = (a for s in ours for a in s.attempts if a.row is None and _as_long(a, row) and abs(a.end - end) < SAME_INSTANT_S)
         if (own := next(same, None)) is not None:
             own.row = row
         else:
-            left.append((row, attempt, ours))
+            left.append((row, Attempt(end - row.duration_s, end, row=row), ours))
     for row, attempt, ours in left:
         twin = next((a for s in ours for a in s.attempts if a.row is None and a.overlaps(attempt)), None)
         if twin is not None and twin.file is not None:

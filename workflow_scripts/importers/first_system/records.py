@@ -60,7 +60,11 @@ def _record(experiment: Experiment, stage: str, source: Source, report: Report) 
     until = judged[: judged.index(last) + 1]  # what came after is on the bill, but not on that of the tokens
     energy = _energy(judged)
     total = energy.total.joules
-    tokens, no_tokens = _tokens(until, source)
+    tokens, no_tokens = last.tokens, last.no_tokens
+    if tokens is not None and len(until) > 1 and (resumed := _resumes(source)) is not False:
+        word = "resumed" if resumed else "may have resumed"
+        no_tokens = f"{len(until)} attempts, and the last {word}: how many of its tokens were new is not known"
+        tokens = None
     at_tokens = sum_of([*(j.total for j in until[:-1]), last.joules_at_tokens]) if tokens else None
     per_token = at_tokens / tokens if at_tokens is not None and tokens else None
     entries = [_attempt(one, source, one is last) for one in judged]
@@ -74,7 +78,6 @@ def _record(experiment: Experiment, stage: str, source: Source, report: Report) 
         work["examples"] = int(claimed)
     until_tokens = (last.attempt.file.rank[0] if last.attempt.file is not None else last.attempt.end) - last.attempt.start
     useful = sum_of([entry.useful_j for entry in entries]) if wasted is not None else None
-    warnings += [text for one in judged for text in one.remarks]
     start, status = attempts[0].start, "complete" if last.attempt.finished else "partial"
     names = {"stage_id": stage, "stage_name": stage, "experiment": experiment.name, "pipeline": experiment.pipeline}
     times = {"start_time": start, "end_time": end, "duration_seconds": seconds, "span_seconds": end - start, "status": status}
@@ -95,7 +98,7 @@ def _record(experiment: Experiment, stage: str, source: Source, report: Report) 
         "provenance": _provenance(source, attempts, last),
         "metrics": model.Metrics(),
         "overhead": {},
-        "warnings": list(dict.fromkeys(warnings)),
+        "warnings": list(dict.fromkeys([*warnings, *(text for one in judged for text in one.remarks)])),
         "shared_by": source.shared_by,
     }
     return SummaryStage.model_validate({**rest, **names, **times, **counts, **rates, **joules, **shares})
@@ -126,15 +129,6 @@ def _component(figures: Sequence[model.Component]) -> model.Component:
         "crosscheck": sum_of([f.crosscheck for f, _ in known]),
     }
     return known[-1][0].model_copy(update=update)
-
-
-def _tokens(judged: Sequence[Judged], source: Source) -> tuple[int | None, str | None]:
-    """Tokens of the stage, and why they are not known."""
-    last = judged[-1]
-    if last.tokens is not None and len(judged) > 1 and (resumed := _resumes(source)) is not False:
-        word = "resumed" if resumed else "may have resumed"
-        return None, f"{len(judged)} attempts, and the last {word}: how many of its tokens were new is not known"
-    return last.tokens, last.no_tokens
 
 
 def _resumes(source: Source) -> bool | None:
@@ -231,8 +225,7 @@ def _carbon(joules: float | None, config: Any) -> model.Carbon:
 
 def _host(source: Source, attempt: Attempt) -> str:
     """Host's name; where it was not kept, one that no other stage has, as sensors of two hosts do not err together."""
-    named = attempt.environment.get("hostname")
-    return str(named) if named else f"unknown host of {source.folder.name}/{source.stage_id}"
+    return str(attempt.environment.get("hostname") or f"unknown host of {source.folder.name}/{source.stage_id}")
 
 
 def _gpus(attempt: Attempt) -> list[dict[str, Any]]:
