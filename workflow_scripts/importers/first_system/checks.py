@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from workflow_scripts.accounting.model import sum_of
 from workflow_scripts.energy.model import Component, EnergyClass
 from workflow_scripts.energy.uncertainty import KWH
 from workflow_scripts.importers.first_system.files import Attempt, Source, Written
@@ -47,17 +48,12 @@ class Judged:
 
     attempt: Attempt
     figures: dict[str, Component]
+    total: float | None  # of the boundary's known components [J]
     tokens: int | None
     no_tokens: str | None
     joules_at_tokens: float | None
     codecarbon: Mapping[str, float | None]
     remarks: list[str]
-
-    @property
-    def total(self) -> float | None:
-        """Joules of the known components of the boundary."""
-        known = [j for name in BOUNDARY if (j := self.figures[name].joules) is not None]
-        return sum(known) if known else None
 
 
 def judge(attempt: Attempt, stage: str, source: Source, report: Report) -> Judged:
@@ -67,6 +63,7 @@ def judge(attempt: Attempt, stage: str, source: Source, report: Report) -> Judge
     gpu, gpu_at_file, remarks = _gpu(attempt, codecarbon.get("gpu_energy"))
     dram = _modelled(attempt, codecarbon.get("ram_energy"), RAM_MODEL, stale if attempt.row is None else None)
     figures = {"gpu": gpu, "cpu": _cpu(attempt, stale), "dram": dram}
+    total = sum_of([j for name in BOUNDARY if (j := figures[name].joules) is not None])
     no_tokens = _no_tokens(attempt, stage, source)
     tokens = int(attempt.said.tokens_processed or 0) if no_tokens is None else None
     place = attempt.file.path if attempt.file is not None else f"{source.folder} ({source.stage_id})"
@@ -80,7 +77,7 @@ def judge(attempt: Attempt, stage: str, source: Source, report: Report) -> Judge
     if _scope(attempt) == "host":
         remarks.append("CodeCarbon modelled CPU and RAM of the whole host (tracking_mode machine)")
     at_tokens = gpu_at_file + (figures["cpu"].joules or 0.0) if gpu_at_file is not None else None
-    return Judged(attempt, figures, tokens, no_tokens, at_tokens, codecarbon, [*remarks, *_sampled(attempt)])
+    return Judged(attempt, figures, total, tokens, no_tokens, at_tokens, codecarbon, [*remarks, *_sampled(attempt)])
 
 
 def unknown(reason: str | None, scope: Scope) -> Component:

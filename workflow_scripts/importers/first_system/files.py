@@ -24,7 +24,6 @@ from workflow_scripts.importers.first_system.logs import LATEST, PowerLog, Power
 from workflow_scripts.importers.first_system.values import Number, Report, nested
 
 SUMMARY = "experiment_summary.json"
-STEP = re.compile(r"__step_(\d+)$")
 Json = Mapping[str, Any]
 SHAPES: dict[str, dict[str, Any]] = {  # what is read of a file by its key; a value of another type makes it malformed
     "config": {"config": dict, "experiment": dict, "stage_id": str, "config.pipeline": str, "config.experiment.name": str}
@@ -223,7 +222,7 @@ def _stage_file(path: Path, content: Json, report: Report) -> StageFile:
     odd = tuple(f"{key} = {content[key]!r:.40} is no finite number: it is not known" for key in wrong)
     for text in odd:
         report.add("refused", path, text)
-    named, step = STEP.search(path.stem), said.snapshot_step
+    named, step = re.search(r"__step_(\d+)$", path.stem), said.snapshot_step
     step = int(step) if step is not None else int(named[1]) if named else None
     snapshot = bool(content.get("snapshot")) or "__partial" in path.stem or step is not None
     rank = (said.span[1] if said.span is not None else 0.0, not snapshot, path.name != SUMMARY, step or 0)

@@ -73,9 +73,8 @@ def identify(source: Source, given: Given, sources: Sequence[Source]) -> tuple[s
     pipeline = source.config.get("pipeline")
     if pipeline not in PIPELINES:
         words = re.split(r"[^a-z]+", f"{name} {' '.join(source.names)}".lower())
-        named = [word for word in PIPELINES if word in words]
-        otherwise = "sft" if not named and "synthetic" in words else "unknown"
-        pipeline = named[0] if len(named) == 1 else otherwise
+        named = [word for word in PIPELINES if word in words] or ["sft" if "synthetic" in words else "unknown"]
+        pipeline = named[0] if len(named) == 1 else "unknown"
     went_on = any(s.run == source.run and s.stage_id == f"{source.stage_id}__2" for s in sources)
     return name, pipeline, *_stage(source, pipeline, given, went_on)
 

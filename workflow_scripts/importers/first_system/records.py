@@ -214,12 +214,11 @@ def _poll(source: Source, attempts: Sequence[Attempt]) -> int:
 def _carbon(joules: float | None, config: Any) -> model.Carbon:
     """Emissions of the total by the country that the configuration names, at PUE 1."""
     country = nested(config, "energy.country_iso_code")
-    options = {"carbon_intensity_g_per_kwh": None, "region": None, "country_iso_code": country}
-    nothing = {**dict.fromkeys(("intensity_g_per_kwh", "source", "year", "region")), "reason": "the run names no country"}
-    found: dict[str, Any] = intensity(options) if isinstance(country, str) else nothing
+    named = isinstance(country, str)
+    found = intensity({"carbon_intensity_g_per_kwh": None, "region": None, "country_iso_code": country if named else None})
     value: float | None = found["intensity_g_per_kwh"]
     grams = joules / KWH * value if joules is not None and value is not None else None
-    reason = found["reason"] or ("no energy figure" if joules is None else None)
+    reason = (found["reason"] if named else "the run names no country") or ("no energy figure" if joules is None else None)
     return model.Carbon.model_validate({**found, "grams": grams, "pue": 1.0, "reason": reason})
 
 
@@ -281,8 +280,7 @@ def refusal(folder: Path) -> str | None:
     for path in (folder, *sorted(folder.rglob("*"))):
         if path.is_symlink() or (path == folder and path.exists() and not path.is_dir()):
             return f"{path} is a link or a file: nothing is written through it, choose another --out"
-    written = [folder / SUMMARY, *sorted((folder / "stages").glob("*.json"))]
-    for path in (path for path in written if path.is_file()):
+    for path in filter(Path.is_file, (folder / SUMMARY, *sorted((folder / "stages").glob("*.json")))):
         try:
             content = read_json(path)
         except (ArtefactError, UnicodeDecodeError):
