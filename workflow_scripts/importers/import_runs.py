@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from workflow_scripts.accounting.model import ExperimentSummary
 from workflow_scripts.errors import UserError
 from workflow_scripts.importers.first_system import identity, records
-from workflow_scripts.importers.first_system.files import SUMMARY, Attempt, Reader, Source
+from workflow_scripts.importers.first_system.files import SUMMARY, Attempt, Source, read_run_folder
 from workflow_scripts.importers.first_system.logs import Row
 from workflow_scripts.importers.first_system.values import Report
 from workflow_scripts.pipelines import IN_SUMMARY
@@ -81,14 +81,14 @@ def import_runs(folders: Sequence[Path], out: Path, given: identity.Given, hours
     The result does not depend on the order of the folders. Local times are `hours` from UTC, None: as the files tell. Raises
     UserError when `given` names what is not there.
     """
-    reader, read, written = Reader(report), [], []
-    for path in sorted({folder.resolve(): folder for folder in folders}):
-        read += reader.run_folder(path)
+    rows: dict[str, Row] = {}
+    read = [source for path in sorted({f.resolve() for f in folders}) for source in read_run_folder(path, rows, report)]
     for source in read:
         identity.find_attempts(source, report)
     sources = identity.unite([source for source in read if source.attempts], given, report)
-    sources += _from_rows(sources, list(reader.rows.values()), hours, report)
+    sources += _from_rows(sources, list(rows.values()), hours, report)
     given.check(sources)
+    written = []
     for source in sources:
         identity.note_overlaps(source, report)
     for experiment in identity.experiments(sorted(sources, key=lambda s: (s.attempts[0].start, s.stage_id)), given, report):
@@ -117,7 +117,7 @@ def _from_rows(sources: Sequence[Source], rows: list[Row], hours: float | None, 
         source.zone = zone
         source.rows = [row for row in rows if row.project == source.stage_id]
     by_project: dict[str, list[tuple[Row, Attempt]]] = {}
-    offset = max(zone, key=lambda seconds: (zone[seconds], seconds)) if zone else 0.0
+    offset = max(zone, key=lambda seconds: (zone[seconds], seconds), default=0.0)
     for row, attempt in identity.match_rows(sources, sorted(rows, key=lambda row: row.local_end), offset, report):
         by_project.setdefault(row.project, []).append((row, attempt))
     taken = {source.stage_id for source in sources}
@@ -125,11 +125,10 @@ def _from_rows(sources: Sequence[Source], rows: list[Row], hours: float | None, 
     for project, pairs in by_project.items():
         name = f"{project}-codecarbon" if project in taken else project
         folder = pairs[-1][0].path.parent
-        source = Source(folder.parent if folder.name == "codecarbon" else folder, folder, name)
-        source.attempts = sorted((attempt for _, attempt in pairs), key=lambda a: a.start)
+        run = folder.parent if folder.name == "codecarbon" else folder
+        made.append(Source(run, folder, name, attempts=sorted((attempt for _, attempt in pairs), key=lambda a: a.start)))
         what = "of a name that several stages have" if project in taken else "without a record"
         report.add("noted", folder, f"{len(pairs)} row(s) of CodeCarbon {what} are attempts of experiment {name}")
-        made.append(source)
     return made
 
 

@@ -10,8 +10,9 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from workflow_scripts.accounting.model import sum_of
 from workflow_scripts.energy.model import Component, EnergyClass
 from workflow_scripts.energy.uncertainty import KWH
 from workflow_scripts.importers.first_system.files import Attempt, Source, Written
@@ -22,12 +23,12 @@ from workflow_scripts.settings.schema import Uncertainty
 Scope = Literal["device", "host", "job"]
 GPU_POWER, GPU_COUNTER = "NVML power over time", "NVML total energy counter, read by CodeCarbon"
 CPU_MODEL, RAM_MODEL, RAPL = "CodeCarbon", "CodeCarbon RAM model", "RAPL at start and end"
-METHODS: dict[str, tuple[EnergyClass, Scope, float]] = {  # with the half-width [%] by the settings' defaults
-    GPU_POWER: ("integrated", "device", Uncertainty().nvml_power),
-    GPU_COUNTER: ("measured", "device", Uncertainty().nvml_counter),
-    CPU_MODEL: ("modelled", "job", Uncertainty().codecarbon_cpu),
-    RAM_MODEL: ("modelled", "job", Uncertainty().codecarbon_ram),
-    RAPL: ("measured", "host", Uncertainty().rapl),
+METHODS: dict[str, tuple[EnergyClass, float]] = {  # with the half-width [%] by the settings' defaults
+    GPU_POWER: ("integrated", Uncertainty().nvml_power),
+    GPU_COUNTER: ("measured", Uncertainty().nvml_counter),
+    CPU_MODEL: ("modelled", Uncertainty().codecarbon_cpu),
+    RAM_MODEL: ("modelled", Uncertainty().codecarbon_ram),
+    RAPL: ("measured", Uncertainty().rapl),
 }
 BOUNDARY = ("gpu", "cpu")  # what the first system added up
 LOG_AGREES = 0.01
@@ -39,52 +40,44 @@ RAPL_WRAPS_J, RAPL_LARGEST_W = 65_532.610987, 500.0  # smallest range of a packa
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """Tokens of an attempt by their kind, or None with the reason; `claimed` is what the file says."""
-
-    value: int | None
-    unit: str
-    reason: str | None = None
-    claimed: float | None = None
-
-
-@dataclass(frozen=True)
 class Judged:
-    """An attempt with what of it is known: energies by component, tokens, the boundary's joules at the tokens' instant."""
+    """An attempt with what of it is known: energies by component, tokens of a loss, the boundary's joules at their instant.
+
+    `no_tokens` says why there are none. `codecarbon` has CodeCarbon's figures of this very attempt by column [kWh, kg].
+    """
 
     attempt: Attempt
     figures: dict[str, Component]
-    tokens: Tokens
+    total: float | None  # of the boundary's known components [J]
+    tokens: int | None
+    no_tokens: str | None
     joules_at_tokens: float | None
+    codecarbon: Mapping[str, float | None]
     remarks: list[str]
-
-    @property
-    def total(self) -> float | None:
-        """Joules of the known components of the boundary."""
-        known = [j for name in BOUNDARY if (j := self.figures[name].joules) is not None]
-        return sum(known) if known else None
 
 
 def judge(attempt: Attempt, stage: str, source: Source, report: Report) -> Judged:
     """Check an attempt; what is set to null goes into the report as well."""
-    gpu, gpu_at_file, remarks = _gpu(attempt, source.rows)
-    nothing = "no RAM figure was kept" if attempt.row is None else "CodeCarbon's row has no RAM figure"
-    why = (stale(attempt, source.rows) if attempt.row is None else None) or nothing
-    ram = own_codecarbon(attempt, source.rows).get("ram_energy")
-    figures = {"gpu": gpu, "cpu": _cpu(attempt, source.rows), "dram": _modelled(ram, RAM_MODEL, why, _scope(attempt))}
-    tokens = _tokens(attempt, stage, source)
+    stale = _stale(attempt, source.rows)
+    codecarbon = _codecarbon(attempt, stale)
+    gpu, gpu_at_file, remarks = _gpu(attempt, codecarbon.get("gpu_energy"))
+    dram = _modelled(attempt, codecarbon.get("ram_energy"), RAM_MODEL, stale if attempt.row is None else None)
+    figures = {"gpu": gpu, "cpu": _cpu(attempt, stale), "dram": dram}
+    total = sum_of([j for name in BOUNDARY if (j := figures[name].joules) is not None])
+    no_tokens = _no_tokens(attempt, stage, source)
+    tokens = int(attempt.said.tokens_processed or 0) if no_tokens is None else None
     place = attempt.file.path if attempt.file is not None else f"{source.folder} ({source.stage_id})"
-    reasons = {name: figure.reason for name, figure in figures.items()} | {"tokens": tokens.reason}
+    reasons = {name: figure.reason for name, figure in figures.items()} | {"tokens": no_tokens}
     for name, reason in reasons.items():
         if reason is not None:
             report.add("set to null", place, f"{name}: {reason}")
-    if tokens.value is not None and (unsure := _other_instant(attempt.said, source.zone)[1]):
+    if tokens is not None and (unsure := _other_instant(attempt.said, source.zone)[1]):
         remarks.append(unsure)
     remarks += attempt.file.odd if attempt.file is not None else ()
-    if attempt.row is not None and _scope(attempt) == "host":
+    if _scope(attempt) == "host":
         remarks.append("CodeCarbon modelled CPU and RAM of the whole host (tracking_mode machine)")
     at_tokens = gpu_at_file + (figures["cpu"].joules or 0.0) if gpu_at_file is not None else None
-    return Judged(attempt, figures, tokens, at_tokens, [*remarks, *_sampled(attempt)])
+    return Judged(attempt, figures, total, tokens, no_tokens, at_tokens, codecarbon, [*remarks, *_sampled(attempt)])
 
 
 def unknown(reason: str | None, scope: Scope) -> Component:
@@ -92,20 +85,24 @@ def unknown(reason: str | None, scope: Scope) -> Component:
     return Component(joules=None, energy_class="unavailable", method=None, scope=scope, reason=reason)
 
 
-def _figure(joules: float, method: str, crosscheck: float | None = None) -> Component:
-    worth, scope, pct = METHODS[method]
+def _figure(joules: float, method: str, scope: Scope, crosscheck: float | None = None) -> Component:
+    worth, pct = METHODS[method]
     return Component(joules=joules, energy_class=worth, method=method, scope=scope, uncertainty_pct=pct, crosscheck=crosscheck)
 
 
 def _scope(attempt: Attempt) -> Scope:
     """What CodeCarbon modelled, as the attempt's row says."""
-    return "host" if attempt.row is not None and attempt.row.facts.get("tracking_mode") == "machine" else "job"
+    return "host" if attempt.row is not None and attempt.row.cells.get("tracking_mode") == "machine" else "job"
 
 
-def _modelled(kwh: float | None, method: str, reason: str, scope: Scope) -> Component:
-    if not kwh:
-        return unknown(f"{reason} (0, which no running host uses)" if kwh == 0 else reason, scope)
-    return _figure(kwh * KWH, method).model_copy(update={"scope": scope})
+def _modelled(attempt: Attempt, kwh: float | None, method: str, reason: str | None) -> Component:
+    """CodeCarbon's figure of CPU or RAM; it is not known for a `reason`, or as none was kept."""
+    if kwh:
+        return _figure(kwh * KWH, method, _scope(attempt))
+    if reason is None:
+        part = "RAM" if method == RAM_MODEL else "CPU"
+        reason = f"no {part} figure was kept" if attempt.row is None else f"CodeCarbon's row has no {part} figure"
+    return unknown(f"{reason} (0, which no running host uses)" if kwh == 0 else reason, _scope(attempt))
 
 
 def _sampled(attempt: Attempt) -> list[str]:
@@ -121,70 +118,63 @@ def _sampled(attempt: Attempt) -> list[str]:
     return [f"{samples:,} power samples of {due:,.0f}: {1 - samples / due:.1%} are missing, it is not known where"]
 
 
-def _gpu(attempt: Attempt, rows: Sequence[Row]) -> tuple[Component, float | None, list[str]]:
+def _gpu(attempt: Attempt, counter_kwh: float | None) -> tuple[Component, float | None, list[str]]:
     """Energy of the GPUs over the whole attempt, that up to the instant of its file [J], and remarks.
 
     A power log is preferred, as it goes on after the last snapshot; where it does not agree with the file, the file is.
     """
-    said = attempt.said.gpu_energy_joules
-    said = said if said is not None and said > 0 else None
-    counter = own_codecarbon(attempt, rows).get("gpu_energy")
-    crosscheck = counter * KWH if counter else None
-    if attempt.log is None and said is None:
+    log, said = attempt.log, attempt.said.gpu_energy_joules or 0.0
+    crosscheck = counter_kwh * KWH if counter_kwh else None
+    from_file = _figure(said, GPU_POWER, "device", crosscheck)
+    if log is None:
+        if said > 0:
+            return from_file, said, []
         if crosscheck is not None:
-            return _figure(crosscheck, GPU_COUNTER), crosscheck, []
+            return _figure(crosscheck, GPU_COUNTER, "device"), crosscheck, []
         zero = "gpu_energy_joules is 0 or missing, and there is no power log"
         return unknown("CodeCarbon's row has no GPU figure" if attempt.file is None else zero, "device"), None, []
-    end = attempt.file.rank[0] if attempt.file is not None else None
-    at_file = attempt.log.joules_until(end) if attempt.log is not None and end is not None else None
+    at_file = log.joules_until(attempt.file.rank[0]) if attempt.file is not None else None
     remarks = []
-    if said is not None and at_file is not None:
-        agree = abs(at_file / said - 1) <= LOG_AGREES
-        remarks = [f"power log and record agree up to the record's end to {abs(at_file / said - 1):.1g}"]
-        if not agree:
-            remarks = [f"the power log gives {at_file:,.0f} J up to the record's end, the record {said:,.0f} J, which is used"]
-            at_file = None
-    if said is not None and at_file is None:
-        return _figure(said, GPU_POWER, crosscheck), said, remarks
-    assert attempt.log is not None
-    return _figure(max(attempt.log.joules, at_file or 0.0), GPU_POWER, crosscheck), at_file, remarks
+    if said > 0 and at_file is not None:
+        apart = abs(at_file / said - 1)
+        if apart > LOG_AGREES:
+            text = f"the power log gives {at_file:,.0f} J up to the record's end, the record {said:,.0f} J, which is used"
+            return from_file, said, [text]
+        remarks.append(f"power log and record agree up to the record's end to {apart:.1g}")
+    return _figure(max(log.joules, at_file or 0.0), GPU_POWER, "device", crosscheck), at_file, remarks
 
 
-def _cpu(attempt: Attempt, rows: Sequence[Row]) -> Component:
+def _cpu(attempt: Attempt, stale: str | None) -> Component:
     """Energy of the CPU: modelled where it is CodeCarbon's; RAPL's only where its counter cannot have wrapped unseen."""
-    own_row = attempt.row.kwh["cpu_energy"] if attempt.row is not None else None
-    if attempt.file is None:
-        nothing = "no CPU figure was kept" if attempt.row is None else "CodeCarbon's row has no CPU figure"
-        return _modelled(own_row, CPU_MODEL, nothing, _scope(attempt))
+    in_row = attempt.row.figures["cpu_energy"] if attempt.row is not None else None
     said, modelled = attempt.said.cpu_energy_joules, attempt.said.codecarbon_cpu_energy_kwh
     problem = _equal_at_every_step(attempt, "cpu_energy_joules")
+    if attempt.file is None or problem is not None:
+        return _modelled(attempt, in_row, CPU_MODEL, problem)
     if said is None:
-        problem = problem or "cpu_energy_joules is missing"
+        problem = "cpu_energy_joules is missing"
     elif said <= 0:
-        problem = problem or f"cpu_energy_joules = {said}: that is no energy of a CPU that ran"
+        problem = f"cpu_energy_joules = {said}: that is no energy of a CPU that ran"
     elif modelled is None:
-        problem = problem or "nothing says whether the CPU figure is RAPL's or CodeCarbon's"
+        problem = "nothing says whether the CPU figure is RAPL's or CodeCarbon's"
     elif math.isclose(said, modelled * KWH, rel_tol=SAME_FIGURE):
-        if (problem := problem or stale(attempt, rows)) is None:
-            return _figure(said, CPU_MODEL).model_copy(update={"scope": _scope(attempt)})
-    elif problem is None and attempt.seconds < RAPL_WRAPS_J / RAPL_LARGEST_W:
-        return _figure(said, RAPL)
+        if stale is None:
+            return _figure(said, CPU_MODEL, _scope(attempt))
+        problem = stale
+    elif attempt.seconds < RAPL_WRAPS_J / RAPL_LARGEST_W:
+        return _figure(said, RAPL, "host")
     wraps = f"RAPL was read at its ends only: over {attempt.seconds:,.0f} s its counter may have wrapped any number of times"
-    return _modelled(own_row, CPU_MODEL, problem or wraps, _scope(attempt))
+    return _modelled(attempt, in_row, CPU_MODEL, problem or wraps)
 
 
-def own_codecarbon(attempt: Attempt, rows: Sequence[Row]) -> dict[str, float | None]:
-    """CodeCarbon's figures [kWh] and emissions [kg] of this very attempt, by the names of its columns.
-
-    They are those of its own row, else of a file that was written at its end; empty where they are another attempt's.
-    """
+def _codecarbon(attempt: Attempt, stale: str | None) -> Mapping[str, float | None]:
+    """CodeCarbon's figures of its own row, else of a file that was written at its end; none where they are `stale`."""
     if attempt.row is not None:
-        return {**attempt.row.kwh, "emissions": attempt.row.emissions_kg}
-    if attempt.file is None or stale(attempt, rows) is not None:
+        return attempt.row.figures
+    if stale is not None:
         return {}
     said = attempt.said
     return {
-        "cpu_energy": said.codecarbon_cpu_energy_kwh,
         "gpu_energy": said.codecarbon_gpu_energy_kwh,
         "ram_energy": said.codecarbon_ram_energy_kwh,
         "energy_consumed": said.total_codecarbon_energy_kwh or said.codecarbon_energy_kwh,
@@ -192,7 +182,7 @@ def own_codecarbon(attempt: Attempt, rows: Sequence[Row]) -> dict[str, float | N
     }
 
 
-def stale(attempt: Attempt, rows: Sequence[Row]) -> str | None:
+def _stale(attempt: Attempt, rows: Sequence[Row]) -> str | None:
     """Why CodeCarbon's figures in an attempt's file are not this attempt's, or None."""
     if attempt.file is None:
         return None
@@ -202,7 +192,7 @@ def stale(attempt: Attempt, rows: Sequence[Row]) -> str | None:
         return equal
     said = attempt.said.codecarbon_cpu_energy_kwh
     for row in rows:
-        if said and row.kwh["cpu_energy"] == said and row is not attempt.row:
+        if said and row.figures["cpu_energy"] == said and row is not attempt.row:
             which = f"CodeCarbon's run {row.run_id}, which took {row.duration_s:,.0f} s"
             return f"its CPU figure is that of {which}: another attempt"
     samples, counter = attempt.said.gpu_energy_joules, attempt.said.codecarbon_gpu_energy_kwh
@@ -222,26 +212,21 @@ def _equal_at_every_step(attempt: Attempt, key: str) -> str | None:
     return f"{key} = {values[0]:g} at every step ({steps}{', …' if len(attempt.snapshots) > 4 else ''}): it did not count"
 
 
-def _tokens(attempt: Attempt, stage: str, source: Source) -> Tokens:
-    """Tokens of an attempt at the instant of its file, typed by what the first system counted in such a stage."""
-    unit, claimed = "generated" if stage == "teacher_generation" else "loss", attempt.said.tokens_processed
+def _no_tokens(attempt: Attempt, stage: str, source: Source) -> str | None:
+    """Why the tokens of an attempt at the instant of its file are not known: of a generation, its padding was counted."""
+    claimed = attempt.said.tokens_processed
     if attempt.file is None:
-        return Tokens(None, unit, "no record says how many tokens")
+        return "no record says how many tokens"
     if claimed is None:
-        return Tokens(None, unit, "tokens_processed is missing")
-    reason = _no_count(claimed, stage, source.config) or _other_instant(attempt.said, source.zone)[0] or _no_course(attempt)
-    return Tokens(int(claimed) if reason is None else None, unit, reason, claimed)
-
-
-def _no_count(claimed: float, stage: str, config: Any) -> str | None:
-    """Why a number is no count of tokens: in every generation the padding of the batches was counted."""
+        return "tokens_processed is missing"
     if stage == "preprocess":
         return f"tokens_processed = {claimed:,.0f}: preprocessing counted examples, not tokens"
     if claimed <= 0 or claimed != int(claimed):
         return f"tokens_processed = {claimed:g}: energy was spent, so the count is missing, not {claimed:g}"
     if stage != "teacher_generation":
-        return None
-    new, prompts = nested(config, "synthetic_data.generation.max_new_tokens"), nested(config, "synthetic_data.max_gen_examples")
+        return _other_instant(attempt.said, source.zone)[0] or _no_course(attempt)
+    texts = source.config.get("synthetic_data")
+    new, prompts = nested(texts, "generation.max_new_tokens"), nested(texts, "max_gen_examples")
     known = isinstance(new, int) and isinstance(prompts, int) and prompts > 0
     per_prompt = f" ({claimed / prompts:.0f} per prompt of {prompts:,}, at max_new_tokens = {new})" if known else ""
     return f"tokens_processed = {claimed:,.0f}{per_prompt}: the first system counted padded positions as generated tokens"

@@ -24,8 +24,6 @@ from workflow_scripts.importers.first_system.logs import LATEST, PowerLog, Power
 from workflow_scripts.importers.first_system.values import Number, Report, nested
 
 SUMMARY = "experiment_summary.json"
-SAMPLES = "gpu_power_samples"
-STEP = re.compile(r"__step_(\d+)$")
 Json = Mapping[str, Any]
 SHAPES: dict[str, dict[str, Any]] = {  # what is read of a file by its key; a value of another type makes it malformed
     "config": {"config": dict, "experiment": dict, "stage_id": str, "config.pipeline": str, "config.experiment.name": str}
@@ -41,8 +39,6 @@ REQUIRED = {"config": "config", "summary": "stages"}
 class Written(BaseModel):
     """A stage as the first system wrote it [J, kWh, kg, W, s]: what is no finite number there is None here."""
 
-    stage_id: Any = None
-    stage_name: Any = None
     start_time: Number = None
     end_time: Number = None
     duration_seconds: Number = None
@@ -60,7 +56,6 @@ class Written(BaseModel):
     total_codecarbon_energy_kwh: Number = None
     codecarbon_emissions_kg: Number = None
     nvml_poll_interval_ms: Number = None
-    snapshot: Any = None
     snapshot_step: Number = None
     snapshot_time: Any = None
 
@@ -151,129 +146,125 @@ class Source:
         return tuple(dict.fromkeys((self.folder.name, self.stage_id, *(path.name for path in self.others))))
 
 
-class Reader:
-    """Reads run folders; `rows` are CodeCarbon's of all of them, a run of CodeCarbon once, by its longest row."""
+def read_run_folder(path: Path, rows: dict[str, Row], report: Report) -> list[Source]:
+    """Stages of one run folder; none when nothing of the first system is in it, which is reported.
 
-    def __init__(self, report: Report) -> None:
-        self._report = report
-        self.rows: dict[str, Row] = {}
+    CodeCarbon's rows are added to `rows`, a run of CodeCarbon once, by its longest row.
+    """
+    if not path.is_dir():
+        report.add("refused", path, "no such folder")
+        return []
+    top, stages = path / SUMMARY, path / "stages"
+    whole = _read([top] if top.is_file() and stages.is_dir() else [], report)["summary"]
+    folders = [stages, *sorted(p for p in stages.iterdir() if p.is_dir())] if stages.is_dir() else [path]
+    sources = [source for folder in folders for source in _stage_folder(path, folder, whole, report)]
+    for file, summary in whole:
+        known = {source.stage_id for source in sources}
+        sources += [Source(path, path, name, summary=summary) for name in summary["stages"] if name not in known]
+        for source in sources:
+            _from_summary(source, file, summary, report)
+    sources = [source for source in sources if source.files or source.power_log is not None]
+    if not _emissions(path, rows, report) and not sources:
+        report.add("refused", path, "no stage record, snapshot, power_log.csv or emissions.csv of the first system in it")
+    return sources
 
-    def run_folder(self, path: Path) -> list[Source]:
-        """Stages of one run folder; none when nothing of the first system is in it, which is reported."""
-        if not path.is_dir():
-            self._report.add("refused", path, "no such folder")
-            return []
-        top, stages = path / SUMMARY, path / "stages"
-        whole = self._read([top] if top.is_file() and stages.is_dir() else [])["summary"]
-        folders = [stages, *sorted(p for p in stages.iterdir() if p.is_dir())] if stages.is_dir() else [path]
-        sources = [source for folder in folders for source in self._stage_folder(path, folder, whole)]
-        for file, summary in whole:
-            known = {source.stage_id for source in sources}
-            sources += [Source(path, path, name, summary=summary) for name in summary["stages"] if name not in known]
-            for source in sources:
-                self._from_summary(source, file, summary)
-        sources = [source for source in sources if source.files or source.power_log is not None]
-        if not self._emissions(path) and not sources:
-            nothing = "no stage record, snapshot, power_log.csv or emissions.csv of the first system in it"
-            self._report.add("refused", path, nothing)
-        return sources
 
-    def _read(self, paths: Iterable[Path]) -> dict[str, list[tuple[Path, Json]]]:
-        """The files by what they are; what is malformed or of another system is reported."""
-        found: dict[str, list[tuple[Path, Json]]] = {"config": [], "environment": [], "summary": [], "stage": []}
-        for path in paths:
-            try:
-                content = read_json(path)
-                kind = _kind(content)
-                _check_shape(kind, content)
-            except (UserError, OSError, ValueError, RecursionError) as error:
-                self._report.add("refused", path, str(error).partition(": delete it")[0].removeprefix(f"{path} "))
-            else:
-                self._report.add("read", path, kind)
-                found[kind].append((path, content))
-        return found
-
-    def _stage_folder(self, run: Path, folder: Path, whole: list[tuple[Path, Json]]) -> list[Source]:
-        """The stages of one folder, each with its configuration and environment, and the power log when there is one stage."""
-        found = self._read(sorted(folder.glob("*.json")))
-        sources: dict[str, Source] = {}
-        for path, content in found["stage"]:
-            file = self._stage_file(path, content)
-            sources.setdefault(file.stage_id, Source(run, folder, file.stage_id)).files.append(file)
-        for name in (name for _, summary in found["summary"] for name in summary["stages"]):
-            sources.setdefault(name, Source(run, folder, name))
-        log = self._power_log(folder / "power_log.csv")
-        if not sources and log is not None:
-            stage_id = str(_one_of(found["config"], folder.name).get("stage_id") or folder.name)
-            sources[stage_id] = Source(run, folder, stage_id)
-        elif not sources and found["config"] and folder != run:
-            gone = "the stage began, and left no record, snapshot or power log: its energy is not known"
-            self._report.add("missing", folder, gone)
-        for source in sources.values():
-            source.config = _one_of(found["config"], source.stage_id).get("config", {})
-            source.environment = _one_of(found["environment"], source.stage_id)
-            source.summary = (found["summary"] or whole or [(folder, {})])[-1][1]
-            for path, summary in found["summary"]:
-                self._from_summary(source, path, summary)
-        if log is not None and len(sources) == 1:
-            next(iter(sources.values())).power_log = log
-        elif log is not None:
-            text = f"{len(sources)} stages lie beside it: whose power it is is not known"
-            self._report.add("refused", folder / "power_log.csv", text)
-        return list(sources.values())
-
-    def _stage_file(self, path: Path, content: Json) -> StageFile:
-        bare = {key: value for key, value in content.items() if key != SAMPLES}
-        digest = hashlib.sha256(json.dumps(bare, sort_keys=True).encode()).hexdigest()
-        said = Written.model_validate(content)
-        numbers = [name for name, info in Written.model_fields.items() if info.annotation == float | None]
-        wrong = [key for key in numbers if content.get(key) is not None and getattr(said, key) is None]
-        odd = tuple(f"{key} = {content[key]!r:.40} is no finite number: it is not known" for key in wrong)
-        for text in odd:
-            self._report.add("refused", path, text)
-        named, step = STEP.search(path.stem), said.snapshot_step
-        step = int(step) if step is not None else int(named[1]) if named else None
-        snapshot = bool(said.snapshot) or "__partial" in path.stem or step is not None
-        rank = (said.span[1] if said.span is not None else 0.0, not snapshot, path.name != SUMMARY, step or 0)
-        stage_id = str(said.stage_id or said.stage_name or path.stem)
-        return StageFile(path, said, digest, odd, stage_id, step, snapshot, rank)
-
-    def _from_summary(self, source: Source, place: Path, summary: Json) -> None:
-        """What a summary says of a stage is one more file of it."""
-        content = summary["stages"].get(source.stage_id)
-        if isinstance(content, dict):
-            source.files.append(self._stage_file(place, {"stage_id": source.stage_id, **content}))
-        elif content is not None:
-            text = f"stage {source.stage_id}: a JSON {type(content).__name__}, expected an object"
-            self._report.add("refused", place, text)
-
-    def _power_log(self, path: Path) -> PowerLog | None:
-        if not path.is_file():
-            return None
+def _read(paths: Iterable[Path], report: Report) -> dict[str, list[tuple[Path, Json]]]:
+    """The files by what they are; what is malformed or of another system is reported."""
+    found: dict[str, list[tuple[Path, Json]]] = {kind: [] for kind in SHAPES}
+    for path in paths:
         try:
-            log = read_power_log(path)
-        except (PowerLogError, OSError, csv.Error) as error:
-            self._report.add("refused", path, str(error))
-            return None
-        self._report.add("read", path, "power log")
-        if log.bad_rows:
-            text = f"{log.bad_rows} row(s) that are no samples; the other {len(log.times):,} are used"
-            self._report.add("refused", path, text)
-        if log.repeated_rows:
-            self._report.add("dropped", path, f"{log.repeated_rows} row(s) with the time stamp of another row")
-        return log
+            content = read_json(path)
+            kind = _kind(content)
+            _check_shape(kind, content)
+        except (UserError, OSError, ValueError, RecursionError) as error:
+            report.add("refused", path, str(error).partition(": delete it")[0].removeprefix(f"{path} "))
+        else:
+            report.add("read", path, kind)
+            found[kind].append((path, content))
+    return found
 
-    def _emissions(self, run: Path) -> int:
-        """CodeCarbon's rows of all rotated files; returns how many there are."""
-        found = [*run.glob("codecarbon/emissions*.csv*"), *run.glob("emissions*.csv*")]
-        rows = [row for path in sorted(set(found)) for row in read_emissions(path, self._report)]
-        for row in rows:
-            if other := self.rows.get(row.run_id):
-                row, shorter = sorted((row, other), key=lambda r: -r.duration_s)
-                text = f"row of CodeCarbon run {row.run_id}, again and no shorter in {row.path}"
-                self._report.add("dropped", shorter.path, text)
-            self.rows[row.run_id] = row
-        return len(rows)
+
+def _stage_folder(run: Path, folder: Path, whole: list[tuple[Path, Json]], report: Report) -> list[Source]:
+    """The stages of one folder, each with its configuration and environment, and the power log when there is one stage."""
+    found = _read(sorted(folder.glob("*.json")), report)
+    sources: dict[str, Source] = {}
+    for path, content in found["stage"]:
+        file = _stage_file(path, content, report)
+        sources.setdefault(file.stage_id, Source(run, folder, file.stage_id)).files.append(file)
+    for name in (name for _, summary in found["summary"] for name in summary["stages"]):
+        sources.setdefault(name, Source(run, folder, name))
+    log = _power_log(folder / "power_log.csv", report)
+    if not sources and log is not None:
+        stage_id = str(_one_of(found["config"], folder.name).get("stage_id") or folder.name)
+        sources[stage_id] = Source(run, folder, stage_id)
+    elif not sources and found["config"] and folder != run:
+        report.add("missing", folder, "the stage began, and left no record, snapshot or power log: its energy is not known")
+    for source in sources.values():
+        source.config = _one_of(found["config"], source.stage_id).get("config", {})
+        source.environment = _one_of(found["environment"], source.stage_id)
+        source.summary = (found["summary"] or whole or [(folder, {})])[-1][1]
+        for path, summary in found["summary"]:
+            _from_summary(source, path, summary, report)
+    if len(sources) == 1:
+        next(iter(sources.values())).power_log = log
+    elif log is not None:
+        report.add("refused", folder / "power_log.csv", f"{len(sources)} stages lie beside it: whose power it is is not known")
+    return list(sources.values())
+
+
+def _stage_file(path: Path, content: Json, report: Report) -> StageFile:
+    bare = {key: value for key, value in content.items() if key != "gpu_power_samples"}
+    digest = hashlib.sha256(json.dumps(bare, sort_keys=True).encode()).hexdigest()
+    said = Written.model_validate(content)
+    numbers = [name for name, info in Written.model_fields.items() if info.annotation == float | None]
+    wrong = [key for key in numbers if content.get(key) is not None and getattr(said, key) is None]
+    odd = tuple(f"{key} = {content[key]!r:.40} is no finite number: it is not known" for key in wrong)
+    for text in odd:
+        report.add("refused", path, text)
+    named, step = re.search(r"__step_(\d+)$", path.stem), said.snapshot_step
+    step = int(step) if step is not None else int(named[1]) if named else None
+    snapshot = bool(content.get("snapshot")) or "__partial" in path.stem or step is not None
+    rank = (said.span[1] if said.span is not None else 0.0, not snapshot, path.name != SUMMARY, step or 0)
+    stage_id = str(content.get("stage_id") or content.get("stage_name") or path.stem)
+    return StageFile(path, said, digest, odd, stage_id, step, snapshot, rank)
+
+
+def _from_summary(source: Source, place: Path, summary: Json, report: Report) -> None:
+    """What a summary says of a stage is one more file of it."""
+    content = summary["stages"].get(source.stage_id)
+    if isinstance(content, dict):
+        source.files.append(_stage_file(place, {"stage_id": source.stage_id, **content}, report))
+    elif content is not None:
+        report.add("refused", place, f"stage {source.stage_id}: a JSON {type(content).__name__}, expected an object")
+
+
+def _power_log(path: Path, report: Report) -> PowerLog | None:
+    if not path.is_file():
+        return None
+    try:
+        log = read_power_log(path)
+    except (PowerLogError, OSError, csv.Error) as error:
+        report.add("refused", path, str(error))
+        return None
+    report.add("read", path, "power log")
+    if log.bad_rows:
+        report.add("refused", path, f"{log.bad_rows} row(s) that are no samples; the other {len(log.times):,} are used")
+    if log.repeated_rows:
+        report.add("dropped", path, f"{log.repeated_rows} row(s) with the time stamp of another row")
+    return log
+
+
+def _emissions(run: Path, rows: dict[str, Row], report: Report) -> int:
+    """CodeCarbon's rows of all rotated files; returns how many there are."""
+    paths = sorted([*run.glob("codecarbon/emissions*.csv*"), *run.glob("emissions*.csv*")])
+    found = [row for path in paths for row in read_emissions(path, report)]
+    for row in found:
+        if other := rows.get(row.run_id):
+            row, shorter = sorted((row, other), key=lambda r: -r.duration_s)
+            report.add("dropped", shorter.path, f"row of CodeCarbon run {row.run_id}, again and no shorter in {row.path}")
+        rows[row.run_id] = row
+    return len(found)
 
 
 def _kind(content: Any) -> str:

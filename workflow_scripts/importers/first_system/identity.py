@@ -12,7 +12,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from workflow_scripts.errors import UserError
@@ -55,10 +55,6 @@ class Given:
     stages: Mapping[str, str] = field(default_factory=dict)
     experiments: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
-    def stage(self, source: Source) -> str | None:
-        """Our stage name, None where nothing was said."""
-        return next((self.stages[name] for name in source.names if name in self.stages), None)
-
     def owners(self, source: Source) -> Sequence[str]:
         """Names of experiments, none where nothing was said."""
         return next((self.experiments[name] for name in source.names if name in self.experiments), ())
@@ -74,7 +70,11 @@ class Given:
 def identify(source: Source, given: Given, sources: Sequence[Source]) -> tuple[str, str, str, str | None]:
     """A source's experiment, pipeline and stage by our names, and on what ground where the stage is a guess."""
     name = experiment_name(source)
-    pipeline = _pipeline(source, name)
+    pipeline = source.config.get("pipeline")
+    if pipeline not in PIPELINES:
+        words = re.split(r"[^a-z]+", f"{name} {' '.join(source.names)}".lower())
+        named = [word for word in PIPELINES if word in words] or ["sft" if "synthetic" in words else "unknown"]
+        pipeline = named[0] if len(named) == 1 else "unknown"
     went_on = any(s.run == source.run and s.stage_id == f"{source.stage_id}__2" for s in sources)
     return name, pipeline, *_stage(source, pipeline, given, went_on)
 
@@ -92,10 +92,10 @@ def result_settings(config: Json) -> dict[str, Any]:
 
 
 def experiments(sources: Sequence[Source], given: Given, report: Report) -> list[Experiment]:
-    """Sort stages into experiments.
+    """Sort stages into experiments; the training says an experiment's pipeline and configuration.
 
-    Two stages of one kind under one experiment's name that differ in their settings are two experiments. A stage that the user
-    gives to several experiments is in each of them.
+    Two stages of one kind under one experiment's name that differ in their settings are two experiments. So are stages of two
+    pipelines, unless the user asked for stages of other folders in one of them. A stage that is given to several is in each.
     """
     found: dict[str, Experiment] = {}
     asked = {name for names in given.experiments.values() for name in names}
@@ -104,30 +104,19 @@ def experiments(sources: Sequence[Source], given: Given, report: Report) -> list
         if why:
             report.add("noted", source.folder, f"stage {source.stage_id} is taken for {stage}: {why} (--stage says otherwise)")
         for name in given.owners(source) or (own,):
-            _place(found, name, pipeline, stage, source, report, name in asked)
+            known = found.get(name)
+            if known is not None and (stage in known.stages or not (name in asked or known.pipeline == pipeline)):
+                base = _plain_name(source.folder.name)
+                candidates = itertools.chain([base], (f"{base}-{n}" for n in itertools.count(2)))
+                other = next(candidate for candidate in candidates if candidate not in found)
+                report.add("noted", source.folder, f"a second {stage} of experiment {name}: it becomes experiment {other}")
+                name = other
+            experiment = found.setdefault(name, Experiment(name, pipeline, {}, source.config))
+            if IN_SUMMARY[stage].role == "student":
+                experiment.pipeline, experiment.config = pipeline, source.config
+            experiment.stages[stage] = source
+            source.shared_by.append(name)
     return list(found.values())
-
-
-def _place(
-    found: dict[str, Experiment], name: str, pipeline: str, stage: str, source: Source, report: Report, asked: bool
-) -> None:
-    """Put a stage into the experiment of that name; the training says its pipeline and configuration.
-
-    Stages of two pipelines are of two experiments, unless the user `asked` for stages of other folders in this one.
-    """
-    experiment = found.get(name)
-    if experiment is not None and (stage in experiment.stages or not (asked or experiment.pipeline == pipeline)):
-        base = _plain_name(source.folder.name)
-        candidates = itertools.chain([base], (f"{base}-{n}" for n in itertools.count(2)))
-        other = next(candidate for candidate in candidates if candidate not in found)
-        report.add("noted", source.folder, f"a second {stage} of experiment {name}: it becomes experiment {other}")
-        name, experiment = other, None
-    if experiment is None:
-        experiment = found.setdefault(name, Experiment(name, pipeline, {}, source.config))
-    elif IN_SUMMARY[stage].role == "student":
-        experiment.pipeline, experiment.config = pipeline, source.config
-    experiment.stages[stage] = source
-    source.shared_by.append(name)
 
 
 def experiment_name(source: Source) -> str:
@@ -144,21 +133,10 @@ def _plain_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", text).strip("_.-") or "experiment"
 
 
-def _pipeline(source: Source, name: str) -> str:
-    pipeline = source.config.get("pipeline")
-    if pipeline in PIPELINES:
-        return str(pipeline)
-    words = re.split(r"[^a-z]+", f"{name} {' '.join(source.names)}".lower())
-    named = [word for word in PIPELINES if word in words]
-    if len(named) == 1:
-        return named[0]
-    return "sft" if not named and "synthetic" in words else "unknown"
-
-
 def _stage(source: Source, pipeline: str, given: Given, went_on: bool) -> tuple[str, str | None]:
     """Our stage name, and on what ground where it is a guess; the process `went_on` when it ran `<id>__2` after it."""
-    if stage := given.stage(source):
-        return stage, None
+    if said := [given.stages[name] for name in source.names if name in given.stages]:
+        return said[0], None
     plain = REPEATED.sub("", source.stage_id)
     if plain in IN_SUMMARY or plain in GUIDE:
         return GUIDE.get(plain, plain), None
@@ -190,12 +168,10 @@ def find_attempts(source: Source, report: Report) -> None:
             report.add("refused", file.path, "partial record: no start and end that a stage can have")
         else:
             by_start.setdefault(round(file.said.span[0], 3), []).append(file)
-    attempts = []
     for start, files in by_start.items():
         files.sort(key=lambda file: file.rank)
         latest, snapshots = files[-1], [file for file in files if file.snapshot]
-        attempt = Attempt(start, latest.rank[0], latest, snapshots, environment=source.environment)
-        attempts.append(attempt)
+        source.attempts.append(Attempt(start, latest.rank[0], latest, snapshots, environment=source.environment))
         for file in files[:-1]:
             _compare(file, latest, report)
         if earlier := [file for file in snapshots if file is not latest]:
@@ -203,19 +179,18 @@ def find_attempts(source: Source, report: Report) -> None:
             text = f"{len(earlier)} earlier snapshot(s) of {source.stage_id}: {name} holds their energy"
             report.add("dropped", source.folder, text)
         if latest.path.name == SUMMARY:
-            text = f"stage {source.stage_id} has no whole file of its own: taken from this summary"
-            report.add("noted", latest.path, text)
-    attempts.sort(key=lambda a: a.start)
-    source.attempts = attempts
+            report.add("noted", latest.path, f"stage {source.stage_id} has no whole file of its own: taken from this summary")
+    source.attempts.sort(key=lambda a: a.start)
     if source.power_log is None:
         return
-    own, others = split(source.power_log, [a.start for a in attempts], [a.end for a in attempts])
-    for attempt, part in zip(attempts, own, strict=True):
+    own, others = split(source.power_log, [a.start for a in source.attempts], [a.end for a in source.attempts])
+    for attempt, part in zip(source.attempts, own, strict=True):
         attempt.log, attempt.end = part, max(attempt.end, part.end if part is not None else 0.0)
     for part in others:  # attempts of which nothing else was kept
+        source.attempts.append(Attempt(part.start, part.end, log=part))
         text = f"power log: {part.end - part.start:,.0f} s from {part.start:.0f} on are an attempt without a record"
         report.add("noted", source.folder, text)
-    source.attempts = sorted([*attempts, *(Attempt(p.start, p.end, log=p) for p in others)], key=lambda a: a.start)
+    source.attempts.sort(key=lambda a: a.start)
 
 
 def _compare(file: StageFile, used: StageFile, report: Report) -> None:
@@ -223,8 +198,7 @@ def _compare(file: StageFile, used: StageFile, report: Report) -> None:
     for key in STATED_TWICE if abs(file.rank[0] - used.rank[0]) < SAME_START_S else ():
         if key in file.said.model_fields_set and (other := getattr(file.said, key)) != (ours := getattr(used.said, key)):
             said, own = ("null" if value is None else f"{value:.15g}" for value in (other, ours))
-            text = f"stage {used.stage_id}: {key} = {said}, {used.path} says {own}, which is used"
-            report.add("noted", file.path, text)
+            report.add("noted", file.path, f"stage {used.stage_id}: {key} = {said}, {used.path} says {own}, which is used")
 
 
 def unite(sources: Sequence[Source], given: Given, report: Report) -> list[Source]:
@@ -238,7 +212,8 @@ def unite(sources: Sequence[Source], given: Given, report: Report) -> list[Sourc
                 if not same:
                     text = f"runs of {source.stage_id} here and in {twin.folder} are attempts of one stage"
                     report.add("noted", source.folder, text)
-                source = join(twin, source, report)
+                _join(twin, source, report)
+                source = twin
         united.append(source)
     return united
 
@@ -249,8 +224,8 @@ def _same_run(one: Attempt, other: Attempt) -> bool:
     return abs(one.start - other.start) < SAME_START_S or (not apart and one.overlaps(other))
 
 
-def join(one: Source, other: Source, report: Report) -> Source:
-    """One source with the attempts of both."""
+def _join(one: Source, other: Source, report: Report) -> None:
+    """Add to a source the attempts and files of another."""
     attempts: list[Attempt] = []
     for attempt in (*one.attempts, *other.attempts):
         twin = next((kept for kept in attempts if _same_run(kept, attempt)), None)
@@ -260,15 +235,11 @@ def join(one: Source, other: Source, report: Report) -> Source:
             _absorb(twin, attempt, report)
             text = f"the run of {one.stage_id} from {attempt.start:.0f} on is in {one.folder} as well"
             report.add("dropped", other.folder, text)
-    return replace(
-        one,
-        attempts=sorted(attempts, key=lambda a: a.start),
-        others=list(dict.fromkeys([*one.others, other.folder, *other.others])),
-        files=[*one.files, *other.files],
-        config=one.config or other.config,
-        environment=one.environment or other.environment,
-        summary=one.summary or other.summary,
-    )
+    one.attempts = sorted(attempts, key=lambda a: a.start)
+    one.others += [other.folder, *other.others]
+    one.files += other.files
+    one.config = one.config or other.config
+    one.summary = one.summary or other.summary
 
 
 def _absorb(own: Attempt, other: Attempt, report: Report) -> None:
@@ -335,12 +306,11 @@ def match_rows(sources: Sequence[Source], rows: Iterable[Row], offset: float, re
     for row in rows:
         end = row.local_end - offset
         ours = [s for s in sources if s.stage_id == row.project] or [s for s in sources if experiment_name(s) == row.project]
-        attempt = Attempt(end - row.duration_s, end, row=row)
         same = (a for s in ours for a in s.attempts if a.row is None and _as_long(a, row) and abs(a.end - end) < SAME_INSTANT_S)
         if (own := next(same, None)) is not None:
             own.row = row
         else:
-            left.append((row, attempt, ours))
+            left.append((row, Attempt(end - row.duration_s, end, row=row), ours))
     for row, attempt, ours in left:
         twin = next((a for s in ours for a in s.attempts if a.row is None and a.overlaps(attempt)), None)
         if twin is not None and twin.file is not None:

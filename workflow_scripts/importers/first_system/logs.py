@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from workflow_scripts.errors import UserError
-from workflow_scripts.importers.first_system.values import Report, float_or_none, local_time, not_negative
+from workflow_scripts.importers.first_system.values import Report, local_time, not_negative
 
 TIME, POWER = "timestamp", "total_power_w"
 GAP_PERIODS = 2.0  # samples further apart than this many periods leave a gap
@@ -23,17 +23,7 @@ ATTEMPT_GAP_S = 60.0  # a running sampler has stood still for 41 s; nothing is i
 LATEST = 1e11  # s, Unix; a larger time stamp is in ms
 LARGEST_W = 1e5  # per sample, over all GPUs of a host
 NEEDED = ("timestamp", "project_name", "run_id", "duration", "energy_consumed")
-ENERGIES = ("cpu_energy", "gpu_energy", "ram_energy", "energy_consumed")
-TEXTS = (
-    "codecarbon_version",
-    "cpu_model",
-    "gpu_count",
-    "gpu_model",
-    "tracking_mode",
-    "os",
-    "python_version",
-    "country_iso_code",
-)
+FIGURES = ("cpu_energy", "gpu_energy", "ram_energy", "energy_consumed", "emissions")
 
 
 class PowerLogError(UserError):
@@ -94,12 +84,12 @@ def read_power_log(path: Path) -> PowerLog:
     header = [cell.strip() for cell in rows[0]]
     if TIME not in header or POWER not in header:
         raise PowerLogError(f"the first line has no {TIME} and {POWER}: a power log without its header is not guessed at")
-    width, time, power = len(header), header.index(TIME), header.index(POWER)
+    columns = header.index(TIME), header.index(POWER)
     samples, bad = [], 0
     for row in rows[1:]:
-        sample = _sample(row, time, power) if len(row) == width else None
-        if sample is not None:
-            samples.append(sample)
+        seconds, watts = (not_negative(row[i]) if len(row) == len(header) else None for i in columns)
+        if seconds and watts is not None and watts <= LARGEST_W:
+            samples.append((seconds, watts))
         elif [cell.strip() for cell in row] != header:  # the header again, where two files were joined
             bad += 1
     distinct = sorted(dict(reversed(samples)).items())
@@ -111,13 +101,6 @@ def read_power_log(path: Path) -> PowerLog:
     return PowerLog(times, watts, float(np.median(np.diff(times))), bad, len(samples) - len(distinct))
 
 
-def _sample(row: list[str], time: int, power: int) -> tuple[float, float] | None:
-    seconds, watts = float_or_none(row[time]), float_or_none(row[power])
-    if seconds is None or watts is None:
-        return None
-    return (seconds, watts) if seconds > 0 and 0 <= watts <= LARGEST_W else None
-
-
 def split(log: PowerLog, starts: list[float], ends: list[float | None]) -> tuple[list[PowerLog | None], list[PowerLog]]:
     """Parts of a log by attempt, in the order of `starts`, and parts that belong to no known attempt.
 
@@ -126,8 +109,7 @@ def split(log: PowerLog, starts: list[float], ends: list[float | None]) -> tuple
     steps = np.diff(log.times)
     cuts = set()
     for i in np.flatnonzero(steps > ATTEMPT_GAP_S):
-        inside = any(s <= log.times[i] and e is not None and e >= log.times[i + 1] for s, e in zip(starts, ends, strict=True))
-        if not inside:
+        if not any(s <= log.times[i] and e is not None and e >= log.times[i + 1] for s, e in zip(starts, ends, strict=True)):
             cuts.add(int(i) + 1)
     begins = [int(np.searchsorted(log.times, start - 2 * log.period_s)) for start in starts]
     edges = sorted({0, len(log.times), *cuts, *(b for b in begins if b < len(log.times))})
@@ -143,16 +125,15 @@ def split(log: PowerLog, starts: list[float], ends: list[float | None]) -> tuple
 
 @dataclass(frozen=True)
 class Row:
-    """One run of CodeCarbon: local time of its end (as if UTC) [s], duration [s], energies [kWh], emissions [kg]."""
+    """One run of CodeCarbon: local end (as if UTC) [s], duration [s]; figures [kWh, kg] and filled cells by column."""
 
     path: Path
     project: str
     run_id: str
     local_end: float
     duration_s: float
-    kwh: dict[str, float | None]
-    emissions_kg: float | None
-    facts: dict[str, str]
+    figures: dict[str, float | None]
+    cells: dict[str, str]
 
 
 def read_emissions(path: Path, report: Report) -> list[Row]:
@@ -182,10 +163,9 @@ def read_emissions(path: Path, report: Report) -> list[Row]:
 
 def _row(path: Path, cells: dict[str, str]) -> Row | None:
     end, duration = local_time(cells["timestamp"]), not_negative(cells["duration"])
-    if end is None or duration is None or duration <= 0:
+    if end is None or not duration:
         return None
-    kwh = {name: not_negative(cells.get(name, "")) for name in ENERGIES}
-    facts = {name: cells[name] for name in TEXTS if cells.get(name)}
     run_id = cells["run_id"] or f"{cells['project_name']} of {cells['timestamp']}"
-    emissions = not_negative(cells.get("emissions", ""))
-    return Row(path, cells["project_name"], run_id, end, duration, kwh, emissions, facts)
+    figures = {name: not_negative(cells.get(name, "")) for name in FIGURES}
+    filled = {name: text for name, text in cells.items() if text}
+    return Row(path, cells["project_name"], run_id, end, duration, figures, filled)

@@ -19,7 +19,7 @@ from workflow_scripts.artefact import ArtefactError, read_json, write_json
 from workflow_scripts.energy import model
 from workflow_scripts.energy.carbon import intensity
 from workflow_scripts.energy.uncertainty import KWH, worst
-from workflow_scripts.importers.first_system.checks import BOUNDARY, Judged, judge, own_codecarbon, unknown
+from workflow_scripts.importers.first_system.checks import BOUNDARY, Judged, judge, unknown
 from workflow_scripts.importers.first_system.files import SUMMARY, Attempt, Source
 from workflow_scripts.importers.first_system.identity import Experiment, comparable, result_settings
 from workflow_scripts.importers.first_system.logs import PowerLog
@@ -30,14 +30,13 @@ from workflow_scripts.progress import TOKEN_TYPES
 POLL_MS = 500  # its default
 GPU = {"name": "name", "power_limit_w": "power_limit_watts", "driver": "driver_version"}
 PACKAGES = {"pytorch_version": "torch", "transformers_version": "transformers", "codecarbon_version": "codecarbon"}
-COMPONENTS = ("gpu", "cpu", "dram")
 TokensTold = tuple[int | None, str | None, float | None]  # tokens, why they are not known, joules at their instant
 
 
 def summarise(experiment: Experiment, report: Report) -> ExperimentSummary:
     """The summary `experiment-summary/1`. Quality is empty: the first system kept none beside the energy."""
     stages = {stage: _record(experiment, stage, source, report) for stage, source in experiment.stages.items()}
-    shared = {stage: record.shared_by for stage, record in stages.items() if record.shared_by and len(record.shared_by) > 1}
+    shared = {stage: source.shared_by for stage, source in experiment.stages.items() if len(source.shared_by) > 1}
     settings = result_settings(experiment.config)
     marks = {stage: record.provenance.fingerprint for stage, record in stages.items()}
     return ExperimentSummary(
@@ -61,60 +60,52 @@ def _record(experiment: Experiment, stage: str, source: Source, report: Report) 
     until = judged[: judged.index(last) + 1]  # what came after is on the bill, but not on that of the tokens
     energy = _energy(judged)
     total = energy.total.joules
-    tokens, no_tokens = _tokens(until, source)
-    unit = last.tokens.unit if tokens else None
+    tokens, no_tokens = last.tokens, last.no_tokens
+    if tokens is not None and len(until) > 1 and (resumed := _resumes(source)) is not False:
+        word = "resumed" if resumed else "may have resumed"
+        no_tokens = f"{len(until)} attempts, and the last {word}: how many of its tokens were new is not known"
+        tokens = None
     at_tokens = sum_of([*(j.total for j in until[:-1]), last.joules_at_tokens]) if tokens else None
     per_token = at_tokens / tokens if at_tokens is not None and tokens else None
     entries = [_attempt(one, source, one is last) for one in judged]
     wasted = sum_of([entry.wasted_j for entry in entries])
     warnings = _warnings(judged, last, source, total, (tokens, no_tokens, at_tokens))
-    codecarbon = [own_codecarbon(attempt, source.rows) for attempt in attempts]
     seconds = sum(a.seconds for a in attempts)
     end = max(a.end for a in attempts)
     peaks = [a.said.gpu_peak_power_watts for a in attempts] + [a.log.watts.max() for a in attempts if a.log is not None]
-    work = dict.fromkeys(model.Work.model_fields) | ({last.tokens.unit: tokens} if tokens else {})
-    if stage == "preprocess" and (claimed := last.tokens.claimed) and claimed == int(claimed):
+    work = dict.fromkeys(model.Work.model_fields) | {"loss": tokens}
+    if stage == "preprocess" and (claimed := last.attempt.said.tokens_processed) and claimed == int(claimed):
         work["examples"] = int(claimed)
     until_tokens = (last.attempt.file.rank[0] if last.attempt.file is not None else last.attempt.end) - last.attempt.start
-    by_type = {kind: per_token if kind == unit else None for kind in TOKEN_TYPES}
     useful = sum_of([entry.useful_j for entry in entries]) if wasted is not None else None
-    warnings += [text for one in judged for text in one.remarks]
-    start, role, status = attempts[0].start, IN_SUMMARY[stage].role, "complete" if last.attempt.finished else "partial"
-    names = {
-        "stage_id": stage,
-        "stage_name": stage,
-        "experiment": experiment.name,
-        "pipeline": experiment.pipeline,
-        "role": role,
-    }
+    start, status = attempts[0].start, "complete" if last.attempt.finished else "partial"
+    names = {"stage_id": stage, "stage_name": stage, "experiment": experiment.name, "pipeline": experiment.pipeline}
     times = {"start_time": start, "end_time": end, "duration_seconds": seconds, "span_seconds": end - start, "status": status}
-    rates = {"joules_per_token": per_token, "tokens_per_second": tokens / until_tokens if tokens else None}
-    counts = {"tokens_processed": tokens, "tokens_unit": unit, "work": work, "joules_per_token_by_type": by_type}
+    counts = {"tokens_processed": tokens, "tokens_unit": "loss" if tokens else None, "work": work}
+    rates = {"joules_per_token": per_token, "joules_per_token_by_type": dict.fromkeys(TOKEN_TYPES) | {"loss": per_token}}
     joules = {"gpu_energy_joules": energy.gpu.joules, "cpu_energy_joules": energy.cpu.joules, "total_energy_joules": total}
     shares = {"energy": energy, "useful_j": useful, "wasted_j": wasted, "above_idle_j": None, "idle": None}
-    power = {
+    rest: dict[str, Any] = {
+        "role": IN_SUMMARY[stage].role,
+        "tokens_per_second": tokens / until_tokens if tokens else None,
         "gpu_peak_power_watts": max((watts for watts in peaks if watts), default=None),
         "nvml_poll_interval_ms": _poll(source, attempts),
-        "codecarbon_energy_kwh": sum_of([of.get("energy_consumed") or None for of in codecarbon]),
-        "codecarbon_emissions_kg": sum_of([of.get("emissions") or None for of in codecarbon]),
-    }
-    made = {
+        "codecarbon_energy_kwh": sum_of([one.codecarbon.get("energy_consumed") or None for one in judged]),
+        "codecarbon_emissions_kg": sum_of([one.codecarbon.get("emissions") or None for one in judged]),
         "attempts": entries,
         "devices": _devices(source, attempts),
         "carbon": _carbon(total, source.config),
         "provenance": _provenance(source, attempts, last),
         "metrics": model.Metrics(),
         "overhead": {},
-        "role": role,
-        "warnings": list(dict.fromkeys(warnings)),
+        "warnings": list(dict.fromkeys([*warnings, *(text for one in judged for text in one.remarks)])),
         "shared_by": source.shared_by,
     }
-    parts: list[dict[str, Any]] = [names, times, rates, counts, joules, shares, power, made]
-    return SummaryStage.model_validate({key: value for part in parts for key, value in part.items()})
+    return SummaryStage.model_validate({**rest, **names, **times, **counts, **rates, **joules, **shares})
 
 
 def _energy(judged: Sequence[Judged]) -> model.EnergyFigures:
-    parts = {name: _component([j.figures[name] for j in judged]) for name in COMPONENTS}
+    parts = {name: _component([j.figures[name] for j in judged]) for name in judged[0].figures}
     inside = [name for name in BOUNDARY if parts[name].joules is not None]
     total = model.Total(
         joules=sum_of([parts[name].joules for name in inside]),
@@ -122,15 +113,14 @@ def _energy(judged: Sequence[Judged]) -> model.EnergyFigures:
         boundary=inside,
         reason=None if inside else parts["gpu"].reason,
     )
-    node = unknown("the first system did not ask for it", "host")
-    return model.EnergyFigures(gpu=parts["gpu"], cpu=parts["cpu"], dram=parts["dram"], node=node, total=total)
+    return model.EnergyFigures(**parts, node=unknown("the first system did not ask for it", "host"), total=total)
 
 
 def _component(figures: Sequence[model.Component]) -> model.Component:
     """Sum over the attempts that have a figure, with the worst class."""
     known = [(f, f.joules) for f in figures if f.joules is not None]
     if not known:
-        return figures[-1].model_copy(update={"crosscheck": None})
+        return figures[-1]
     joules = sum(j for _, j in known)
     update = {
         "joules": joules,
@@ -139,15 +129,6 @@ def _component(figures: Sequence[model.Component]) -> model.Component:
         "crosscheck": sum_of([f.crosscheck for f, _ in known]),
     }
     return known[-1][0].model_copy(update=update)
-
-
-def _tokens(judged: Sequence[Judged], source: Source) -> tuple[int | None, str | None]:
-    """Tokens of the stage, and why they are not known."""
-    last = judged[-1].tokens
-    if last.value is not None and len(judged) > 1 and (resumed := _resumes(source)) is not False:
-        word = "resumed" if resumed else "may have resumed"
-        return None, f"{len(judged)} attempts, and the last {word}: how many of its tokens were new is not known"
-    return last.value, last.reason
 
 
 def _resumes(source: Source) -> bool | None:
@@ -161,7 +142,7 @@ def _warnings(judged: Sequence[Judged], last: Judged, source: Source, total: flo
     """What a reader of the record must know; the `total` is that of all attempts [J]."""
     tokens, why, at = told
     warnings = [f"imported from the first system: {source.folder.name}/{source.stage_id}"]
-    for name in COMPONENTS:
+    for name in last.figures:
         reasons = [j.figures[name].reason for j in judged if j.figures[name].joules is None]
         some = f" of {len(reasons)} of {len(judged)} attempts" if len(reasons) < len(judged) else ""
         warnings += [f"{name}{some} is not known: {reasons[-1]}"] if reasons else []
@@ -198,7 +179,7 @@ def _attempt(judged: Judged, source: Source, last: bool) -> model.AttemptRecord:
     attempt, total, host = judged.attempt, judged.total, _host(source, judged.attempt)
     useful = (total if attempt.finished else None) if last else 0.0 if _resumes(source) is False else None
     times = {"start_time": attempt.start, "end_time": attempt.end, "duration_seconds": attempt.seconds}
-    joules = {name: judged.figures[name].joules for name in COMPONENTS}
+    joules = {name: figure.joules for name, figure in judged.figures.items()}
     wasted = total - useful if total is not None and useful is not None else None
     unkept = dict.fromkeys(("exit_code", "signal", "trace", "resumed_from"))
     told: dict[str, Any] = {
@@ -207,7 +188,7 @@ def _attempt(judged: Judged, source: Source, last: bool) -> model.AttemptRecord:
         "end_source": "meter" if attempt.finished else "ledger",
         "slurm": {str(key): str(value) for key, value in (nested(attempt.environment, "slurm_info") or {}).items()},
         "sampling": _sampling(source, attempt),
-        "work": {judged.tokens.unit: judged.tokens.value} if judged.tokens.value is not None else None,
+        "work": {"loss": judged.tokens} if judged.tokens is not None else None,
     }
     energy = {"joules": joules, "total_j": total, "useful_j": useful, "wasted_j": wasted, "devices": {}}
     return model.AttemptRecord.model_validate({**told, **times, **energy, **unkept, "host": host, "hosts": [host]})
@@ -233,28 +214,26 @@ def _poll(source: Source, attempts: Sequence[Attempt]) -> int:
 def _carbon(joules: float | None, config: Any) -> model.Carbon:
     """Emissions of the total by the country that the configuration names, at PUE 1."""
     country = nested(config, "energy.country_iso_code")
-    options = {"carbon_intensity_g_per_kwh": None, "region": None, "country_iso_code": country}
-    nothing = {**dict.fromkeys(("intensity_g_per_kwh", "source", "year", "region")), "reason": "the run names no country"}
-    found: dict[str, Any] = intensity(options) if isinstance(country, str) else nothing
+    named = isinstance(country, str)
+    found = intensity({"carbon_intensity_g_per_kwh": None, "region": None, "country_iso_code": country if named else None})
     value: float | None = found["intensity_g_per_kwh"]
     grams = joules / KWH * value if joules is not None and value is not None else None
-    reason = found["reason"] or ("no energy figure" if joules is None else None)
+    reason = (found["reason"] if named else "the run names no country") or ("no energy figure" if joules is None else None)
     return model.Carbon.model_validate({**found, "grams": grams, "pue": 1.0, "reason": reason})
 
 
 def _host(source: Source, attempt: Attempt) -> str:
     """Host's name; where it was not kept, one that no other stage has, as sensors of two hosts do not err together."""
-    named = attempt.environment.get("hostname")
-    return str(named) if named else f"unknown host of {source.folder.name}/{source.stage_id}"
+    return str(attempt.environment.get("hostname") or f"unknown host of {source.folder.name}/{source.stage_id}")
 
 
 def _gpus(attempt: Attempt) -> list[dict[str, Any]]:
     """GPUs as the environment has them, else as CodeCarbon's row counts them ("4 x NAME")."""
     if seen := attempt.environment.get("gpus"):
         return list(seen)
-    facts = attempt.row.facts if attempt.row is not None else {}
-    number, _, name = (facts.get("gpu_model") or "").rpartition(" x ")
-    counted = [text for text in (facts.get("gpu_count", "").partition(".")[0], number) if text.isdigit()]
+    cells = attempt.row.cells if attempt.row is not None else {}
+    number, _, name = cells.get("gpu_model", "").rpartition(" x ")
+    counted = [text for text in (cells.get("gpu_count", "").partition(".")[0], number) if text.isdigit()]
     return [{"index": i, "name": name} for i in range(int(counted[0]) if counted else 1)] if name else []
 
 
@@ -276,27 +255,23 @@ def _provenance(source: Source, attempts: Sequence[Attempt], last: Judged) -> mo
     said = last.attempt.environment
     software = {key: str(value) for key, value in (said.get("software") or {}).items() if value is not None}
     rows = [a.row for a in attempts if a.row is not None]
-    facts = rows[-1].facts if rows else {}
+    cells = rows[-1].cells if rows else {}
     parts = [a.file.digest if a.file is not None else a.row.run_id if a.row is not None else f"{a.start:.3f}" for a in attempts]
-    software |= {"codecarbon_version": version} if (version := facts.get("codecarbon_version")) else {}
+    software |= {"codecarbon_version": version} if (version := cells.get("codecarbon_version")) else {}
     files = sorted({a.file.path.name for a in attempts if a.file is not None})
-    kept = {
-        "files": files,
-        "codecarbon_rows": [row.run_id for row in rows],
-        "power_log": any(a.log is not None for a in attempts),
-    }
-    run = {"system": "first", "run": source.run.resolve().name, "stage_id": source.stage_id}
+    run = {"system": "first", "run": source.run.resolve().name, "stage_id": source.stage_id, "files": files}
+    kept = {"codecarbon_rows": [row.run_id for row in rows], "power_log": any(a.log is not None for a in attempts)}
     return model.Provenance(
         fingerprint=hashlib.sha256("\0".join((source.stage_id, *parts)).encode()).hexdigest()[:12],
         git_commit=nested(said, "git_info.commit_hash"),
         git_dirty=nested(said, "git_info.is_dirty"),
         host=_host(source, last.attempt),
-        cpu=nested(said, "cpu.brand") or facts.get("cpu_model"),
+        cpu=nested(said, "cpu.brand") or cells.get("cpu_model"),
         cpu_count=nested(said, "cpu.logical_cores"),
-        platform=software.get("os_version") or facts.get("os"),
-        python=software.get("python_version") or facts.get("python_version"),
+        platform=software.get("os_version") or cells.get("os"),
+        python=software.get("python_version") or cells.get("python_version"),
         packages={name: software[key] for key, name in PACKAGES.items() if key in software},
-        imported={**run, **kept, "tokens_claimed": last.tokens.claimed},
+        imported={**run, **kept, "tokens_claimed": last.attempt.said.tokens_processed},
     )
 
 
@@ -305,9 +280,7 @@ def refusal(folder: Path) -> str | None:
     for path in (folder, *sorted(folder.rglob("*"))):
         if path.is_symlink() or (path == folder and path.exists() and not path.is_dir()):
             return f"{path} is a link or a file: nothing is written through it, choose another --out"
-    for path in (folder / SUMMARY, *sorted((folder / "stages").glob("*.json"))):
-        if not path.is_file():
-            continue
+    for path in filter(Path.is_file, (folder / SUMMARY, *sorted((folder / "stages").glob("*.json")))):
         try:
             content = read_json(path)
         except (ArtefactError, UnicodeDecodeError):

@@ -19,17 +19,13 @@ def _finite(value: Any) -> float | None:
     return float(value) if number else None
 
 
-def float_or_none(text: str) -> float | None:
-    """The finite number that a cell of a table holds."""
+def not_negative(text: str) -> float | None:
+    """The finite number that a cell of a table holds, None also where it is below 0."""
     try:
-        return _finite(float(text))
+        value = float(text)
     except ValueError:
         return None
-
-
-def not_negative(text: str) -> float | None:
-    """The finite number of a cell, None also where it is below 0."""
-    return value if (value := float_or_none(text)) is not None and value >= 0 else None
+    return value if 0 <= value < math.inf else None
 
 
 Number = Annotated[float | None, BeforeValidator(_finite)]
