@@ -7,6 +7,7 @@ import json
 import pytest
 
 from tests.unit.importers import first_system as old
+from workflow_scripts.energy.model import Device
 from workflow_scripts.errors import UserError
 from workflow_scripts.importers.import_runs import main
 
@@ -42,7 +43,8 @@ def test_whole_stage(stages, run) -> None:
     assert stage["carbon"]["grams"] == pytest.approx(236_000 / 3.6e6 * stage["carbon"]["intensity_g_per_kwh"])
     assert stage["codecarbon_emissions_kg"] == 0.01
     assert (stage["provenance"]["host"], stage["provenance"]["cpu"]) == ("node1", "Some CPU")
-    assert stage["devices"][0]["name"] == "NVIDIA H100 80GB HBM3"
+    words = Device.model_validate(stage["devices"][0]).words
+    assert words == "NVIDIA H100 80GB HBM3 (limit 700 W, driver 570.1)", "what makes hardware comparable"
     assert summary["comparable"]["effective batch"] == 32
     teacher, student = summary["roles"]["teacher"], summary["roles"]["student"]
     assert (teacher["joules"], teacher["stages"], teacher["class"]) == (None, 0, None)

@@ -28,7 +28,7 @@ from workflow_scripts.pipelines import IN_SUMMARY
 from workflow_scripts.progress import TOKEN_TYPES
 
 POLL_MS = 500  # its default
-GPU = {"name": "name", "power_limit_w": "power_limit_watts", "driver": "driver_version"}
+GPU = {"name": "name", "power_limit_watts": "power_limit_watts", "driver": "driver_version"}
 PACKAGES = {"pytorch_version": "torch", "transformers_version": "transformers", "codecarbon_version": "codecarbon"}
 TokensTold = tuple[int | None, str | None, float | None]  # tokens, why they are not known, joules at their instant
 
