@@ -137,15 +137,18 @@ def vllm(results: Path) -> Iterator[Row]:
             return sum(made) / took
 
         with tempfile.TemporaryDirectory() as name:
-            asked, out = Path(name, "prompts.json"), Path(name, "out.json")
+            asked, out, log = (Path(name, file) for file in ("prompts.json", "out.json", "log"))
             asked.write_text(json.dumps(prompts))
             command = [python, "-m", "benchmarks.vllm_peer", folder, asked, out, "--dtype", dtype]
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log.open("w")}
             with subprocess.Popen(command, cwd=REPOSITORY, text=True, bufsize=1, **pipes) as peer:
 
-                def theirs(peer: subprocess.Popen[str] = peer, out: Path = out) -> float:
+                def theirs(peer: subprocess.Popen[str] = peer, out: Path = out, log: Path = log) -> float:
                     print(file=peer.stdin)
-                    took = next(float(line.split()[1]) for line in peer.stdout or () if line.startswith("seconds "))
+                    told = next((line for line in peer.stdout or () if line.startswith("seconds ")), None)
+                    if told is None:
+                        raise RuntimeError(f"{' '.join(map(str, peer.args))} ended:\n{log.read_text()[-2000:]}")
+                    took = float(told.split()[1])
                     return sum(map(len, json.loads(out.read_text()))) / took
 
                 mine, other, ratio = side_by_side(ours, theirs)

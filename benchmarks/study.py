@@ -11,7 +11,7 @@ docs/study/ gets comparison.json, figures, and runs.csv with one observation a l
     teacher      `joules` of the `number`-th measurement of the teacher's output that the method uses; without a seed
     scenario     `factor` on the joules of a run, or (without a seed) of that measurement, by energy model or instrument
 
-and students.json, a list with the second campaign's comparison, each student's runs against its own baseline.
+and students.json, a list of comparisons in which each run is compared with the baseline of its own student.
 """
 
 from __future__ import annotations

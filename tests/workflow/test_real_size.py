@@ -122,6 +122,11 @@ def test_an_experiment_that_starts_from_a_swept_policy_gives_way_unless_it_is_as
     assert plan.baselines == [f"demo_baseline-student{student}-seed0" for student in students]
     caches = [plan.experiments[run].shared["logit_caching"] for run in plan.targets["demo_kd"]]
     assert len(caches) == 8 and len(set(caches)) == 1  # two students, one output of the teacher
+    own = {"model.policy": [f"demo_baseline-student{student}" for student in students]}
+    both = campaign | {"sweep": campaign["sweep"] | {"demo_dpo": own}}
+    dpo = Plan(load_experiments(CONFIG, deep_merge(base, both), both))
+    stated = [dpo.summary_job(run).settings["comparable"] for run in dpo.targets["demo_dpo"]]
+    assert [each["student"] for each in stated] == list(students), "whatever model.student says: the policy's is trained on"
     asked = campaign | {"comparison": {"experiments": ["demo_dpo"], "baseline": None}}
     with pytest.raises(SettingsError, match="'demo_baseline' is swept: name one of its variants"):
         load_experiments(CONFIG, deep_merge(base, asked), asked)

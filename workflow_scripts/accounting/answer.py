@@ -9,7 +9,16 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from workflow_scripts.accounting import intervals, verdicts
-from workflow_scripts.accounting.arms import CURVED, Axis, arm_of, modelled_watts, refusals, repeated_evaluations, told_apart
+from workflow_scripts.accounting.arms import (
+    CURVED,
+    Axis,
+    arm_of,
+    modelled_watts,
+    refusals,
+    repeated_evaluations,
+    student_of,
+    told_apart,
+)
 from workflow_scripts.accounting.fairness import boundary_difference
 from workflow_scripts.accounting.groups import Group
 from workflow_scripts.accounting.intervals import Array, Mean
@@ -39,10 +48,9 @@ class Answers:
 
 
 def own_baseline(method: Group, golds: Sequence[Group]) -> Group:
-    """The baseline of the method's student: of the same starting model, or the policy that it starts from; else the first."""
-    starts = {str(s.comparable.get("starting model")) for s in method.runs}
-    theirs = ({each.name, *(str(s.comparable.get("starting model")) for s in each.runs)} for each in golds)
-    return next((gold for gold, known in zip(golds, theirs, strict=True) if starts & known), golds[0])
+    """The baseline of the method's student; the first one, which is refused, where its student has none."""
+    students = {student_of(s) for s in method.runs}
+    return next((gold for gold in golds if students & {student_of(s) for s in gold.runs}), golds[0])
 
 
 def _pairs(groups: Sequence[Group], golds: Sequence[Group]) -> list[tuple[Group, Group]]:

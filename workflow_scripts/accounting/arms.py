@@ -153,6 +153,12 @@ def modelled_watts(summaries: Iterable[ExperimentSummary]) -> float:
     return joules / seconds if seconds else 0.0
 
 
+def student_of(summary: ExperimentSummary) -> str | None:
+    """The model that the first of the experiment's trainings started from; None where a summary does not say it."""
+    known = summary.comparable.get("student", None if summary.lineage else summary.comparable.get("starting model"))
+    return None if known is None else str(known)
+
+
 def refusals(method: Group, baseline: Group, quality: str) -> list[Refusal]:
     """Why a method cannot be compared with the baseline, each with the stage to repeat where there is one."""
     both = [method, baseline]
@@ -166,10 +172,11 @@ def refusals(method: Group, baseline: Group, quality: str) -> list[Refusal]:
         splits |= tokenizers
     if len(splits) > 1:
         found.append(Refusal(what="evaluation split", experiment=method.name, value=", ".join(sorted(splits))))
-    starts = {str(s.comparable.get("starting model")) for s in baseline.runs}
+    students = {student_of(s) for s in baseline.runs}
     for summary in method.runs:
-        start = str(summary.comparable.get("starting model"))
-        if summary.before is None or (summary.lineage is None and start not in starts):
+        own = student_of(summary)
+        if summary.before is None or (own is not None and own not in students):
+            start = own or str(summary.comparable.get("starting model"))
             found.append(Refusal(what="starting model", experiment=summary.experiment_name, value=start))
     if hardware := unlike({each.name: hardware_of(r for s in each.runs for r in s.of("student")) for each in both}):
         found.append(Refusal(what="hardware", experiment=method.name, value=hardware))

@@ -91,17 +91,22 @@ def pack(model: Any) -> Any:
 class PackedLinear(torch.nn.Module):
     """A linear layer without gradients whose weight lies in memory in the order in which oneDNN multiplies it.
 
-    A plain layer reorders its weight in each call, or uses MKL, which is slower on CPUs that are not Intel's. A weight that is
-    tied stays where it was, too. The operators are those that torch.compile takes for frozen weights.
+    A plain layer reorders its weight in each call, or uses MKL, which is slower on an AMD EPYC; Intel's CPUs were not measured.
+    A weight that is tied stays where it was, too. The operators are those that torch.compile takes for frozen weights.
     """
 
     def __init__(self, layer: torch.nn.Linear) -> None:
         super().__init__()
-        self._packed, self._bias = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach()), layer.bias
+        self._packed, self.bias = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach()), layer.bias
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The plain weight [out_features, in_features], unpacked for the few models that multiply by it themselves."""
+        return self._packed.to_dense()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Inputs [..., in_features] to outputs [..., out_features]."""
-        found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
+        found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         return found
 
 

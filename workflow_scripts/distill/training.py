@@ -310,8 +310,8 @@ def run(trainer: Any, callback: WorkCallback, folder: Path) -> dict[str, Any]:
     """Train from the newest whole checkpoint in `folder`, or from the start.
 
     Returns the final metrics, with what ended the training in `ended_by` and the intermediate evaluations in `evaluations`.
-    Raises Stopped on SIGTERM, MemoryShort when a step does not fit, EnergyUnknown when an energy budget cannot be kept, and
-    NotFinite.
+    Raises Stopped on SIGTERM before the last step, MemoryShort when a step does not fit, EnergyUnknown when an energy budget
+    cannot be kept, and NotFinite.
     """
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(callback)
@@ -328,7 +328,7 @@ def run(trainer: Any, callback: WorkCallback, folder: Path) -> dict[str, Any]:
             "training.gradient_accumulation_steps (the effective batch stays), or set training.gradient_checkpointing: true "
             f"({str(error).splitlines()[0]})"
         ) from error
-    if callback.signal is not None:
+    if callback.signal is not None and trainer.state.global_step < trainer.state.max_steps:  # else the model is written
         raise Stopped(callback.signal)
     if callback.unknown is not None:
         raise callback.unknown

@@ -115,7 +115,8 @@ class WorkCallback(TrainerCallback):
         self.progress.phase("work")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """What follows is no training."""
+        """What follows is no training. Raises NotFinite: the last update may not be in a checkpoint."""
+        _check_weights(kwargs["model"], state.global_step, args.device)
         self.progress.phase("save")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -165,12 +166,17 @@ class WorkCallback(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A whole checkpoint makes the work so far durable; one whose weights are no numbers is left unsealed (NotFinite)."""
-        own = (getattr(p, "to_local", lambda p=p: p)() for p in kwargs["model"].parameters())  # of sharded ones this process's
-        spoiled = not all(bool(torch.isfinite(part).all()) for part in own)
-        if highest(int(spoiled), args.device):
-            raise NotFinite("a weight", state.global_step)
+        _check_weights(kwargs["model"], state.global_step, args.device)
         barrier()  # other processes write their random state into the same folder
         if is_main():
             checkpoints.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
         barrier()  # srun ends all processes of a training when one ends, which must not be before the seal
         self.progress.saved()
+
+
+def _check_weights(model: Any, step: int, device: torch.device) -> None:
+    """Raise NotFinite in all processes when a weight of one is no finite number; of sharded weights each looks at its own."""
+    own = (getattr(p, "to_local", lambda p=p: p)() for p in model.parameters())
+    spoiled = not all(bool(torch.isfinite(part).all()) for part in own)
+    if highest(int(spoiled), device):
+        raise NotFinite("a weight", step)

@@ -280,18 +280,19 @@ class Plan:
 
     def comparison_options(self) -> list[str]:
         """Arguments of the comparison beside its summaries."""
-        asked = self.comparison
-        known = {"--quality": [asked.quality], "--baseline": self.baselines, "--target": [asked.target_quality]}
-        there = {key: [str(value) for value in values if value is not None] for key, values in known.items()}
-        return [text for key, values in there.items() if values for text in (key, *values)]
+        baseline = ["--baseline", *self.baselines] if self.baselines else []
+        target = [] if self.comparison.target_quality is None else ["--target", str(self.comparison.target_quality)]
+        return ["--quality", self.comparison.quality, *baseline, *target]
 
     def summary_job(self, name: str) -> Job:
         """What the summary states of the configuration."""
         return Job({"comparable": self._comparable(name)})
 
     def _comparable(self, name: str) -> dict[str, object]:
-        settings = self.experiments[name].settings
-        return comparable(settings, self._methods.get(settings.model.policy or ""))
+        settings = first = self.experiments[name].settings
+        while first.model.policy:
+            first = self.experiments[first.model.policy].settings
+        return comparable(settings, first.model.student, self._methods.get(settings.model.policy or ""))
 
     def export_job(self, name: str) -> Job:
         """The words of the registry that card and reports use."""

@@ -136,16 +136,18 @@ def canonical(content: BaseModel | Mapping[str, Any]) -> str:
     return json.dumps(values, sort_keys=True, separators=(",", ":"))
 
 
-def comparable(settings: Settings, policy: str | None = None) -> dict[str, object]:
+def comparable(settings: Settings, student: str, policy: str | None = None) -> dict[str, object]:
     """What experiments that are compared should agree on; None where a pipeline has no such choice.
 
-    `policy` is the method of the starting policy, where its run is one of several.
+    `student` is the model that the first of its trainings started from, `policy` the method of the starting policy, where its
+    run is one of several.
     """
     training = settings.training
     rows = training.batch_size * training.gradient_accumulation_steps
     packs = "training.packing" not in STAGES[PIPELINES[settings.pipeline].training].ignores
     return {
         "seed": settings.experiment.seed,
+        "student": student,
         "starting model": policy or settings.model.policy or settings.model.student,
         "optimizer": training.optimizer,
         "schedule": training.schedule_type,

@@ -81,7 +81,8 @@ class Training(Section):
     keep_checkpoints: bool = Field(
         True,
         description="Keep the last checkpoints, with the optimizer's state, when the model is written; false: they go, and a "
-        "training whose model is lost begins anew. One of at most `save_steps` steps then writes none.",
+        "training whose model is lost begins anew. One of at most `save_steps` steps then writes none, unless it is "
+        "stopped.",
     )
     eval_steps: int | None = Field(None, ge=1, description="Optimizer steps between evaluations. Null: none.")
 

@@ -19,9 +19,9 @@ from pathlib import Path
 import pandas as pd
 
 from workflow_scripts.accounting.answer import Answers, advantages, answer, front, repayment
-from workflow_scripts.accounting.arms import Axis, arm_of, repeated_evaluations
+from workflow_scripts.accounting.arms import Axis, arm_of, repeated_evaluations, student_of
 from workflow_scripts.accounting.fairness import differences, incomplete, lower_is_better, qualities, quality_refusal
-from workflow_scripts.accounting.groups import averages, find, group
+from workflow_scripts.accounting.groups import Group, averages, find, group
 from workflow_scripts.accounting.load import Loaded, load
 from workflow_scripts.accounting.model import ExperimentSummary, sum_of
 from workflow_scripts.accounting.rows import (
@@ -121,7 +121,13 @@ def compare(loaded: Loaded, quality: str, baselines: Sequence[str], target: floa
     table = [ExperimentRow.of(s, names[s.experiment_name], shares) for s in summaries]
     by_group = averages(groups, table)
     axis, others = _axis(summaries, quality), [name for name in qualities(summaries) if name != quality]
-    golds = {name: gold for name in baselines if (gold := find(groups, name))}
+    golds: dict[str | None, Group] = {}  # by the student
+    unused = []
+    for name in baselines:
+        if (gold := find(groups, name)) is None:
+            unused.append(f"baseline {name} is not among the summaries: no verdict against it")
+        elif (first := golds.setdefault(student_of(gold.runs[0]), gold)) is not gold:
+            unused.append(f"baselines {first.name} and {gold.name} are of one student: no verdict against the second")
     here = {g.name: max((teacher_users(s, shares) or 1 for s in g.runs), default=1) for g in groups}
     found = answer(groups, list(golds.values()), axis, target, here)
     refused = quality_refusal(summaries, quality)
@@ -139,7 +145,7 @@ def compare(loaded: Loaded, quality: str, baselines: Sequence[str], target: floa
     whole, unlike = campaign(summaries, shares), differences(summaries)
     warnings = [
         *loaded.warnings,
-        *(f"baseline {name} is not among the summaries: no verdict against it" for name in baselines if name not in golds),
+        *unused,
         *incomplete(summaries),
         *(difference.text for difference in unlike),
         *([f"no Pareto front: {refused}"] if refused else []),
@@ -148,7 +154,7 @@ def compare(loaded: Loaded, quality: str, baselines: Sequence[str], target: floa
         warnings.append(f"the campaign's total leaves out {len(missing)} stage(s) without a figure: {', '.join(missing)}")
     comparison = Comparison(
         quality=quality,
-        baseline=", ".join(golds[name].name if name in golds else name for name in baselines) or None,
+        baseline=", ".join([gold.name for gold in golds.values()] or baselines) or None,
         target=target,
         experiments=table,
         answers=found.rows,

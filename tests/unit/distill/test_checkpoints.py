@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.helpers import tiny_training
-from workflow_scripts.distill import checkpoints
+from workflow_scripts.distill import checkpoints, training
 from workflow_scripts.distill.work import NotFinite, WorkCallback
 
 
@@ -75,16 +77,35 @@ def test_a_loss_that_is_no_number_ends_the_training_at_its_step(tmp_path: Path, 
     assert checkpoints.newest(tmp_path) is None
 
 
-def test_weights_that_are_no_numbers_are_no_checkpoint(tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("at", "options", "saved"), [(2, {"save_steps": 1}, [1]), (-1, {"keep_checkpoints": False}, [])], ids=["saved", "last"]
+)
+def test_weights_that_are_no_numbers_are_no_checkpoint_and_no_model(
+    tmp_path: Path, monkeypatch, at: int, options: dict[str, object], saved: list[int]
+) -> None:
     """The gradient of the last step spoils them, so that no loss tells."""
     student = tiny_training.model("sdpa")
     monkeypatch.setattr(tiny_training, "model", lambda attention: student)
 
     def spoil(step: int, callback: WorkCallback) -> None:
-        if step == 2:
+        if step == at % (len(callback._steps) + 1):
             student.lm_head.weight.data[5, 0] = float("nan")
 
-    with pytest.raises(NotFinite, match="a weight is not finite at step 2"):
-        tiny_training.train(tmp_path, each_step=spoil, save_steps=1, token_budget=200)
+    with pytest.raises(NotFinite, match="a weight is not finite at step"):
+        tiny_training.train(tmp_path, each_step=spoil, token_budget=200, **options)
     found = checkpoints.newest(tmp_path)
-    assert found is not None and checkpoints.step(found) == 1
+    assert ([] if found is None else [checkpoints.step(found)]) == saved
+
+
+def test_a_signal_in_the_last_evaluation_does_not_lose_a_training_without_checkpoints(tmp_path: Path, monkeypatch) -> None:
+    evaluate = training.DistillationTrainer.evaluate
+
+    def told_to_stop(self, *args, **more):
+        if self.state.global_step == self.state.max_steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(self, *args, **more)
+
+    monkeypatch.setattr(training.DistillationTrainer, "evaluate", told_to_stop)
+    trained = tiny_training.train(tmp_path, held_out=4, eval_steps=1, keep_checkpoints=False)
+    assert (trained.callback.signal, trained.metrics["ended_by"]) == (signal.SIGTERM, "token_budget")
+    assert checkpoints.newest(tmp_path) is None

@@ -213,7 +213,7 @@ def test_packing_is_no_setting_of_dpo_and_what_must_agree_is_named(tmp_path) -> 
         training = {"packing": packing, "energy_budget_kwh": 0.5, "compile": True, "eval_steps": 3}
         for pipeline in ("dpo", "baseline"):
             settings = load(tmp_path, {"one": {"pipeline": pipeline, "training": training}})["one"]
-            found[pipeline, packing] = training_slice(settings), comparable(settings)
+            found[pipeline, packing] = training_slice(settings), comparable(settings, settings.model.student)
     assert found["dpo", True] == found["dpo", False]
     assert found["baseline", True][0] != found["baseline", False][0]
     named = found["baseline", True][1]
