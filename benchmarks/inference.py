@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -144,7 +145,8 @@ def vllm(results: Path) -> Iterator[Row]:
             with subprocess.Popen(command, cwd=REPOSITORY, text=True, bufsize=1, **pipes) as peer:
 
                 def theirs(peer: subprocess.Popen[str] = peer, out: Path = out, log: Path = log) -> float:
-                    print(file=peer.stdin)
+                    with contextlib.suppress(BrokenPipeError):  # it has ended: said below
+                        os.write(peer.stdin.fileno(), b"\n")
                     told = next((line for line in peer.stdout or () if line.startswith("seconds ")), None)
                     if told is None:
                         raise RuntimeError(f"{' '.join(map(str, peer.args))} ended:\n{log.read_text()[-2000:]}")
