@@ -121,6 +121,7 @@ def test_fifty_kills(tmp_path: Path, host: Host) -> None:
         assert result["record"] == pytest.approx(result["sum"]), result
         assert result["outcomes"] == [{"term": "signal", "stage": "signal"}.get(result["victim"], "lost"), "completed"], result
         assert result["left"] == [], result
-        if result["watts"] is not None:
-            assert result["watts"] == pytest.approx(WATTS, rel=0.15), result
-    assert sum(r["watts"] is not None for r in results) > TRIALS / 4
+    watts = [result["watts"] for result in results if result["watts"] is not None]
+    assert len(watts) > TRIALS / 4 and max(watts) < 1.15 * WATTS, watts
+    # a thread of this test is the counter: where the machine stalls it, a ledger rightly has less, but not in many trials
+    assert sum(found > 0.85 * WATTS for found in watts) >= 0.9 * len(watts), watts
