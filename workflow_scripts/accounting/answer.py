@@ -48,7 +48,7 @@ class Answers:
 
 
 def own_baseline(method: Group, golds: Sequence[Group]) -> Group:
-    """The baseline of the method's student; the first one, which is refused, where its student has none."""
+    """The baseline of the method's student; else the first one, which is refused where the student is known."""
     students = {student_of(s) for s in method.runs}
     return next((gold for gold in golds if students & {student_of(s) for s in gold.runs}), golds[0])
 
@@ -63,7 +63,7 @@ def answer(
 ) -> Answers:
     """Verdict, levels and costs over reuses of every method. `target` is in the axis' units; `here` the reuses so far.
 
-    `golds` are the baselines, one for each starting model.
+    `golds` are the baselines, one for each student.
     """
     watts = modelled_watts(s for each in groups for s in each.runs)
     arms = {each.name: arm for each in groups if (arm := arm_of(each, axis, watts)) is not None}

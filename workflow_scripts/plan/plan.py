@@ -19,7 +19,7 @@ from workflow_scripts.plan.names import digest, files_at, files_of, named_model,
 from workflow_scripts.plan.rounds import plan_rounds, training_slice
 from workflow_scripts.plan.slices import canonical, comparable, cut, settings_fingerprint, value_at
 from workflow_scripts.settings import Experiments, Settings, SettingsError
-from workflow_scripts.settings.load import followers
+from workflow_scripts.settings.load import first_student, followers
 from workflow_scripts.settings.models import PrunedModel, RandomModel
 from workflow_scripts.settings.schema import Training
 
@@ -289,10 +289,8 @@ class Plan:
         return Job({"comparable": self._comparable(name)})
 
     def _comparable(self, name: str) -> dict[str, object]:
-        settings = first = self.experiments[name].settings
-        while first.model.policy:
-            first = self.experiments[first.model.policy].settings
-        return comparable(settings, first.model.student, self._methods.get(settings.model.policy or ""))
+        settings = self.experiments[name].settings
+        return comparable(settings, first_student(self._settings, name), self._methods.get(settings.model.policy or ""))
 
     def export_job(self, name: str) -> Job:
         """The words of the registry that card and reports use."""

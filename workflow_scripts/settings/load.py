@@ -239,6 +239,14 @@ def followers(experiments: Mapping[str, Settings], set_aside: Mapping[str, str])
     return {name: set_aside[policy] for name, policy in policies.items() if policy in set_aside}
 
 
+def first_student(experiments: Mapping[str, Settings], name: str) -> str:
+    """The model that the first of an experiment's trainings starts from, be it that of its policy."""
+    model = experiments[name].model
+    while model.policy is not None:
+        model = experiments[model.policy].model
+    return model.student
+
+
 def _check_references(experiments: Experiments) -> None:
     for name, settings in experiments.items():
         policy, seen = settings.model.policy, [name]
@@ -258,10 +266,10 @@ def _check_references(experiments: Experiments) -> None:
         runs = experiments.runs.get(name, [name])
         if not set(runs) <= set(compared):
             raise SettingsError(f"comparison.baseline = {name!r} must be one of comparison.experiments")
-        models = {experiments.methods[run]: experiments[run].model for run in runs if run in experiments}
-        if len({model.policy or model.student for model in models.values()}) < len(models):
+        students = {experiments.methods[run]: first_student(experiments, run) for run in runs if run in experiments}
+        if len(set(students.values())) < len(students):
             raise SettingsError(
-                f"comparison.baseline = {name!r} is swept and variants start from one model: name one of {', '.join(models)}"
+                f"comparison.baseline = {name!r} is swept and variants start from one model: name one of {', '.join(students)}"
             )
 
 

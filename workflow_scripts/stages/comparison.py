@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="workflow_scripts.stages.comparison", allow_abbrev=False)
     parser.add_argument("--summary", nargs="+", required=True)
     parser.add_argument("--quality", default="cross_entropy")
-    parser.add_argument("--baseline", nargs="+", default=[], help="one for each starting model")
+    parser.add_argument("--baseline", nargs="+", default=[], help="one for each student")
     parser.add_argument("--target", type=float)
     parser.add_argument("--out", default="comparison/comparison.json")
     options = parser.parse_args(arguments)
@@ -128,6 +128,10 @@ def compare(loaded: Loaded, quality: str, baselines: Sequence[str], target: floa
             unused.append(f"baseline {name} is not among the summaries: no verdict against it")
         elif (first := golds.setdefault(student_of(gold.runs[0]), gold)) is not gold:
             unused.append(f"baselines {first.name} and {gold.name} are of one student: no verdict against the second")
+    if len(golds) > 1 and (silent := [s.experiment_name for s in summaries if student_of(s) is None]):
+        unused.append(
+            f"of which student they are is not said, make them again: {', '.join(silent)}: taken for the first baseline's"
+        )
     here = {g.name: max((teacher_users(s, shares) or 1 for s in g.runs), default=1) for g in groups}
     found = answer(groups, list(golds.values()), axis, target, here)
     refused = quality_refusal(summaries, quality)

@@ -85,6 +85,18 @@ def test_a_policy_s_method_is_compared_with_the_baseline_of_its_first_student(po
     assert (row["baseline"], refused) == ((against, []) if against else ("gold_seed0", ["none"]))
 
 
+def test_a_policy_s_method_that_does_not_say_its_student_is_named_where_there_are_several() -> None:
+    """As summaries of earlier versions are: by one baseline they are compared as before."""
+    golds = [measured(name, 0, course(1000.0, 3.0)) for name in ("gold", "other_gold")]
+    for run, student in zip(golds, ("base", "other"), strict=True):
+        run["comparable"] = run["comparable"] | {"student": student}
+    dpo = measured("dpo", 0, course(900.0, 3.0), teacher=100.0) | {"lineage": policy_cost(800 / 3.6e6)}
+    said = [
+        " ".join(compared(*golds, dpo, baseline=names)["warnings"]) for names in ("gold_seed0 other_gold_seed0", "gold_seed0")
+    ]
+    assert ["make them again: dpo_seed0" in text for text in said] == [True, False]
+
+
 def test_one_run_has_a_difference_and_no_verdict() -> None:
     row = answers(*campaign(seeds=1), baseline="gold_seed0")["kd_seed0"]
     assert (row["kind"], row["cause"], row["repeatability"]) == ("undetermined", "one run", None)

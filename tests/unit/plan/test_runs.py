@@ -165,6 +165,13 @@ def test_runs_take_their_turn_in_shuffled_blocks_of_a_seed_after_what_they_share
             },
             "'demo_baseline' is swept and variants start from one model: name one of",
         ),
+        (
+            {
+                "sweep": {"demo_dpo": {"model.policy": ["demo_kd", "demo_sft"]}},
+                "comparison": {"experiments": ["demo_dpo", "demo_kd"], "baseline": "demo_dpo"},
+            },
+            "'demo_dpo' is swept and variants start from one model",
+        ),
         ({"comparison": {"baseline": "demo_kd-seed1"}}, "comparison: 'demo_kd-seed1' is no experiment; did you mean 'demo_kd'"),
     ],
 )
