@@ -100,7 +100,7 @@ def _sentence(row: Answer, made: Comparison) -> str:
 
 
 def _why(row: Answer) -> str:
-    fewest = " and ".join(n for n, runs in ((row.experiment, row.runs), (row.baseline, row.baseline_runs)) if runs < 2 and n)
+    fewest = " and ".join(n for n, runs in ((row.experiment, row.runs), (row.baseline, row.baseline_runs)) if runs < 2)
     why = CAUSES[row.cause or "energy"][0].format(fewest=fewest, target=_figure(row.target))
     if row.saved is not None:
         why += f"; the difference to an equal quality is {_span(row.saved, row.saved_low, row.saved_high, percent=True)}"
