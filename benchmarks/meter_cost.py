@@ -145,7 +145,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["METER_HOSTS"] = str(folder / "hosts")  # the host's facts are found by the first stage
-        for part in ("idle", "stall", "moment", "first", "tracked"):
+        for part in ("idle", "stall", "moment", "first", "tracked", "delays"):
             (folder / part).mkdir()
         metered("", folder / "first")
         share, record = while_running(folder / "idle", seconds)
@@ -155,25 +155,18 @@ def main() -> None:
         moment = metered("import time; time.sleep(0.3)", folder / "moment")
         stall = metered("import ctypes; [ctypes.PyDLL(None).sleep(10) for _ in range(2)]", folder / "stall")
         sampling = stall["attempts"][0]["sampling"]
-        delays = folder / "delays"
-        delays.mkdir()
+        missed = f"{sampling['expected'] - sampling['n']} of {sampling['expected']}"
+        delay = start_delay(folder / "delays")
+        split = " ".join(f"{shared_out(folder / f'jobs{n}'):.3f}" for n in range(3))
         rows = [
             ("meter CPU while it runs, share of one core", f"{share:.2%}", "< 1 %"),
             ("meter CPU of start and end, once a stage", f"{overhead['cpu_seconds'] - share * seconds:.2f} s", "-"),
             ("meter memory beyond its imports", f"{overhead['max_rss_mb'] - float(imports.stdout):.0f} MB", "< 60 MB"),
-            ("delay before the stage", f"{start_delay(delays):.3f} s", "< 0.15 s"),
+            ("delay before the stage", f"{delay:.3f} s", "< 0.15 s"),
             ("a stage of 0.3 s", f"{moment['total_energy_joules']:.2f} J", "a figure"),
             ("modelled CPU and RAM by CodeCarbon's tracker", f"{cpu:.3f} {dram:.3f}", "0.98 to 1.02"),
-            (
-                "three jobs at once, joules above idle over the host's",
-                " ".join(f"{shared_out(folder / f'jobs{n}'):.3f}" for n in range(3)),
-                "0.99 to 1.01",
-            ),
-            (
-                "samples missed, lock held 10 s at a time",
-                f"{sampling['expected'] - sampling['n']} of {sampling['expected']}",
-                "0",
-            ),
+            ("three jobs at once, joules above idle over the host's", split, "0.99 to 1.01"),
+            ("samples missed, lock held 10 s at a time", missed, "0"),
             ("integration error of a replayed trace", f"{replay_error():.1e}", "< 1e-6"),
         ]
     for what, value, bound in rows:

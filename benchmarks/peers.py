@@ -65,8 +65,8 @@ def score_one_by_one(model: Any, rows: Sequence[dict[str, Any]]) -> list[float]:
 @torch.no_grad()
 def bare_forward(model: Any, rows: Sequence[dict[str, Any]], pad_id: int) -> None:
     """Backbone and output embedding over a batch of rows; nothing is kept."""
-    batch = pad_rows(rows, pad_id).to(_device(model))
-    model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+    batch, device = pad_rows(rows, pad_id), _device(model)
+    model(input_ids=batch.input_ids.to(device), attention_mask=batch.attention_mask.to(device), use_cache=False)
 
 
 @torch.no_grad()

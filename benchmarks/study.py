@@ -24,7 +24,7 @@ from typing import Any
 
 import pandas as pd
 
-from workflow_scripts.accounting.arms import Axis, arm_of, modelled_watts
+from workflow_scripts.accounting.arms import Axis, arms_of
 from workflow_scripts.accounting.groups import group
 from workflow_scripts.accounting.load import load
 from workflow_scripts.accounting.rows import Comparison
@@ -134,23 +134,12 @@ def extract(comparison: Comparison) -> str:
     kinds = {row.experiment: row.kind for row in comparison.answers}
     columns = [(f"{name}_kwh", 1000.0) for name in ("teacher", "student", "lineage", "method")]
     columns += [("cross_entropy", 1.0)]
-    rows = [
-        [
-            row.group,
-            *(number(row.column(f"{key}_mean"), row.column(f"{key}_sd"), by) for key, by in columns),
-            kinds.get(row.group, ""),
-        ]
-        for row in comparison.groups
-    ]
-    head = [
-        "method",
-        "teacher [Wh]",
-        "training [Wh]",
-        "policy [Wh]",
-        "method [Wh]",
-        "held-out CE",
-        f"against {comparison.baseline}",
-    ]
+    rows = []
+    for row in comparison.groups:
+        figures = [number(row.column(f"{key}_mean"), row.column(f"{key}_sd"), by) for key, by in columns]
+        rows.append([row.group, *figures, kinds.get(row.group, "")])
+    head = ["method", "teacher [Wh]", "training [Wh]", "policy [Wh]", "method [Wh]", "held-out CE"]
+    head += [f"against {comparison.baseline}"]
     return pipe(rows, head, (0, len(head) - 1))
 
 
@@ -167,8 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
         PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), of_students([comparison]), OF_STUDENTS), encoding="utf-8")
         return 0
     summaries = load([results / row.experiment / "experiment_summary.json" for row in comparison.experiments]).summaries
-    groups, watts = group(summaries), modelled_watts(summaries)
-    arms = [arm for each in groups if (arm := arm_of(each, Axis(comparison.quality, 1.0), watts))]
+    arms = arms_of(group(summaries), Axis(comparison.quality, 1.0)).values()
     DATA.mkdir(exist_ok=True)
     table = pd.DataFrame((line for arm in arms for line in observations(arm)), columns=COLUMNS)
     table.astype({"seed": "Int64", "number": "Int64"}).to_csv(DATA / "runs.csv", index=False)

@@ -153,14 +153,8 @@ def train(
     Ours pack their rows, unless `padded_rows` stand for the inputs' own. `by_length` takes the order that a stage
     trains in. Compilation happens in the first step.
     """
-    options = Training(
-        token_budget=1,
-        batch_size=batch,
-        learning_rate=1e-5,
-        dtype="auto",
-        packing=packing and padded_rows is None and which in OURS,
-        compile=compiled,
-    )
+    packed = packing and padded_rows is None and which in OURS
+    options = Training(token_budget=1, batch_size=batch, learning_rate=1e-5, dtype="auto", packing=packed, compile=compiled)
     clock, order = timed(which, inputs, options, steps, padded_rows, by_length)
     counted = order[batch:] or order
     tokens = sum(len(inputs.rows[i]["input_ids"]) for i in counted)
@@ -221,12 +215,8 @@ def trainer_of(
     }
     if which == "dpo":
         args = setup(**dpo_options(0.1, "sigmoid"))
-        pairs = {
-            "train_dataset": Dataset.from_list(rows),
-            "processing_class": inputs.tokenizer,
-            "model": inputs.student.train(),
-        }
-        return PreferenceTrainer(**pairs, args=args, order=order)
+        pairs = {"train_dataset": Dataset.from_list(rows), "processing_class": inputs.tokenizer}
+        return PreferenceTrainer(model=inputs.student.train(), **pairs, args=args, order=order)
     if which in OURS:
         return training.DistillationTrainer(**common, args=setup(), order=order, kd=OURS[which])
     if which == "trl_opd":

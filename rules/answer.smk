@@ -25,6 +25,7 @@ SHOWN = {  # output: file, category in Snakemake's report, label
     "stages": ("stage_energy.csv", "Tables", "stages"),
     "amortised": ("amortised.csv", "Tables", "cost over reuses"),
     "runs": ("runs.csv", "Tables", "runs"),
+    "qualities": ("qualities.csv", "Quality", "other qualities"),
 }
 
 
@@ -50,6 +51,7 @@ RULES += [
             "run_config": f"{RUN_DIR}/run_config.yaml",
             "validation": f"{OUTPUT_DIR}/prerun_validation/validation.json",
         },
+        beside=lambda wildcards: PLAN.experiments[wildcards.experiment].shared,
         jobs={name: PLAN.summary_job(name) for name in PLAN.experiments},
         by="experiment",
         extra=lambda wildcards, input, output: [

@@ -35,10 +35,7 @@ RULES += [
         output={"proof": f"{MODEL_DIR}/checks/{{teacher}}.json"},
         record=f"{MODEL_DIR}/checks/{{teacher}}.record.json",
         named=("teacher", "student"),
-        extra=lambda wildcards, input, output: [
-            *("--settings", "{}", "--teacher", input.teacher),
-            *("--student", input.student),
-        ],
+        extra=lambda wildcards, input, output: ["--settings", "{}"],
         log=f"{MODEL_DIR}/logs/check_tokenizers.{{teacher}}.log",
         priority=100,
     ),

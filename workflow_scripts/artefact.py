@@ -31,11 +31,8 @@ class ArtefactError(UserError):
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file's content, hexadecimal."""
-    digest = hashlib.sha256()
     with path.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -255,7 +255,7 @@ PIPELINES = {
             "dpo_training",
             "preference_dataset",
             reads=("dpo.beta", "dpo.loss_type"),
-            evaluates=("dpo.beta",),
+            evaluates=("dpo.beta", "dpo.loss_type"),
             starts_with="policy",
             teacher_output="preferences",
             from_policy=True,
@@ -330,8 +330,3 @@ def rules() -> dict[str, str]:
             found[name] = family
     more = {"train_round": "student", "reference_evaluation": "evaluation"}
     return found | more | dict.fromkeys(exports().values(), "accounting")
-
-
-def rule_names() -> list[str]:
-    """Names of all metered rules: a stage's own, but for those that are split, exported by folder or run on references, too."""
-    return list(rules())

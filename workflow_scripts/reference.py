@@ -23,7 +23,7 @@ from workflow_scripts.accounting.prediction import Forecast
 from workflow_scripts.energy.model import StageRecord
 from workflow_scripts.estimate import memory
 from workflow_scripts.pipelines import PIPELINES, rules
-from workflow_scripts.settings.load import EXTENDS, load_experiments, read_yaml
+from workflow_scripts.settings.load import EXTENDS, load_experiments, models_in, read_yaml
 from workflow_scripts.settings.schema import CAMPAIGN_SECTIONS, Settings
 from workflow_scripts.settings.shapes import published_shape
 
@@ -98,7 +98,8 @@ def render() -> dict[Path, str]:
     parts = [INTRODUCTION % campaign]
     for key, title, model in sections("", Settings):
         document = " ".join((model.__doc__ or "").split())
-        rows = [row(f"{key}.{name}" if key else name, field) for name, field in model.model_fields.items() if is_leaf(field)]
+        fields = {name: field for name, field in model.model_fields.items() if not models_in(field.annotation)}
+        rows = [row(f"{key}.{name}" if key else name, field) for name, field in fields.items()]
         if rows:
             table = "| key | type | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows)
             parts.append(f"\n## {title}\n\n{document}\n\n{table}\n")
@@ -142,28 +143,11 @@ def sections(key: str, model: type[BaseModel]) -> list[tuple[str, str, type[Base
     for name, field in model.model_fields.items():
         path = f"{key}.{name}" if key else name
         inner = models_in(field.annotation)
-        if is_mapping(field.annotation):
+        if typing.get_origin(field.annotation) is dict:
             path += ".<name>"
         for section in inner:
             found += sections(path, section) if len(inner) == 1 else [(path, f"`{path}` as {section.__name__}", section)]
     return found
-
-
-def models_in(annotation: Any) -> list[type[BaseModel]]:
-    """Section models inside an annotation."""
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
-        return [annotation] if issubclass(annotation, BaseModel) else []
-    return [found for argument in typing.get_args(annotation) for found in models_in(argument)]
-
-
-def is_mapping(annotation: Any) -> bool:
-    """Whether an annotation is a dictionary."""
-    return typing.get_origin(annotation) is dict
-
-
-def is_leaf(field: FieldInfo) -> bool:
-    """Whether a field is a value rather than a section."""
-    return not models_in(field.annotation)
 
 
 def row(key: str, field: FieldInfo) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.faults.watch import LOOK_EVERY_S, Stage
+from workflow_scripts.artefact import sha256
 
 ROOMS = ("models", "corpus", "teacher", "demo_*")
 CONTENT = ("*.safetensors", "*.parquet", "manifest.json")
@@ -31,8 +32,7 @@ def results(folder: Path, known: Path | None = None, digests: dict[str, str] | N
         elif path.name == "evaluation.json":
             found[name] = _digest(json.dumps(_without_timings(json.loads(path.read_text())), sort_keys=True).encode())
         else:
-            with path.open("rb") as handle:
-                found[name] = hashlib.file_digest(handle, "sha256").hexdigest()
+            found[name] = sha256(path)
     return found
 
 

@@ -154,7 +154,8 @@ class Run:
         configure(self.workflow.overlay, {}, rapl)
         self.output = self.workflow.path(target.output)
         self.record = self.workflow.path(target.record)
-        self.state = folder / "results/state" / target.stage / self._fingerprint()
+        fingerprint = json.loads(self.record.read_text())["provenance"]["fingerprint"]
+        self.state = folder / "results/state" / target.stage / fingerprint
         self.wanted = [str(path.relative_to(folder)) for path in (self.output, self.record)]
         self._clear()
         self.started = time.time()
@@ -265,9 +266,6 @@ class Run:
         return [f"{pid}: {command}" for pid, command in left.items()]
 
     # ---- the copy
-
-    def _fingerprint(self) -> str:
-        return str(json.loads(self.record.read_text())["provenance"]["fingerprint"])
 
     def _clear(self) -> None:
         """Remove what the stage has made: artefact, record, state."""

@@ -77,7 +77,7 @@ class TimeLimit(OnSlurm):
 def slurm_faults(cluster: Cluster) -> list[Fault]:
     """All of them, on a running cluster."""
     return [
-        OnSlurm("Slurm: scancel", cluster, lambda cluster, run, job, node: ignore(cluster.run("scancel", job))),
+        OnSlurm("Slurm: scancel", cluster, lambda cluster, run, job, node: cluster.run("scancel", job)),
         OnSlurm("Slurm: scancel --signal=KILL", cluster, kill_steps),
         OnSlurm("Slurm: preemption", cluster, preempt),
         OnSlurm("Slurm: slurmd killed and back", cluster, restart_slurmd),
@@ -85,10 +85,6 @@ def slurm_faults(cluster: Cluster) -> list[Fault]:
         TimeLimit(cluster),
         DriverKilled(cluster),
     ]
-
-
-def ignore(text: str) -> None:
-    """A command's output that says nothing."""
 
 
 def kill_steps(cluster: Cluster, run: Run, job: str, node: str) -> None:

@@ -21,6 +21,7 @@ import torch
 
 from benchmarks import peers
 from benchmarks.gpu.shapes import EOS, PAD, SCALES, Scale, build, chat_rows, forward_flops, tokenizer
+from benchmarks.memory import field
 from benchmarks.training import Inputs, timed
 from workflow_scripts.artefact import open_artefact, publish
 from workflow_scripts.distill import logit_cache
@@ -175,7 +176,7 @@ def generation(scale: Scale, windows: Windows, work: Path) -> None:
 
     def ours(count: int, batch: int, new: int) -> int:
         chosen = options.model_copy(update={"batch_size": batch, "max_new_tokens": new})
-        return sum(a.generated for part in generate(model, prompts[:count], chosen, [], PAD, print) for a in part)
+        return sum(a.generated for part in generate(model, prompts[:count], chosen, [], PAD) for a in part)
 
     ours(2, 2, 2)  # warm up
     with windows.measure(f"generation, batch {scale.prompts}") as counted:
@@ -295,11 +296,11 @@ def _wait() -> None:
 
 def _memory() -> int:
     """Memory in use now [bytes]: allocated on the accelerator, else resident."""
-    return torch.cuda.memory_allocated() if torch.cuda.is_available() else _status("VmRSS")
+    return torch.cuda.memory_allocated() if torch.cuda.is_available() else int(field("VmRSS") * 2**20)
 
 
 def _peak() -> int:
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _status("VmHWM")
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else int(field("VmHWM") * 2**20)
 
 
 def _reset_peak() -> None:
@@ -308,11 +309,6 @@ def _reset_peak() -> None:
         return
     with contextlib.suppress(OSError):  # without it, peaks are those since the process began
         Path("/proc/self/clear_refs").write_text("5")
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
 
 
 def main() -> int:

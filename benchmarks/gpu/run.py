@@ -197,7 +197,9 @@ def main() -> int:
             if log.is_file():
                 (options.out / f"{phase}.log").write_bytes(log.read_bytes())
     print(f"\n{device['name']}, scale {options.scale}, {content['seconds']:.0f} s, {content['versions']}")
-    print(f"matrix product {device['matmul_flops'] / 1e12:.3g} TFLOP/s; energy: {_boundaries(rows)}\n")
+    energies = {f"{'+'.join(row['boundary'])} ({row['energy_class']})" for row in rows if row["boundary"]}
+    said = ", ".join(sorted(energies)) or "none"
+    print(f"matrix product {device['matmul_flops'] / 1e12:.3g} TFLOP/s; energy: {said}\n")
     text = table(content["rows"])
     (options.out / "table.md").write_text(text + "\n")
     print(text)
@@ -205,11 +207,6 @@ def main() -> int:
     for phase, reason in failed.items():
         print(f"error: {phase}: {reason}", file=sys.stderr)
     return 1 if failed else 0
-
-
-def _boundaries(rows: list[dict[str, Any]]) -> str:
-    found = {f"{'+'.join(row['boundary'])} ({row['energy_class']})" for row in rows if row["boundary"]}
-    return ", ".join(sorted(found)) or "none"
 
 
 if __name__ == "__main__":

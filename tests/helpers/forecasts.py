@@ -65,13 +65,8 @@ def state(
     origin = {"fingerprint": mark, "cpu": cpu, "cpu_count": 4}
     start = {
         **{"stage": stage, "role": "student", "part": None, "parts": None, "experiment": "x", "pipeline": None},
-        **{
-            "energy": Energy(carbon_intensity_g_per_kwh=100.0, pue=1.5).model_dump(),
-            "scope": "host",
-            "idle": None,
-            "attempt": mark,
-            "time": 100.0 - seconds,
-        },
+        "energy": Energy(carbon_intensity_g_per_kwh=100.0, pue=1.5).model_dump(),
+        **{"scope": "host", "idle": None, "attempt": mark, "time": 100.0 - seconds},
         **{"host": "h", "pid": 1, "slurm": {}, "devices": [{"uuid": str(n), "name": d} for n, d in enumerate(devices)]},
         "provenance": origin | ({"settings": settings, "inputs": named, "files": files} if settings is not None else {}),
     }

@@ -42,21 +42,10 @@ class Ledgers:
         """One attempt; `outcome` None leaves it without an end, as SIGKILL does."""
         self.clock += 1
         start = {
-            "stage": stage,
-            "role": "student" if experiment else "teacher",
-            "part": part,
-            "parts": parts,
-            "experiment": experiment,
-            "pipeline": "kd" if experiment else None,
+            **{"stage": stage, "role": "student" if experiment else "teacher", "part": part, "parts": parts},
+            **{"experiment": experiment, "pipeline": "kd" if experiment else None, "scope": "host", "idle": None},
+            **{"attempt": f"a{self.clock}", "time": 3600.0 * self.clock, "host": "h", "pid": 1, "slurm": {}, "devices": []},
             "energy": Energy(carbon_intensity_g_per_kwh=100.0).model_dump(),
-            "scope": "host",
-            "idle": None,
-            "attempt": f"a{self.clock}",
-            "time": 3600.0 * self.clock,
-            "host": "h",
-            "pid": 1,
-            "slurm": {},
-            "devices": [],
             "provenance": {"fingerprint": mark, "cpu": "x", "cpu_count": 2, "files": dict.fromkeys(files, INPUT)},
             **{name: path for name, path in (("record", record), ("output", output)) if path},
         }

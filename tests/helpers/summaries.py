@@ -77,19 +77,14 @@ def component(joules: float | None, method: str | None = None, percent: float | 
 
 def summary(name: str, pipeline: str, stages: dict[str, dict], **more) -> dict:
     """A summary of these stages; what follows from them is computed when it is read."""
+    quality = {"split_sha256": "s" * 64, "teacher": "t", "cross_entropy": 3.0, "kl_to_teacher": 1.0, "top1_agreement": 0.5}
     content = {
         "schema": "experiment-summary/1",
         "experiment_name": name,
         "pipeline": pipeline,
         "stages": stages,
         "lineage": None,
-        "quality": {
-            "split_sha256": "s" * 64,
-            "teacher": "t",
-            "cross_entropy": 3.0,
-            "kl_to_teacher": 1.0,
-            "top1_agreement": 0.5,
-        },
+        "quality": quality,
         "references": {"student": {"cross_entropy": 5.0}, "teacher": {"model": "t", "cross_entropy": 2.0}},
         "comparable": {"seed": 1},
         "seedless_fingerprint": f"settings of {name}",
@@ -127,13 +122,8 @@ def kd(name: str, teacher: float | None, student: float, cache: str = "cache", *
 
 def served(joules_per_token: float, percent: float = 5.0, instrument: str = "RAPL", whose: str = "h") -> dict:
     """An entry of `deployment`."""
-    part = {
-        "component": "cpu",
-        "joules_per_token": joules_per_token,
-        "instrument": instrument,
-        "whose": whose,
-        "uncertainty_pct": percent,
-    }
+    part = {"component": "cpu", "joules_per_token": joules_per_token, "instrument": instrument, "whose": whose}
+    part["uncertainty_pct"] = percent
     nothing = {"tokens": None, "seconds": None, "watts": None, "method": None, "reason": None}
     return {"joules_per_token": joules_per_token, "boundary": ["cpu"], "components": [part], **nothing}
 

@@ -202,9 +202,17 @@ def test_who_else_is_compared_is_no_affair_of_a_summary(finished: Workflow) -> N
 
 
 def test_results_without_snakemakes_notes_are_compared_by_what_their_records_say(finished: Workflow) -> None:
-    """Moved, copied or shared results, a second checkout, a second user: there is no .snakemake that knows them."""
+    """Moved, copied or shared results, a second checkout, a second user: there is no .snakemake that knows them.
+
+    A copy may have any times: here many inputs are newer than what was made from them.
+    """
     shutil.rmtree(finished.folder / ".snakemake")
     assert plan(finished) == {}
+    files = [p for p in (finished.folder / "results").rglob("*") if p.is_dir() or p.stat().st_nlink == 1]
+    for backwards in (False, True):
+        for number, path in enumerate(sorted(files, reverse=backwards)):
+            os.utime(path, (1.7e9 + number, 1.7e9 + number))
+        assert plan(finished) == {}
     edit(finished, "config/experiments/demo_kd.yaml", set_key("training.learning_rate", 1.0e-4))
     jobs = plan(finished)
     assert set(jobs) == TRAINING_KD
@@ -304,6 +312,16 @@ def test_a_new_experiment_with_the_same_teacher_settings_shares_the_teacher(fini
         "kd_again",
     }
     assert plan(finished) == {}
+
+
+def test_a_copy_of_a_shared_record_that_is_gone_is_written_again(finished: Workflow) -> None:
+    copy = finished.path("results/demo_kd/stages/preprocess.json")
+    whole = copy.read_bytes()
+    copy.unlink()
+    jobs = plan(finished)
+    assert set(jobs) == ANSWER_KD | {"comparison"} and "preprocess.json=missing" in jobs["experiment_summary demo_kd"]
+    finished.snakemake("--cores", "2")
+    assert copy.read_bytes() == whole and plan(finished) == {}
 
 
 def test_an_edited_template_or_corpus_file_reruns_what_reads_it(finished: Workflow) -> None:

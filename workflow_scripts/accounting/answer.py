@@ -13,9 +13,10 @@ from workflow_scripts.accounting.arms import (
     CURVED,
     Axis,
     arm_of,
-    modelled_watts,
+    arms_of,
     refusals,
     repeated_evaluations,
+    share_policies,
     student_of,
     told_apart,
 )
@@ -65,8 +66,7 @@ def answer(
 
     `golds` are the baselines, one for each student.
     """
-    watts = modelled_watts(s for each in groups for s in each.runs)
-    arms = {each.name: arm for each in groups if (arm := arm_of(each, axis, watts)) is not None}
+    arms, apart = arms_of(groups, axis), told_apart(groups)
     found = Answers(arms=arms)
     methods = _pairs(groups, golds)
     spread = verdicts.repeatability(arms.values(), repeated_evaluations(groups))
@@ -82,13 +82,15 @@ def answer(
             on_the_way = [s.evaluations_on_the_way for s in each.runs if CURVED not in s.own]
             if known["cause"] == "no curve" and any(evaluated and evaluated.points for evaluated in on_the_way):
                 known["cause"] = "own loss"  # they are of no quality
-            known["work_apart"] = all(told_apart(s) for one in (each, gold) for s in one.runs)
+            if known["cause"] == "one run" and any(map(share_policies, (each, gold))):
+                known["cause"] = "one policy"
+            known["work_apart"] = apart
             known["teacher_used"] = min(s.used_share for s in each.runs) if arm.teacher else None
             gap = verdict.saved[0] if verdict.saved[0] is not None else known.get("equal_tokens_saved")
             if verdict.kind == "undetermined" and spread and isinstance(gap, float) and gap:
                 had = min(arm.seeds, base.seeds)
-                apart = verdict.target if verdict.saved[0] is not None else None  # at this quality, not of whole trainings
-                seen, dof = intervals.pooled_spread([verdicts.energies(one, apart) for one in (arm, base)])
+                at = verdict.target if verdict.saved[0] is not None else None  # at this quality, not of whole trainings
+                seen, dof = intervals.pooled_spread([verdicts.energies(one, at) for one in (arm, base)])
                 known["seeds_needed"] = verdicts.seeds_needed(gap, max(spread[0], float(seen)) if dof else spread[0], had)
             found.levels += _levels(arm, base if not why else arm, axis)
             found.amortised += _amortised(arm, base, verdict, here.get(each.name, 1), axis) if arm.teacher and not why else []
@@ -106,7 +108,7 @@ def advantages(groups: Sequence[Group], golds: Sequence[Group], axes: Sequence[t
     methods = _pairs(groups, golds)
     for axis, refused in axes:
         for each, gold in methods:
-            arm, base = arm_of(each, axis, 0.0), arm_of(gold, axis, 0.0)
+            arm, base = arm_of(each, axis), arm_of(gold, axis)
             row = Advantage(experiment=each.name, baseline=gold.name, quality=axis.name, why_not=refused)
             if base is None or arm is None or not (arm.judged and base.judged):
                 continue
@@ -240,7 +242,7 @@ def _repayment(each: Group, arm: Arm | None, served: Mapping[str, list[float]], 
         reference_j_per_token=theirs,
         student_j_per_token=own,
         pooled=len(students),
-        why_not=None if theirs > own else "never",
+        why_not="never" if high <= 0 else None if theirs > own else "undetermined",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from workflow_scripts.accounting.fairness import boundary_difference
 from workflow_scripts.accounting.groups import Group
 from workflow_scripts.accounting.model import ExperimentSummary, SummaryStage, hardware_of, sum_of, unlike
-from workflow_scripts.accounting.rows import Refusal, stage_key
+from workflow_scripts.accounting.rows import Refusal, StageKey, stage_key
 from workflow_scripts.accounting.verdicts import Arm, Run
 from workflow_scripts.energy.neighbours import ANOTHER_METER
 from workflow_scripts.energy.uncertainty import instrument
@@ -43,9 +43,16 @@ class Axis:
         return self.sign * np.array(found, dtype=float), np.array(summary.quality.rows.tokens, dtype=float)
 
 
-def arm_of(group: Group, axis: Axis, watts: float) -> Arm | None:
-    """The runs of a group; None where an energy of one is not known. `watts`: see `factors`."""
-    runs = [_run(summary, axis, watts) for summary in group.runs]
+def arm_of(group: Group, axis: Axis, watts: float = 0.0, apart: bool = False) -> Arm | None:
+    """The runs of a group; None where an energy of one is not known.
+
+    `watts`: see `factors`. `apart`: whether joules to a quality are of the work alone, without start-up and saves. Runs that
+    start from one trained policy are no independent ones: they count as one.
+    """
+    runs = [_run(summary, axis, watts, apart) for summary in group.runs]
+    if share_policies(group):
+        known_as = list(dict.fromkeys(map(policy_of, group.runs)))
+        runs = [run and replace(run, seed=known_as.index(policy_of(s))) for run, s in zip(runs, group.runs, strict=True)]
     teachers: dict[Hashable, tuple[float, dict[str, float]]] = {}
     for summary in group.runs:
         records = {n: r for n, r in summary.own.items() if r.role == "teacher" and n not in summary.unshared}
@@ -59,25 +66,45 @@ def arm_of(group: Group, axis: Axis, watts: float) -> Arm | None:
     return Arm(group.name, known, list(teachers.values())) if len(known) == len(runs) and not group.problems else None
 
 
-def _run(summary: ExperimentSummary, axis: Axis, watts: float) -> Run | None:
+def arms_of(groups: Sequence[Group], axis: Axis) -> dict[str, Arm]:
+    """Arms by the name of their group, without those of which an energy is not known."""
+    watts, apart = modelled_watts(s for each in groups for s in each.runs), told_apart(groups)
+    return {each.name: arm for each in groups if (arm := arm_of(each, axis, watts, apart)) is not None}
+
+
+def told_apart(groups: Iterable[Group]) -> bool:
+    """Whether the work of every training is known by itself: else start-up and saves are in the joules of all."""
+    return all(work_of(summary) is not None for each in groups for summary in each.runs)
+
+
+def policy_of(summary: ExperimentSummary) -> frozenset[StageKey]:
+    """The trainings that made the starting policy."""
+    return frozenset(stage_key(name, record) for name, record in summary.stages.items() if record.lineage is not None)
+
+
+def share_policies(group: Group) -> bool:
+    """Whether runs of several seeds start from one training of the policy, whose spread over seeds is then not seen."""
+    policies = [policy_of(summary) for summary in group.runs]
+    return all(policies) and len(set(policies)) < len({summary.comparable.get("seed") for summary in group.runs})
+
+
+def _run(summary: ExperimentSummary, axis: Axis, watts: float, apart: bool) -> Run | None:
     training, before = summary.training_energy, summary.before
     final = summary.quality.quality(axis.name)
     own = joules_of(summary.unshared.values())  # of a teacher that is asked for this run alone
     earlier = joules_of(summary.earlier)
     if training is None or before is None or training.value <= 0 or own is None or earlier is None:
         return None
-    rounds = [(name, phase.joules or 0.0) for record in summary.earlier for name, phase in record.phases.items()]
-    aside = sum(joules for name, joules in rounds if name != "work")
-    evaluated = sum(joules for name, joules in rounds if name == "evaluate")
+    rounds = [(name, (p.joules or 0.0) * each.share_kept) for each in summary.earlier for name, p in each.phases.items()]
+    aside = sum(joules for name, joules in rounds if name == "evaluate" or (apart and name != "work"))
     fixed_before = before.value + own + earlier - aside
-    found, fixed = summary.evaluations_on_the_way, fixed_joules(summary)
+    found, work = summary.evaluations_on_the_way, work_of(summary)
     whole = training.value + before.value + own
-    work = whole - sum(fixed) - (aside - evaluated)  # evaluations are no part of `whole`
+    work = fixed_before + work if apart and work is not None else whole
     points = []
     if found and axis.name == "cross_entropy" and CURVED in summary.own:
-        known = [(p.training_joules, p.eval_loss) for p in found.points]
-        curve = [(joules, loss) for joules, loss in known if joules is not None and loss is not None]
-        points = [(max(0.0, joules - fixed[0]) + fixed_before, axis.sign * loss) for joules, loss in curve]
+        known = [(p.work_joules if apart else p.training_joules, p.eval_loss) for p in found.points]
+        points = [(j + fixed_before, axis.sign * loss) for j, loss in known if j is not None and loss is not None]
     final = math.nan if final is None else axis.sign * final
     points = [point for point in points if point[0] < work] + [(work, final)]
     rows, tokens = axis.rows(summary)
@@ -94,27 +121,21 @@ def _run(summary: ExperimentSummary, axis: Axis, watts: float) -> Run | None:
 
 
 def joules_of(records: Iterable[SummaryStage]) -> float | None:
-    """Joules of some stages, 0 of none; None where one of them has no figure."""
-    return sum_of([0.0, *(spent.value if (spent := record.spent) else None for record in records)])
+    """Joules of some stages whose work survived, 0 of none; None where one of them has no figure."""
+    return sum_of([0.0, *(record.kept for record in records)])
 
 
-def fixed_joules(summary: ExperimentSummary) -> tuple[float, float]:
-    """Joules of a training's start-up and saves, which no quality depends on; 0 where a record does not tell them apart.
+def work_of(summary: ExperimentSummary) -> float | None:
+    """Joules of the work phase of a training, without start-up and saves, which no quality depends on.
 
-    A training that was resumed has several starts among its points: they stay in it.
+    None where the records do not tell them apart, at its end or at an evaluation: of a training that was resumed, several
+    starts are among its points.
     """
-    training = summary.training
-    if training is None or not told_apart(summary):
-        return 0.0, 0.0
-    start, save = (training.phases.get(name) for name in ("start", "save"))
-    return (start.joules or 0.0 if start else 0.0), (save.joules or 0.0 if save else 0.0)
-
-
-def told_apart(summary: ExperimentSummary) -> bool:
-    """Whether the record of the training has its work phase by itself."""
-    training = summary.training
+    training, found = summary.training, summary.evaluations_on_the_way
     work = training.work_phase if training else None
-    return training is not None and len(training.attempts) == 1 and work is not None and work.joules is not None
+    if training is None or work is None or len(training.attempts) > 1 or any(record.wasted_j for record in summary.earlier):
+        return None
+    return None if any(point.work_joules is None for point in (found.points if found else [])) else work.joules
 
 
 def factors(records: Iterable[SummaryStage], watts: float) -> dict[str, float]:
@@ -159,6 +180,18 @@ def student_of(summary: ExperimentSummary) -> str | None:
     return None if known is None else str(known)
 
 
+def metering_of(records: Iterable[SummaryStage]) -> str:
+    """Whose energy the figures of stages are, and the power that their modelled ones are made from."""
+    found = set()
+    for record in records:
+        found |= {f"{name} of the {part.scope}" for name, part in record.inside.items()}
+        modelled = {name for name, part in record.inside.items() if part.energy_class == "modelled"}
+        for model in record.power_models:
+            words = {"cpu": f"TDP {model.cpu_tdp_watts:g} W", "dram": f"memory {model.dram_watts:g} W"}
+            found |= {words[name] for name in modelled & words.keys()}
+    return ", ".join(sorted(found))
+
+
 def refusals(method: Group, baseline: Group, quality: str) -> list[Refusal]:
     """Why a method cannot be compared with the baseline, each with the stage to repeat where there is one."""
     both = [method, baseline]
@@ -178,8 +211,11 @@ def refusals(method: Group, baseline: Group, quality: str) -> list[Refusal]:
         if summary.before is None or (own is not None and own not in students):
             start = own or str(summary.comparable.get("starting model"))
             found.append(Refusal(what="starting model", experiment=summary.experiment_name, value=start))
-    if hardware := unlike({each.name: hardware_of(r for s in each.runs for r in s.of("student")) for each in both}):
+    student = {each.name: [r for s in each.runs for r in s.stages.values() if r.role == "student"] for each in both}
+    if hardware := unlike({name: hardware_of(records) for name, records in student.items()}):
         found.append(Refusal(what="hardware", experiment=method.name, value=hardware))
+    if meters := unlike({each.name: metering_of(s.training for s in each.runs if s.training) for each in both}):
+        found.append(Refusal(what="meter", experiment=method.name, value=meters))
     return found + [refusal for each in both for summary in each.runs for refusal in contention(summary)]
 
 

@@ -132,7 +132,9 @@ def bill(root: Path) -> Bill:
     ]
     rows = [_row(version) for version in (*found.versions, *alone)]
     records = [r for v in (*found.versions, *alone) for r in v.records]
-    whole, grams = known_energy(records), [record.carbon.grams for record in records if record.spent is not None]
+    figured = [record for record in records if any(attempt.total_j is not None for attempt in record.attempts)]
+    whole, grams = known_energy(records), [record.carbon.grams for record in figured]
+    unsure = any(row.without_figure for row in rows) or any(record.spent is None for record in figured)
     experiments = _grouped(rows, "experiment", lambda row: row.experiment or SHARED)
     methods = _grouped(rows, "method", lambda row: method_of(row.experiment or SHARED))
     return Bill(
@@ -142,7 +144,7 @@ def bill(root: Path) -> Bill:
             rows,
             energy_class=whole.energy_class or "unavailable",
             boundary=sorted(whole.boundaries),
-            uncertainty_kwh=None if any(row.without_figure for row in rows) else whole.uncertainty_kwh,
+            uncertainty_kwh=None if unsure else whole.uncertainty_kwh,
             carbon_grams=sum_of(grams),
         ),
         stages=_grouped(rows, "stage", lambda row: row.stage or SHARED),

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, PrivateAttr, computed_field, model_validator
 
 from workflow_scripts.accounting.prediction import ForecastOutcome
-from workflow_scripts.accounting.quality import Evaluation, IntermediateEvaluations
+from workflow_scripts.accounting.quality import Deployment, Evaluation, IntermediateEvaluations
 from workflow_scripts.artefact import RANDOM_WEIGHTS
 from workflow_scripts.energy.documents import Closed, Document, is_none
 from workflow_scripts.energy.model import EnergyClass, StageRecord, known_energy
@@ -80,34 +80,21 @@ class Lineage(Closed):
     total_energy_kwh: float | None
 
 
-class DeployedComponent(Closed):
-    """A component's part of the joules per token, with its instrument and the host or GPUs that it belongs to."""
-
-    component: str
-    joules_per_token: float
-    instrument: str
-    whose: str
-    uncertainty_pct: float | None
-
-
-class Deployment(Closed):
-    """What serving a model costs: joules per generated token in its evaluation, by which method, from which components."""
-
-    joules_per_token: float | None = None
-    tokens: int | None = None
-    seconds: float | None = None
-    watts: float | None = None
-    boundary: list[str] = Field(default_factory=list)
-    components: list[DeployedComponent] = Field(default_factory=list)
-    method: Literal["trace", "mean power of the evaluation"] | None = None
-    reason: str | None = None
-
-
 class SummaryStage(StageRecord):
     """A stage of a summary. With `lineage` it belongs to the experiment of that name, whose model this one starts from."""
 
     lineage: str | None = Field(None, exclude_if=is_none)
     shared_by: list[str] | None = Field(None, exclude_if=is_none)  # of imported experiments, and in older summaries
+
+    @property
+    def kept(self) -> float | None:
+        """Joules whose work survived: what lost attempts have spent is on the bill, and no cost of a method."""
+        return None if self.spent is None else self.spent.value - (self.wasted_j or 0.0)
+
+    @property
+    def share_kept(self) -> float:
+        """The part of its joules whose work survived, 1 where that is not known."""
+        return (self.kept or 0.0) / self.spent.value if self.spent is not None and self.spent.value else 1.0
 
 
 @dataclass(frozen=True)
@@ -141,7 +128,7 @@ class ExperimentSummary(Document):
     deployment: dict[str, Deployment] = Field(default_factory=dict)
     stages: dict[str, SummaryStage] = Field(min_length=1)
 
-    # Sums over the stages that are in the total; the training's tokens; energies of the stages that have a figure.
+    # Sums over the stages that are in the total; the trainings' tokens; energies of the stages that have a figure.
     start_time: float = 0.0
     end_time: float = 0.0
     total_duration_seconds: float = 0.0
@@ -188,10 +175,21 @@ class ExperimentSummary(Document):
         """The experiment's own training."""
         return self.own.get(training_of(self.pipeline))
 
+    @property
+    def trainings(self) -> list[SummaryStage]:
+        """The trainings of all rounds."""
+        return [stage for name, stage in self.own.items() if plain_name(name) == training_of(self.pipeline)]
+
     def spent(self, *roles: str) -> Energy | None:
         """Energy of the stages of some roles, or of all; None when there is none or one of them has no figure."""
         stages = self.of(*roles) if roles else list(self.own.values())
         return known_energy(stages) if stages and all(stage.spent is not None for stage in stages) else None
+
+    def kept(self, *roles: str) -> Energy | None:
+        """As `spent`, of what survived."""
+        stages = self.of(*roles) if roles else list(self.own.values())
+        spent, kept = self.spent(*roles), sum_of([stage.kept for stage in stages])
+        return spent.scaled(kept / spent.value) if spent is not None and kept is not None and spent.value > 0 else spent
 
     @property
     def before(self) -> Energy | None:
@@ -219,8 +217,8 @@ class ExperimentSummary(Document):
 
     @property
     def training_energy(self) -> Energy | None:
-        """The student's stages without the evaluations inside the trainings, where their joules are known."""
-        student, evaluating = self.spent("student"), sum(self.evaluating_kwh) * KWH
+        """What survived of the student's stages, without the evaluations inside the trainings where their joules are known."""
+        student, evaluating = self.kept("student"), sum(self.evaluating_kwh) * KWH
         if student is None or not evaluating or student.value <= 0:
             return student
         return student.scaled(max(0.0, 1 - evaluating / student.value))
@@ -234,17 +232,17 @@ class ExperimentSummary(Document):
     def evaluating_kwh(self) -> list[float]:
         """Energy [kWh] of the evaluations inside each training; none of one where it is not known."""
         found = self.evaluations_on_the_way
-        rounds = [phase.joules for stage in self.earlier if (phase := stage.phases.get("evaluate"))]
+        rounds = [(p.joules or 0.0) * stage.share_kept for stage in self.earlier if (p := stage.phases.get("evaluate"))]
         return [joules / KWH for joules in (found.joules if found else None, *rounds) if joules]
 
     @property
     def method_energy(self) -> Energy | None:
         """What the method costs: teacher (the share that was used), training, starting policy; None when one is not known.
 
-        Prerun, data and evaluation are no part of it, nor are the evaluations inside the training.
+        Prerun, data and evaluation are no part of it, nor are the evaluations inside the training and what lost attempts spent.
         """
         student, before = self.training_energy, self.before
-        teacher = self.spent("teacher") if self.of("teacher") else Energy(0.0)
+        teacher = self.kept("teacher") if self.of("teacher") else Energy(0.0)
         if teacher is None or student is None or before is None or self.problems:
             return None
         return student + before + teacher.scaled(self.used_share)
@@ -285,7 +283,8 @@ class ExperimentSummary(Document):
         self.start_time = min((stage.start_time for stage in own), default=0.0)
         self.end_time = max((stage.end_time for stage in own), default=0.0)
         self.total_duration_seconds = sum(stage.duration_seconds for stage in own)
-        self.total_tokens_processed = training.tokens_processed if training else None
+        tokens = [stage.tokens_processed for stage in self.trainings]
+        self.total_tokens_processed = sum(map(int, tokens)) if tokens and None not in tokens else None  # type: ignore[arg-type]
         self.tokens_unit = training.tokens_unit if training else None
         counted = {kind: [n for stage in own if (n := getattr(stage.work, kind)) is not None] for kind in TOKEN_TYPES}
         self.tokens = {kind: sum(counts) if counts else None for kind, counts in counted.items()}
@@ -318,19 +317,19 @@ class ExperimentSummary(Document):
             return self.total_tokens_processed
         then = (trained.joules_per_token or 0.0) * trained.tokens_processed
         late = abs(trained.total_energy_joules - then) > 1e-6 * trained.total_energy_joules
-        return None if late else trained.tokens_processed
+        return None if late else self.total_tokens_processed
 
     @computed_field
     @property
     def overall_joules_per_token(self) -> float | None:
-        """Energy of all stages per token of the training."""
+        """Energy of all stages per token of the trainings."""
         joules, tokens = self.total_energy_joules, self._tokens_of_the_end
         return joules / tokens if joules is not None and tokens else None
 
     @computed_field
     @property
     def overall_tokens_per_second(self) -> float | None:
-        """Tokens of the training per second of all stages."""
+        """Tokens of the trainings per second of all stages."""
         tokens, seconds = self._tokens_of_the_end, self.total_duration_seconds
         return tokens / seconds if tokens and seconds else None
 

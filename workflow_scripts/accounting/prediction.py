@@ -111,7 +111,10 @@ def compare_forecast(
     found: dict[str, tuple[Bounds, float | None]] = {}
     for stage, path in paths.items():
         row = rows.get(path)
-        if row is not None and row.kwh is not None and row.made_at <= records[stage].end_time:
+        whole = row is not None and sum(row.jobs.values()) > (
+            records[stage].parts or 0
+        )  # not of parts that were still to be done
+        if row is not None and whole and row.kwh is not None and row.made_at <= records[stage].end_time:
             found[stage] = (row.kwh, records[stage].total_energy_kwh)
     if not found:
         return None

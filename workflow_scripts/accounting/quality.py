@@ -1,8 +1,8 @@
-"""How good a model is: what its evaluation wrote, and the evaluations during its training."""
+"""How good a model is and what serving it costs: what its evaluation wrote, and the evaluations during its training."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -12,11 +12,15 @@ LOWER_IS_BETTER = {"cross_entropy": True, "bits_per_byte": True, "kl_to_teacher"
 
 
 class EvaluationPoint(Closed):
-    """Held-out loss after `step` optimizer steps, and the joules of the training alone until then."""
+    """Held-out loss after `step` optimizer steps, and the joules of the training alone until then.
+
+    `work_joules` are those of its work phase; null where the record does not tell it apart.
+    """
 
     step: int
     eval_loss: float | None
     training_joules: float | None
+    work_joules: float | None = None
 
 
 class IntermediateEvaluations(Closed):
@@ -110,3 +114,26 @@ class Evaluation(Open):
         entry = self.metrics.get(name, TaskMetric())
         said = f"examples {entry.examples}, shots {entry.shots}, version {entry.version}"
         return f"{said}, chat template {self.tasks.chat_template if self.tasks else None}"
+
+
+class DeployedComponent(Closed):
+    """A component's part of the joules per token, with its instrument and the host or GPUs that it belongs to."""
+
+    component: str
+    joules_per_token: float
+    instrument: str
+    whose: str
+    uncertainty_pct: float | None
+
+
+class Deployment(Closed):
+    """What serving a model costs: joules per generated token in its evaluation, by which method, from which components."""
+
+    joules_per_token: float | None = None
+    tokens: int | None = None
+    seconds: float | None = None
+    watts: float | None = None
+    boundary: list[str] = Field(default_factory=list)
+    components: list[DeployedComponent] = Field(default_factory=list)
+    method: Literal["trace", "mean power of the evaluation"] | None = None
+    reason: str | None = None

@@ -17,7 +17,7 @@ from workflow_scripts.energy.uncertainty import KWH, Energy
 StageKey = tuple[str, float]
 BESIDE = ("prerun", "data", "evaluation")  # roles that are no part of what a method costs
 Users = dict[StageKey, list[str]]  # run of a stage -> names of the experiments that use it
-Properties = Literal["energy", "boundary", "evaluation split", "starting model", "hardware", "uncertainty"]
+Properties = Literal["energy", "boundary", "evaluation split", "starting model", "hardware", "meter", "uncertainty"]
 What = Properties | Literal["cpu share", "another meter", "gpu processes"]  # what forbids a comparison
 
 
@@ -92,7 +92,9 @@ class ExperimentRow(Row):
         users, teacher_kwh = teacher_users(summary, shares), roles["teacher"].kwh
         tokens = training.tokens_processed if training else None
         per_token = training.spent.scaled(1 / tokens) if training and training.spent and tokens else None
-        joules, above_idle = (training.total_energy_joules, training.above_idle_j) if training else (None, None)
+        joules, above_idle = (
+            sum_of([getattr(r, key) for r in summary.trainings]) for key in ("total_energy_joules", "above_idle_j")
+        )
         known = {
             "experiment": summary.experiment_name,
             "pipeline": summary.pipeline,
@@ -106,12 +108,12 @@ class ExperimentRow(Row):
             "wasted_kwh": summary.wasted_j / KWH if summary.wasted_j is not None else None,
             "carbon_g": summary.carbon_grams,
             "no_grams": training.carbon.reason if training else None,
-            "training_tokens": tokens,
+            "training_tokens": summary.total_tokens_processed,
             "joules_per_token": training.joules_per_token if training else None,
             "joules_per_token_uncertainty": per_token.half_width if per_token else None,
             **{key: getattr(training, key) if training else None for key in RATES},
-            "training_s": training.duration_seconds if training else None,
-            "training_cpu_s": training.cpu.job_s if training and training.cpu else None,
+            "training_s": sum_of([r.duration_seconds for r in summary.trainings]),
+            "training_cpu_s": sum_of([r.cpu.job_s if r.cpu else None for r in summary.trainings]),
             "training_idle_pct": 100 * (1 - above_idle / joules) if joules and above_idle is not None else None,
             **{key: getattr(quality, key) for key in ("cross_entropy", "bits_per_byte", "kl_to_teacher", "top1_agreement")},
             "untrained_cross_entropy": references["student"].cross_entropy if "student" in references else None,
@@ -201,7 +203,7 @@ class Answer(Row):
     `reuses` is N* there, `saved` the share of the baseline's energy that the method saves, `better` the advantage of its final
     model; each with the bounds of its 95 % interval, null where they are not known (the upper one of N*: or infinite).
     `equal_tokens` is N* of the whole trainings, the published formula, at whatever quality they end. `work_apart`: start-up and
-    saves are told apart from the joules to a quality.
+    saves are not in the joules to a quality, as the records of all compared trainings tell them apart.
     """
 
     experiment: str
@@ -272,7 +274,9 @@ class Repayment(Row):
     reference_j_per_token: float | None = None
     student_j_per_token: float | None = None
     pooled: int = 0
-    why_not: Literal["no target", "target not reached", "energy", "not measured", "boundary", "never"] | None = None
+    why_not: (
+        Literal["no target", "target not reached", "energy", "not measured", "boundary", "undetermined", "never"] | None
+    ) = None
 
 
 class Amortised(Row):

@@ -22,9 +22,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, Field
 
-from workflow_scripts.accounting.model import Deployment, ExperimentSummary, Lineage, SummaryStage, sum_of
+from workflow_scripts.accounting.model import ExperimentSummary, Lineage, SummaryStage, sum_of
 from workflow_scripts.accounting.prediction import ForecastRow, compare_forecast, read_forecast
-from workflow_scripts.accounting.quality import Evaluation
+from workflow_scripts.accounting.quality import Deployment, Evaluation
 from workflow_scripts.accounting.traces import deployed_cost, intermediate_evaluations
 from workflow_scripts.artefact import ArtefactError, read_json, write_json
 from workflow_scripts.energy.documents import validated
@@ -161,18 +161,19 @@ def adopted_record(manifest: Path, adoption: SummaryStage) -> SummaryStage:
 
 
 def lineage(parent: ExperimentSummary) -> Lineage:
-    """What training the starting policy of a dpo experiment has cost: teacher and student stages of its ancestors.
+    """What training a starting policy has cost: the used share of the teacher's stages and the student's, of all ancestors.
 
     Their prerun, data and evaluation stages are left out, and the evaluations inside the training: they are shared with this
     experiment or not needed for the policy.
     """
-    teacher, student = parent.roles["teacher"], parent.training_energy
+    teacher, student = parent.kept("teacher"), parent.training_energy
+    teacher_kwh = teacher.kwh * parent.used_share if teacher else None
     before = [parent.lineage.total_energy_kwh] if parent.lineage else []
-    parts = [*([teacher.kwh] if teacher.stages else []), student.kwh if student else None, *before]
+    parts = [*([teacher_kwh] if parent.of("teacher") else []), student.kwh if student else None, *before]
     return Lineage(
         policy=parent.experiment_name,
         student_kwh=student.kwh if student else None,
-        teacher_kwh=teacher.kwh,
+        teacher_kwh=teacher_kwh,
         total_energy_kwh=sum_of(parts),
     )
 

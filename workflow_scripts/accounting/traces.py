@@ -19,9 +19,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workflow_scripts.accounting.model import DeployedComponent, Deployment, sum_of
-from workflow_scripts.accounting.quality import Evaluation, EvaluationPoint, Generation, IntermediateEvaluations
+from workflow_scripts.accounting.model import sum_of
+from workflow_scripts.accounting.quality import (
+    DeployedComponent,
+    Deployment,
+    Evaluation,
+    EvaluationPoint,
+    Generation,
+    IntermediateEvaluations,
+)
 from workflow_scripts.energy.model import AttemptRecord, IntermediateEvaluation, StageRecord
+from workflow_scripts.energy.pauses import PAUSE_S
 from workflow_scripts.energy.uncertainty import instrument
 from workflow_scripts.errors import UserError
 
@@ -48,10 +56,10 @@ def locate(named: str, near: Path) -> Path:
 
 
 def energy_curve(record: StageRecord, attempt: AttemptRecord, near: Path) -> pd.DataFrame:
-    """Columns `elapsed_s` and `joules`: cumulative energy [J] of one attempt over the record's boundary.
+    """Columns `elapsed_s` and `joules`, cumulative energy [J] of one attempt over the record's boundary, and `work`.
 
-    The first point is 0 at the start, the next the first sample at which every component of the boundary has a figure. Raises
-    TraceError.
+    `work` are the joules of the work phase as the meter saw them, NaN where it did not. The first point is 0 at the start, the
+    next the first sample at which every component of the boundary has a figure. Raises TraceError.
     """
     if not attempt.trace:
         raise TraceError(f"attempt {attempt.id} kept no trace")
@@ -67,12 +75,15 @@ def energy_curve(record: StageRecord, attempt: AttemptRecord, near: Path) -> pd.
     samples = samples.dropna(subset=["elapsed_s", *columns])
     if samples.empty:
         raise TraceError(f"{path} has no sample with every component of {'+'.join(boundary)}")
-    energy = np.zeros(len(samples))
+    seconds, energy = samples["elapsed_s"].to_numpy(dtype=float), np.zeros(len(samples))
+    suspended = attempt.end_time - attempt.start_time - attempt.duration_seconds > PAUSE_S
+    stood_still = np.diff(seconds, prepend=seconds[0]) > (PAUSE_S if suspended else math.inf)
     for name, charged in boundary.items():
-        own = samples[f"{name}_j"].to_numpy(dtype=float)
+        own = np.cumsum(np.where(stood_still, 0.0, np.diff(samples[f"{name}_j"].to_numpy(dtype=float), prepend=0.0)))
         energy += own * (charged / own[-1] if own[-1] > 0 else 1.0)
-    seconds = samples["elapsed_s"].to_numpy(dtype=float)
-    return pd.DataFrame({"elapsed_s": np.concatenate([[0.0], seconds]), "joules": np.concatenate([[0.0], energy])})
+    work = samples["work_j"].to_numpy(dtype=float) if "work_j" in samples else np.full(len(samples), math.nan)
+    columns_of = {"elapsed_s": seconds, "joules": energy, "work": work}
+    return pd.DataFrame({name: np.concatenate([[0.0], values]) for name, values in columns_of.items()})
 
 
 def _charged(record: StageRecord, attempt: AttemptRecord) -> dict[str, float]:
@@ -150,9 +161,9 @@ def _sum(line: dict[str, Any], boundary: Iterable[str]) -> float | None:
 def intermediate_evaluations(record: StageRecord, near: Path) -> IntermediateEvaluations | None:
     """Cost and points of a training's evaluations (step, loss and time are the training's), or None where it made none.
 
-    The joules are null with a `reason` where no trace covers an evaluation; `training_joules` of a point are what all attempts
-    had used when the evaluation began, earlier evaluations left out. Evaluations that a killed attempt repeated later are
-    counted once; the first time is in the training's joules.
+    The joules are null with a `reason` where no trace covers an evaluation; `training_joules` of a point are what its attempt
+    had used when the evaluation began, and what survived of earlier ones, without earlier evaluations. Those that a killed
+    attempt repeated later are counted once.
     """
     evaluations = record.metrics.evaluations
     if not evaluations:
@@ -167,7 +178,7 @@ def intermediate_evaluations(record: StageRecord, near: Path) -> IntermediateEva
     spent = 0.0
     try:
         for point, evaluation in zip(found.points, evaluations, strict=True):
-            before, own = _joules(record, evaluation, near)
+            before, own, point.work_joules = _joules(record, evaluation, near)
             point.training_joules = before - spent
             spent += own
         found.joules = spent
@@ -176,8 +187,8 @@ def intermediate_evaluations(record: StageRecord, near: Path) -> IntermediateEva
     return found
 
 
-def _joules(record: StageRecord, evaluation: IntermediateEvaluation, near: Path) -> tuple[float, float]:
-    """Joules of all attempts until an evaluation began, and its own. Raises TraceError when no trace covers it."""
+def _joules(record: StageRecord, evaluation: IntermediateEvaluation, near: Path) -> tuple[float, float, float | None]:
+    """Joules until an evaluation began, its own, and those of the work phase. Raises TraceError when no trace covers it."""
     earlier = 0.0
     for attempt in record.attempts:
         if attempt.id == evaluation.attempt and evaluation.start_s is not None and evaluation.end_s is not None:
@@ -185,9 +196,17 @@ def _joules(record: StageRecord, evaluation: IntermediateEvaluation, near: Path)
             before = joules_between(curve, 0.0, evaluation.start_s)
             own = joules_between(curve, evaluation.start_s, evaluation.end_s)
             if before is not None and own is not None:
-                return earlier + before, own
-        earlier += attempt.total_j or 0.0
+                return earlier + before, own, _work(record, curve, (evaluation.start_s + evaluation.end_s) / 2)
+        earlier += (attempt.total_j if attempt.useful_j is None else attempt.useful_j) or 0.0
     raise TraceError(f"no power trace covers the evaluation at step {evaluation.step}")
+
+
+def _work(record: StageRecord, curve: pd.DataFrame, at: float) -> float | None:
+    """Joules of the work phase until `at` [s], which stand still in an evaluation; None of several attempts."""
+    phase, traced = record.work_phase, curve["work"].to_numpy()
+    if len(record.attempts) > 1 or phase is None or phase.joules is None or not traced[-1] > 0:
+        return None
+    return float(np.interp(at, curve["elapsed_s"].to_numpy(), traced)) * phase.joules / float(traced[-1])
 
 
 def deployed_cost(evaluation: Evaluation, record: StageRecord | None, near: Path) -> Deployment:

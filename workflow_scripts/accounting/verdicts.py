@@ -27,7 +27,9 @@ Cause = Literal[
     "no curve",  # no intermediate evaluations: the energy to an equal quality is not known
     "own loss",  # they are of the method's own loss
     "no overlap",  # one of them reaches before its first evaluation what the other never reaches
-    "target not reached",  # the quality that was asked for lies outside of some runs' evaluations
+    "one policy",  # all runs start from one training of the policy
+    "target not reached",  # some run does not reach the quality that was asked for
+    "target passed",  # some run had it at its first evaluation
     "interval",  # the interval holds both signs
     "together",  # sure by itself, not at 95 % for all sentences of the campaign together
     "rows",  # the held-out rows are too few, or were not kept, to tell the curves apart
@@ -208,7 +210,9 @@ def _at_equal(method: Arm, baseline: Arm, target: float | None, rows: Mean | Non
     at = hardest + error if target is None else target
     there = [energies(arm, loss) for arm in arms for loss in (at, at - error, at + error)]
     if not np.isfinite(np.concatenate(there)).all():
-        return Verdict("undetermined", "target not reached" if target is not None else "rows", target=at)
+        runs = [run for arm in arms for run in arm.runs if target is not None]
+        off: Cause = "target not reached" if any(run.best > at for run in runs) else "rows"
+        return Verdict("undetermined", "target passed" if any(run.loss[0] < at for run in runs) else off, target=at)
     # what the joules to a loss change by when the rows' standard error shifts one curve against the other
     slope = max(float((harder - easier).mean()) / 2 for harder, easier in (there[1:3], there[4:6]))
     found = compare_energies(method, baseline, at, tail, (slope**2, float(rows.dof)) if rows else (0.0, math.inf))

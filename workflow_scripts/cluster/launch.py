@@ -53,32 +53,12 @@ def on_every_node(nodes: int, processes: int, stage: list[str]) -> list[str]:
     hosts = _output("scontrol", "show", "hostnames", names).split()
     if len(hosts) != nodes:
         sys.exit(f"error: training.num_nodes = {nodes}, but Slurm job {job} has {len(hosts)} node(s): {', '.join(hosts)}")
-    srun = [
-        "srun",
-        f"--jobid={job}",
-        "--overlap",
-        "--mem=0",
-        f"--nodes={nodes}",
-        f"--ntasks={nodes}",
-        "--ntasks-per-node=1",
-        "--kill-on-bad-exit=1",
-    ]
-    again = [
-        f"--nodes={nodes}",
-        f"--processes={processes}",
-        f"--rendezvous={_address(hosts[0])}:{20000 + int(job) % 20000}",
-        "--",
-    ]
-    python = [sys.executable, "-m"]
     return [
-        *srun,
-        *python,
-        "workflow_scripts.energy.follower",
-        "--",
-        *python,
-        "workflow_scripts.cluster.launch",
-        *again,
-        *stage,
+        *("srun", f"--jobid={job}", "--overlap", "--mem=0", f"--nodes={nodes}", f"--ntasks={nodes}"),
+        *("--ntasks-per-node=1", "--kill-on-bad-exit=1"),
+        *(sys.executable, "-m", "workflow_scripts.energy.follower", "--"),
+        *(sys.executable, "-m", "workflow_scripts.cluster.launch", f"--nodes={nodes}", f"--processes={processes}"),
+        *(f"--rendezvous={_address(hosts[0])}:{20000 + int(job) % 20000}", "--", *stage),
     ]
 
 

@@ -85,7 +85,7 @@ def check_site(requests: Mapping[str, Mapping[str, Any]], status_command: str, o
     seen: dict[tuple[str, ...], str] = {}
     for rule, resources in sorted(requests.items()):
         gpus, processes, nodes = gpus_asked(resources), resources.get("processes", 1), resources.get("nodes", 1)
-        if gpus and gpus != processes:
+        if "processes" in resources and gpus and gpus != processes:  # of a training; a teacher may be spread over several
             raise SiteError(
                 f"rule {rule}: training.num_processes x num_nodes = {processes} processes, but the profile asks for "
                 f"{gpus} GPU(s) in all: make `gpus` of the profile's `student` family equal to training.num_processes"

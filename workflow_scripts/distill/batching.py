@@ -24,14 +24,6 @@ class Batch:
         """Next tokens of the predicting positions [N], in row order."""
         return self.input_ids.roll(-1, dims=1)[self.predicts]
 
-    def to(self, device: torch.device) -> Batch:
-        """The batch on another device."""
-        return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.predicts.to(device))
-
-    def padded_tokens(self) -> int:
-        """Positions that hold padding."""
-        return int(self.attention_mask.numel() - self.attention_mask.sum())
-
 
 def pad_rows(rows: Sequence[dict[str, Any]], pad_id: int) -> Batch:
     """Right-pad rows of `input_ids` and `loss_mask` (equal lengths per row) to the longest of them."""
@@ -65,9 +57,7 @@ def by_length(rows: Sequence[Row], size: int, length: Any) -> list[list[Row]]:
     return [ordered[begin : begin + size] for begin in range(0, len(ordered), size)]
 
 
-def in_batches(
-    batches: Sequence[list[Row]], work: Callable[[list[Row]], Result], say: Callable[[str], None] = print
-) -> Iterator[tuple[list[Row], Result]]:
+def in_batches(batches: Sequence[list[Row]], work: Callable[[list[Row]], Result]) -> Iterator[tuple[list[Row], Result]]:
     """Yield each batch with what `work` makes of it.
 
     When memory runs out the batch is halved, which is said; one row that does not fit alone raises.
@@ -81,7 +71,7 @@ def in_batches(
             if len(batch) == 1:
                 raise
             half = len(batch) // 2
-            say(f"out of memory with {len(batch)} rows per batch: going on with {half}")
+            print(f"out of memory with {len(batch)} rows per batch: going on with {half}")
             todo[:0] = [batch[:half], batch[half:]]
             continue
         yield batch, result

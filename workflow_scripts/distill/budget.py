@@ -61,13 +61,9 @@ class EnergyBudget:
             now = self._last
         if now.joules is None:
             raise self._unknown(now.reason or "no reason given")
-        if (age := time.time() - now.time) > self._patience(now):
+        if (age := time.time() - now.time) > max(_STALE_AFTER_S, _STALE_AFTER_FLUSHES * now.every_seconds):
             raise self._unknown(f"the meter's last figure is {age:.0f} s old")
         return now.joules >= self.kwh * JOULES_PER_KWH
-
-    @staticmethod
-    def _patience(now: EnergySoFar) -> float:
-        return max(_STALE_AFTER_S, _STALE_AFTER_FLUSHES * now.every_seconds)
 
     def _unknown(self, reason: str) -> EnergyUnknown:
         return EnergyUnknown(

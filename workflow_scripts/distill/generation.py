@@ -110,11 +110,7 @@ def ends_of_turns(model: dict[str, Any], corpus: dict[str, Any]) -> list[int]:
 
 
 def that_fit(
-    rows: Sequence[Row],
-    prompt_length: Callable[[Row], int],
-    max_new_tokens: int,
-    teacher: dict[str, Any],
-    say: Callable[[str], None] = print,
+    rows: Sequence[Row], prompt_length: Callable[[Row], int], max_new_tokens: int, teacher: dict[str, Any]
 ) -> list[Row]:
     """Rows whose prompt and longest answer fit the context of the model of these manifest facts; the rest is said.
 
@@ -127,24 +123,19 @@ def that_fit(
         shortest = min(prompt_length(row) for row in rows)
         raise GenerationError(f"no prompt fits {what}, the shortest has {shortest} tokens: lower generation.max_new_tokens")
     if len(kept) < len(rows):
-        say(f"{len(rows) - len(kept)} of {len(rows)} prompts do not fit {what}: they are left out")
+        print(f"{len(rows) - len(kept)} of {len(rows)} prompts do not fit {what}: they are left out")
     return kept
 
 
 def generate(
-    model: Any,
-    prompts: Sequence[Prompt],
-    options: Generation,
-    eos_ids: Sequence[int],
-    pad_id: int,
-    say: Callable[[str], None] = print,
+    model: Any, prompts: Sequence[Prompt], options: Generation, eos_ids: Sequence[int], pad_id: int
 ) -> Iterator[list[Answer]]:
     """Answer prompts in batches of similar length, yielding each batch's answers.
 
     When memory runs out the batch is halved, which is said; one prompt that does not fit alone raises.
     """
     batches = by_length(prompts, options.batch_size, lambda prompt: len(prompt.input_ids))
-    for _, answers in in_batches(batches, lambda batch: _generate_batch(model, batch, options, eos_ids, pad_id), say):
+    for _, answers in in_batches(batches, lambda batch: _generate_batch(model, batch, options, eos_ids, pad_id)):
         yield answers
 
 

@@ -59,8 +59,8 @@ class Judge:
     def wins(self, prompts: Sequence[tuple[Messages, Sequence[str]]]) -> list[list[int]]:
         """Wins of each answer of each prompt: an answer wins against another one where it is preferred in both orders.
 
-        A comparison that does not fit the judge's context, or in which A and B together are less probable than LEAST_MASS, is
-        one of neither.
+        A comparison that does not fit the judge's context, in which A and B together are less probable than LEAST_MASS, or are
+        equally probable, is one of neither.
         """
         asked = [(n, q) for n, (turns, answers) in enumerate(prompts) for q in self.questions(turns, answers)]
         fitting = [(n, q) for n, q in asked if len(q.input_ids) < self.context]
@@ -70,7 +70,7 @@ class Judge:
             lambda batch: probabilities(self.model, [q for _, q in batch], self.tokenizer.pad_token_id),
         ):
             for (n, q), (first, second) in zip(batch, found, strict=True):
-                if first + second >= LEAST_MASS:
+                if first + second >= LEAST_MASS and first != second:
                     preferred[n, q.first, q.second] = first > second
         wins = [[0] * len(answers) for _, answers in prompts]
         for (n, one, other), better in preferred.items():

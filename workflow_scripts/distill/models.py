@@ -27,7 +27,6 @@ from workflow_scripts.errors import UserError
 
 transformers.utils.logging.disable_progress_bar()
 
-_WHOLE_HASH_LIMIT = 64 << 20
 _NO_MASS = -1.0e4  # added to a logit: its probability is 0 in float32, yet no inf that could turn into nan
 TOKENIZER_FILES = ["*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
 
@@ -176,21 +175,10 @@ def tokenizer_hash(tokenizer: Any) -> str:
 
 
 def weight_hash(folder: Path) -> str:
-    """Identify the weights of a folder: name, size and content of config and weight files.
-
-    Files over 64 MiB enter with size, first and last MiB, so that a 65 GB model is identified in milliseconds.
-    """
+    """Identify the weights of a folder: SHA-256 over names and whole contents of config and weight files."""
     digest = hashlib.sha256()
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), folder / "config.json"]):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        if size <= _WHOLE_HASH_LIMIT:
-            digest.update(sha256(path).encode())
-            continue
-        with path.open("rb") as handle:
-            digest.update(handle.read(1 << 20))
-            handle.seek(-(1 << 20), os.SEEK_END)
-            digest.update(handle.read(1 << 20))
+        digest.update(f"{path.name} {sha256(path)}\n".encode())
     return digest.hexdigest()
 
 

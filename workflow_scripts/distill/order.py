@@ -20,7 +20,7 @@ def with_batch_tokens(training: Training, loss_tokens: Sequence[int], processes:
     """The training block with rows per forward pass and passes per step that come nearest to `batch_tokens`, if that is set.
 
     A step is passes x rows, of examples with these loss tokens [tokens per example]; rows are a multiple of `processes` and
-    `batch_size` at most. Of the divisions that are near enough the one with the fewest passes is taken.
+    `batch_size` at most. Of the divisions that are near enough those with the fewest passes are taken, of these the nearest.
     """
     mean = statistics.fmean(loss_tokens) if loss_tokens else 0.0
     if training.batch_tokens is None or not mean:
@@ -30,8 +30,8 @@ def with_batch_tokens(training: Training, loss_tokens: Sequence[int], processes:
     for rows in range(training.batch_size, 0, -processes):
         passes = max(1, round(wanted / rows))
         found[passes, rows] = abs(passes * rows / wanted - 1)
-    near = [division for division, off in found.items() if off <= _NEAR]
-    passes, rows = min(near) if near else min(found, key=lambda division: (found[division], division))
+    near = {division: off for division, off in found.items() if off <= _NEAR}
+    passes, rows = min(near, key=lambda d: (d[0], near[d])) if near else min(found, key=lambda d: (found[d], d))
     return training.model_copy(update={"batch_size": rows, "gradient_accumulation_steps": passes})
 
 

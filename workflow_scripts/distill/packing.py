@@ -16,6 +16,7 @@ from transformers import AttentionInterface, AutoConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from workflow_scripts.distill.batching import Batch
+from workflow_scripts.distill.models import ModelError
 
 ROWWISE = "rowwise_sdpa"
 
@@ -37,9 +38,12 @@ def attention_for(choice: str, packing: bool, model: Path) -> str:
     """The attention kernel [a name that transformers knows] of a model folder for `model.attn_implementation` = `choice`.
 
     Packed rows under `sdpa` take `rowwise_sdpa`, unless some layers attend to a sliding window, which only masks express.
+    Raises ModelError for packed rows where layers carry a state from one row into the next.
     """
     config = AutoConfig.from_pretrained(model, local_files_only=True)
     kinds = getattr(config, "layer_types", None)
+    if packing and (others := set(kinds or ()) - {"full_attention", "sliding_attention", "chunked_attention"}):
+        raise ModelError(f"{model}: layers of {', '.join(sorted(others))} mix packed rows: set training.packing to false")
     windowed = any(k != "full_attention" for k in kinds) if kinds else bool(getattr(config, "sliding_window", None))
     return ROWWISE if packing and choice == "sdpa" and not windowed else choice
 

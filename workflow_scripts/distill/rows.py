@@ -211,8 +211,9 @@ def conversation(
     """
     if not isinstance(row, dict):
         raise RowFault("no object with fields", type(row).__name__)
-    chosen = style if style != "auto" else next((name for name, (field, _) in STYLES.items() if _has(row, field)), None)
-    if chosen is None or not _has(row, STYLES[chosen][0]):
+    found = (name for name, (fields, _) in STYLES.items() if _first(row, fields) is not None)
+    chosen = style if style != "auto" else next(found, None)
+    if chosen is None or _first(row, STYLES[chosen][0]) is None:
         wanted = [chosen] if chosen else STYLES
         raise RowFault(
             "none of the fields " + ", ".join("/".join(STYLES[name][0]) for name in wanted), ", ".join(map(str, row))[:80]
@@ -229,10 +230,6 @@ def conversation(
     if not any(map(str.strip, answers)):
         raise RowFault("empty answers only")
     return messages
-
-
-def _has(row: Mapping[str, Any], fields: tuple[str, ...]) -> bool:
-    return any(row.get(field) is not None for field in fields)
 
 
 def _first(row: Mapping[str, Any], fields: tuple[str, ...]) -> Any:

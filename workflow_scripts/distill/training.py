@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import time
 import types
@@ -70,7 +71,16 @@ class OrderedSampling:
 
     order: Sequence[int]
     state: Any
+    accelerator: Any
     progress: Progress | None = None
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """The Trainer's, but that a sharded model takes and gives numbers as they are: log-sums and losses stay float32."""
+        super().create_accelerator_and_postprocess()  # type: ignore[misc]
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is not None and plugin.mixed_precision_policy is not None:
+            kept = dataclasses.replace(plugin.mixed_precision_policy, cast_forward_inputs=False, output_dtype=None)
+            plugin.mixed_precision_policy = kept
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return _FixedOrder(self.order)
@@ -213,7 +223,8 @@ class Collator:
     def __call__(self, examples: Sequence[dict[str, int]]) -> dict[str, Any]:
         """Collate examples of `row_numbers`."""
         numbers = [example["row"] for example in examples]
-        rows = [self._rows[number] if number != FILLER else self._filler() for number in numbers]
+        filler: dict[str, Any] = {"input_ids": [self._pad_id], "loss_mask": [0]}  # a row without loss
+        rows = [self._rows[number] if number != FILLER else filler for number in numbers]
         tensors: dict[str, Any]
         if self._packing:
             batch, positions, lengths = pack_rows(rows)
@@ -234,10 +245,6 @@ class Collator:
             if entropies := [t.entropy for t in found if t.entropy is not None]:
                 tensors["teacher_entropy"] = torch.cat(entropies)
         return tensors
-
-    def _filler(self) -> dict[str, Any]:
-        """A row without loss."""
-        return {"input_ids": [self._pad_id], "loss_mask": [0]}
 
 
 def compile_layers(model: Any, cache: Path) -> None:

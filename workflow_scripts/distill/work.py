@@ -125,7 +125,9 @@ class WorkCallback(TrainerCallback):
         self.progress.add(steps=1, examples=work.examples, loss=work.loss, input=work.input, padded=work.padded)
         reason = _Stop(highest(self._reason(), args.device))
         if reason is _Stop.UNKNOWN and state.global_step >= len(self._steps):
-            self._finished_unknown()
+            if self.unknown is not None:  # nothing is left to stop: a finished training is kept, its record warns
+                self.progress.warnings.append(f"energy at the last step: {self.unknown}")
+            self.unknown = None
             return
         if reason is _Stop.NO:
             return
@@ -138,12 +140,6 @@ class WorkCallback(TrainerCallback):
             control.should_evaluate = args.eval_strategy != "no"  # as at a planned end
         control.should_save = True
         control.should_training_stop = True
-
-    def _finished_unknown(self) -> None:
-        """Nothing is left to stop: a finished training is kept, its record warns."""
-        if self.unknown is not None:
-            self.progress.warnings.append(f"energy at the last step: {self.unknown}")
-        self.unknown = None
 
     def _reason(self) -> _Stop:
         """Why this process would stop; only the main one asks the meter."""

@@ -17,6 +17,21 @@ _FIRST_S, _LONGEST_S = 10.0, 600.0  # shortest and longest time between two line
 WIPE = "\r\x1b[K"  # removes the bar of another meter, which draws itself again
 
 
+def say(text: str) -> None:
+    """A line on standard error; where that is closed or on a full disk it costs the line, and not the stage."""
+    if sys.stderr is None:
+        silence()
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        silence()
+
+
+def silence() -> None:
+    """Nothing more on standard error: neither a line nor the interpreter's flush at its end shall fail."""
+    sys.stderr = Path(os.devnull).open("w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+
+
 class Bar:
     """Progress on standard error: a bar on a terminal that no other meter draws on, else whole lines at growing intervals.
 
@@ -25,6 +40,8 @@ class Bar:
     """
 
     def __init__(self, stage: str) -> None:
+        if sys.stderr is None:
+            silence()
         self._stage = stage
         self._terminal = _open_terminal()
         self._bar: tqdm | None = None
@@ -32,6 +49,13 @@ class Bar:
 
     def draw(self, work: dict[str, Any] | None, elapsed: float) -> None:
         """Show the state of the work, as the stage's progress file has it, after `elapsed` s."""
+        try:
+            self._draw(work, elapsed)
+        except OSError:  # the display is an extra
+            self._bar = None
+            silence()
+
+    def _draw(self, work: dict[str, Any] | None, elapsed: float) -> None:
         if self._bar is None and self._terminal is not None and _locked(self._terminal):
             from tqdm import tqdm  # no stage waits for this import
 
@@ -51,7 +75,8 @@ class Bar:
     def clear(self) -> None:
         """Remove the bar, and leave the terminal to the next meter."""
         if self._bar is not None:
-            self._bar.close()
+            with contextlib.suppress(OSError):
+                self._bar.close()
         if self._terminal is not None:
             os.close(self._terminal)
         self._bar = self._terminal = None

@@ -22,6 +22,7 @@ from typing import Any
 from workflow_scripts.energy.child import Child, exit_code
 from workflow_scripts.energy.ledger import LedgerWriter
 from workflow_scripts.energy.neighbours import Neighbours
+from workflow_scripts.energy.pauses import Pauses
 from workflow_scripts.energy.sampler import Sampler
 from workflow_scripts.energy.state import HOSTS_VARIABLE, host_identity
 
@@ -66,16 +67,17 @@ def measure(child: Child, ledger: Path, sampler: Sampler) -> dict[str, Any]:
         "time": time.time(),
         "devices": sampler.devices(),
     }
-    writer, neighbours = LedgerWriter(ledger, start), Neighbours(os.environ["METER_STAGE"])
+    writer, neighbours, pauses = LedgerWriter(ledger, start), Neighbours(os.environ["METER_STAGE"]), Pauses()
 
     def line(now: float, final: bool = False) -> dict[str, Any]:
         content = sampler.line(now, begin, final)
+        pauses.take_out(content)
         return content | {"warnings": [*content["warnings"], *neighbours.warnings()]}
 
     sampler.start(begin)
     while not child.wait(sampler.period):
         now = time.monotonic()
-        sampler.sample(now)
+        pauses.without(now, sampler.attributed(sampler.sample(now)))
         if now - flushed >= flush:
             flushed = now
             sampler.read_share(child.pid, now)
@@ -84,6 +86,7 @@ def measure(child: Child, ledger: Path, sampler: Sampler) -> dict[str, Any]:
     ended = time.monotonic()
     sampler.stop(ended)
     sampler.read_share(child.pid, ended)
+    pauses.without(ended, sampler.attributed(sampler.figures(ended)))
     sampler.write_csv(ledger.with_suffix(".codecarbon.csv"), ended - begin, os.environ["METER_STAGE"])
     outcome = child.reap()
     child.sweep()
@@ -91,7 +94,6 @@ def measure(child: Child, ledger: Path, sampler: Sampler) -> dict[str, Any]:
     writer.append({"event": "end", **line(ended, final=True), **outcome, "devices": sampler.devices()})
     neighbours.leave()
     writer.close()
-    sampler.close()
     return outcome
 
 

@@ -227,8 +227,8 @@ def read_with_hosts(path: Path, stage: str) -> Attempt | None:
 
 
 def in_order(attempts: Iterable[Attempt]) -> list[Attempt]:
-    """Attempts, oldest first by their start time."""
-    return sorted(attempts, key=lambda a: (a.start["time"], a.path.name))
+    """Attempts, oldest first: by their number, which no clock decides, then by their start time."""
+    return sorted(attempts, key=lambda a: (a.start.get("number", 0), a.start["time"], a.path.name))
 
 
 def latest(path: Path) -> Attempt | None:

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 from workflow_scripts.artefact import ArtefactError, inherited, read_json, refusal, write_json
 from workflow_scripts.energy.child import Child, exit_code, ignored, stage_environment, why_killed
-from workflow_scripts.energy.display import Bar, append, tail
+from workflow_scripts.energy.display import Bar, append, say, tail
 from workflow_scripts.energy.host import oom_kills, peak_rss_mb
 from workflow_scripts.energy.ledger import (
     HOSTS,
@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
         identity = Identity.of(options.settings, options.code, options.input, [*options.file, *files_of_parts(options.parts)])
         fingerprint = fingerprint_of_parts(options.parts) or identity.fingerprint(options.stage, options.experiment)
     except (OSError, ArtefactError) as error:
-        print(f"{options.stage}: {error}", file=sys.stderr)
+        say(f"{options.stage}: {error}")
         return 1
     stage_folder = Path(options.state) / options.stage / fingerprint
     folder = stage_folder / "parts" / options.part if options.part else stage_folder
@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         waited = lock.wait(json.loads(options.options)["lock_wait_minutes"], options.stage)
     except (LockedError, NotSharedError, OSError) as error:
-        print(f"{options.stage}: {error}", file=sys.stderr)
+        say(f"{options.stage}: {error}")
         return 1
     try:
         check_prerun(options.idle, options.prerun_settings)
@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (LedgerError, ArtefactError, OSError) as error:
         unnamed = isinstance(error, OSError) and error.filename is None
         where = f" (while writing {options.record}, or the ledger in {folder})" if unnamed else ""
-        print(f"{options.stage}: meter: {error}{where}", file=sys.stderr)
+        say(f"{options.stage}: meter: {error}{where}")
         return 1
     finally:
         lock.release()
@@ -184,7 +184,7 @@ class _Run:
             try:
                 self.child = Child(self.command, output, environment | {"STAGE_BEGIN": repr(self.begin)})
             except OSError as error:
-                print(f"{self.options.stage}: cannot start {self.command[0]}: {error.strerror}", file=sys.stderr)
+                say(f"{self.options.stage}: cannot start {self.command[0]}: {error.strerror}")
                 return 127
         if self.pending is not None:
             self.child.send(self.pending)
@@ -202,7 +202,6 @@ class _Run:
         self._say(record, outcome, log)
         if code == 0 and record.status != "complete":
             code = 1
-        self.sampler.close()
         self.neighbours.leave()
         self.progress_file.unlink(missing_ok=True)
         self.live.remove()
@@ -237,7 +236,7 @@ class _Run:
                 self.ledger.append({"event": "tick", **line})
                 self.live.write(line)
             if (left := job_end.is_near(now)) is not None:
-                print(f"{self.options.stage}: Slurm ends this job in {left:.0f} s: the stage gets SIGTERM", file=sys.stderr)
+                say(f"{self.options.stage}: Slurm ends this job in {left:.0f} s: the stage gets SIGTERM")
                 child.warn()
             if now - beaten >= BEAT_EVERY_S:
                 beaten = now
@@ -311,6 +310,7 @@ class _Run:
             "scope": self.sampler.scope,
             "idle": self.idle,
             "attempt": self.attempt,
+            "number": len(list((self.folder / "attempts").glob("*.jsonl"))),
             "host": socket.gethostname(),
             "power_model": dataclasses.asdict(self.sampler.model) if self.sampler.model else None,
             "pid": os.getpid(),
@@ -375,25 +375,24 @@ class _Run:
         try:
             write_json(self.folder / "record.json", content)
         except OSError as error:
-            print(f"{self.options.stage}: no copy of the record in the state folder: {error}", file=sys.stderr)
+            say(f"{self.options.stage}: no copy of the record in the state folder: {error}")
         return record
 
     def _say(self, record: StageRecord, outcome: dict[str, Any], log: Path) -> None:
         mine = next(attempt for attempt in record.attempts if attempt.id == self.attempt)
-        energy = (
-            f"{mine.total_j:.0f} J ({record.energy.total.energy_class})" if mine.total_j is not None else "energy unavailable"
-        )
+        known = mine.total_j is not None and record.energy.total.joules is not None
+        energy = f"{mine.total_j:.0f} J ({record.energy.total.energy_class})" if known else "energy unavailable"
         seconds = mine.duration_seconds
         name = " ".join(word for word in (self.options.stage, self.options.experiment, self.options.part) if word)
-        print(f"{name}: {outcome['outcome']} after {seconds:.1f} s, {energy}", file=sys.stderr)
+        say(f"{name}: {outcome['outcome']} after {seconds:.1f} s, {energy}")
         if outcome["outcome"] != "completed":
-            print("\n".join([f"--- end of {log}", *tail(log), "---"]), file=sys.stderr)
+            say("\n".join([f"--- end of {log}", *tail(log), "---"]))
             if reason := refusal(log.parent):
-                print(f"error: {reason}: {log.parent}: the log may lack the stage's last words", file=sys.stderr)
-            print(bug_report(name, record.provenance), file=sys.stderr)
+                say(f"error: {reason}: {log.parent}: the log may lack the stage's last words")
+            say(bug_report(name, record.provenance))
         elif record.status != "complete":
             reason = refusal(self.folder) or "the ledger's last line is missing"
-            print(f"error: {reason}: {self.folder}: without this attempt's end there is no record: run again", file=sys.stderr)
+            say(f"error: {reason}: {self.folder}: without this attempt's end there is no record: run again")
 
 
 if __name__ == "__main__":

@@ -7,11 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Literal, Self
 
-from pydantic import (
-    Field,
-    computed_field,
-    model_validator,
-)
+from pydantic import Field, computed_field, model_validator
 
 from workflow_scripts.energy.documents import Closed, Document, Open, is_none
 from workflow_scripts.energy.host import PowerModel

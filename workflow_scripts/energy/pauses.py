@@ -59,8 +59,10 @@ class Pauses(threading.Thread):
             return
         line["elapsed_s"] -= self.seconds
         for name, entry in line["joules"].items():
-            if entry["joules"] is not None:
-                entry["joules"] = self._less(name, entry["joules"])
+            if entry["joules"]:
+                kept = self._less(name, entry["joules"]) / entry["joules"]
+                for key in {"joules", "host_joules", "crosscheck"} & entry.keys():  # the others lose the same part
+                    entry[key] = None if entry[key] is None else entry[key] * kept
         line["suspended"] = {"seconds": self.seconds, "joules": self.joules}
         line["warnings"].append(
             f"the job was suspended for {self.seconds:.0f} s: this time and the {sum(self.joules.values()):.0f} J meanwhile "

@@ -36,10 +36,11 @@ def build_record(own: Sequence[Attempt], overhead: dict[str, float], split: Sequ
     options = labels["energy"]
     warnings: list[str] = []
     merged = last.get("outcome") == "completed"
-    groups = [(own, False), *((group, merged) for group in split)]
-    parts = [_attempt_record(group, i, warnings, options, used) for group, used in groups for i in range(len(group))]
-    parts.sort(key=lambda part: (part.start_time, part.id))
-    attempts = sorted((a for group, _ in groups for a in group), key=lambda a: (a.start["time"], a.path.name))
+    mine = [_attempt_record(own, i, warnings, options, False) for i in range(len(own))]
+    theirs = [_attempt_record(group, i, warnings, options, merged) for group in split for i in range(len(group))]
+    parts = [*sorted(theirs, key=lambda part: (part.start_time, part.id)), *mine]
+    attempts = [*sorted((a for group in split for a in group), key=lambda a: (a.start["time"], a.path.name)), *own]
+    began, ended = min(part.start_time for part in parts), max(part.end_time for part in parts)
     figures = _figures(attempts, options)
     warnings += _contention(parts)
     devices = [d for a in (newest, *newest.hosts) for d in _devices(a.start["devices"], a.last.get("devices", []))]
@@ -55,7 +56,7 @@ def build_record(own: Sequence[Attempt], overhead: dict[str, float], split: Sequ
     duration = sum(part.duration_seconds for part in parts)
     total = figures.total.joules
     wasted = _sum(part.wasted_j for part in parts) if total is not None else None
-    codecarbon, carbon = _codecarbon(attempts), _carbon(total, options)
+    codecarbon, carbon = _sum(each["energy_kwh"] for a in attempts for each in a.codecarbon), _carbon(total, options)
     grams = carbon["intensity_g_per_kwh"]
     peak = [a.gpu_peak_watts for a in attempts if a.gpu_peak_watts is not None]
     idle, above_idle = _above_idle(figures, attempts, parts)
@@ -66,10 +67,10 @@ def build_record(own: Sequence[Attempt], overhead: dict[str, float], split: Sequ
         {
             "stage_id": labels["stage"],
             "stage_name": labels["stage"],
-            "start_time": parts[0].start_time,
-            "end_time": max(part.end_time for part in parts),
+            "start_time": began,
+            "end_time": ended,
             "duration_seconds": duration,
-            "span_seconds": max(part.end_time for part in parts) - parts[0].start_time,
+            "span_seconds": ended - began,
             "parts": labels.get("parts"),
             "tokens_processed": tokens,
             "tokens_unit": unit,
@@ -213,13 +214,19 @@ def _figures(attempts: Sequence[Attempt], options: dict[str, Any]) -> EnergyFigu
 
 
 def _lost(attempts: Sequence[Attempt], name: str) -> str | None:
-    """Why a component is not known of all attempts; one that ended before its first flush has no entry (a warning names it)."""
+    """Why a component that had a figure is not known of all attempts, or not to their end.
+
+    An attempt that ended before its first flush has no entry (a warning names it).
+    """
     entries = [
         {"joules": entry["joules"], "reason": f"attempt {a.start['attempt']}: {entry['reason']}"}
         for a in attempts
         if (entry := a.joules.get(name))
     ]
-    return lost(entries)
+    missing = [entry["reason"] for entry in entries if entry["joules"] is None]
+    lines = (tick for a in attempts for each in (a, *a.hosts) for tick in each.ticks)
+    had = any((tick["joules"].get(name) or {}).get("joules") is not None for tick in lines)  # a figure that was lost at the end
+    return lost(entries) or (missing[-1] if missing and had else None)
 
 
 def _component(attempts: Sequence[Attempt], name: str, options: dict[str, Any]) -> Component:
@@ -230,7 +237,7 @@ def _component(attempts: Sequence[Attempt], name: str, options: dict[str, Any]) 
     if not known or reason:
         reasons = [entry["reason"] for entry in entries if entry["reason"]]
         nothing = "not asked for" if name == "node" else "no attempt lived until the first flush"
-        reason = reason or (reasons[-1] if reasons else nothing)
+        reason = (reason if known else None) or (reasons[-1] if reasons else nothing)
         return Component.model_validate(
             {"joules": None, "class": "unavailable", "method": None, "scope": scope, "reason": reason}
         )
@@ -358,13 +365,6 @@ def _devices(at_start: list[dict[str, Any]], at_end: list[dict[str, Any]]) -> li
         entry["other_processes"] = sorted({pid for found in known for pid in found}) if known else None
         merged.append(entry)
     return merged
-
-
-def _codecarbon(attempts: Sequence[Attempt]) -> float | None:
-    known = [found for a in attempts for found in a.codecarbon]
-    if not known:
-        return None
-    return float(sum(entry["energy_kwh"] for entry in known))
 
 
 def _carbon(joules: float | None, options: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from workflow_scripts.energy.attribution import CpuSeconds, CpuShare, JobShare, 
 from workflow_scripts.energy.carbon import intensity
 from workflow_scripts.energy.host import PowerModel
 from workflow_scripts.energy.sources.base import Figure, ReadingError, unavailable
-from workflow_scripts.energy.sources.codecarbon import ModelledPower, power_model, write_csv
+from workflow_scripts.energy.sources.codecarbon import ModelledPower, as_codecarbon, power_model, write_csv
 from workflow_scripts.energy.sources.nvml import IN_MODULE, GpuSource, open_nvml
 from workflow_scripts.energy.sources.rapl import RaplSource, find_zones
 from workflow_scripts.energy.sources.slurm import consumed_energy
@@ -31,17 +31,22 @@ class Sampler:
         """`hosts` is the folder that keeps power models of hosts; `idle_watts` [W] are those of this host at rest, if known."""
         self._energy, self._idle_watts = energy, idle_watts or {}
         self.period = energy["nvml_poll_interval_ms"] / 1000
-        now = time.monotonic()
         self.warnings: list[str] = []
         self._gpu: GpuSource | None = None
         self._rapl: RaplSource | None = None
         self._refused: dict[str, str] = {}  # by component, why RAPL does not count it
         self._gpu_reason = self._model_reason = ""
+        self.model: PowerModel | None = None
+        if energy["track_cpu"] and energy["total_energy_policy"] != "gpu_only":
+            try:
+                self.model = power_model(energy, hosts / f"{socket.gethostname()}.json")
+            except Exception as error:  # the stage must run without a model; the record carries the reason
+                self._model_reason = f"CodeCarbon: {type(error).__name__}: {error}"
+        now = time.monotonic()  # counters count from here on: what takes long comes before
         try:
             self._gpu, self.warnings = open_nvml(now, GAP_PERIODS * self.period)
         except ReadingError as error:
             self._gpu_reason = str(error)
-        self.model: PowerModel | None = None
         if energy["track_cpu"]:
             try:
                 self._rapl = RaplSource(find_zones(Path(energy["rapl_root"])), now)
@@ -51,11 +56,6 @@ class Sampler:
             if energy["total_energy_policy"] == "measured":  # where there is no RAPL, the method says it
                 refused = {reason for reason in self._refused.values() if not reason.startswith("no RAPL")}
                 self.warnings += [f"{reason}: {_named(self._refused, reason)} not counted" for reason in sorted(refused)]
-            if energy["total_energy_policy"] != "gpu_only":
-                try:
-                    self.model = power_model(energy, hosts / f"{socket.gethostname()}.json")
-                except Exception as error:  # the stage must run without a model; the record carries the reason
-                    self._model_reason = f"CodeCarbon: {type(error).__name__}: {error}"
         self._modelled: ModelledPower | None = None
         self.host_cpus = os.cpu_count() or 1
         allocated = allocated_cpus(os.environ)
@@ -198,7 +198,7 @@ class Sampler:
         """Energy of the host by its best sources [kWh], as CodeCarbon states it; None where CodeCarbon was not asked."""
         if self.model is None:
             return None
-        return {"energy_kwh": sum(figures[name].joules or 0.0 for name in ("gpu", "cpu", "dram")) / KWH}
+        return {"energy_kwh": sum(as_codecarbon(figures)) / KWH}
 
     def stop(self, ended: float) -> None:
         """The stage has ended: read everything at once."""
@@ -211,12 +211,6 @@ class Sampler:
                 write_csv(path, seconds, self._final, self.model, intensity(self._energy), stage)
             except Exception as error:  # an extra: what was measured is in the ledger
                 self.warnings.append(f"{path} was not written: {type(error).__name__}: {error}")
-
-    def close(self) -> None:
-        """Release all sources."""
-        for source in (self._gpu, self._rapl):
-            if source is not None:
-                source.close()
 
 
 def _named(refused: dict[str, str], reason: str) -> str:

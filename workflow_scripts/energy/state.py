@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import socket
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from workflow_scripts.artefact import ArtefactError, read_json, sha256
+from workflow_scripts.energy.display import say
 from workflow_scripts.errors import UserError
 
 STALE_AFTER_S = 120.0
@@ -137,7 +137,7 @@ class Lock:
                 if left <= 0:
                     raise
                 if not said:
-                    print(f"{stage}: waiting up to {minutes:g} min: {error}", file=sys.stderr, flush=True)
+                    say(f"{stage}: waiting up to {minutes:g} min: {error}")
                 said = True
                 time.sleep(min(_LOOK_EVERY_S, left))
             else:

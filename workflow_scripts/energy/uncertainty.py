@@ -7,10 +7,8 @@ figures add up linearly. Instruments are independent of each other, and so are t
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Self, TypeVar
 
 CLASSES = ("measured", "integrated", "modelled", "unavailable")  # best first
 KWH = 3.6e6  # J
@@ -29,49 +27,36 @@ def worst(classes: Iterable[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A value, its half-widths by instrument, and its spread over runs.
+class Energy:
+    """Joules and their half-widths by instrument, with the worst class of the parts and the boundaries of their stages.
 
-    `errors` is None when a half-width is not known. `spread` is the sample standard deviation over `runs`, None for one run.
+    `errors` is None when a half-width is not known.
     """
 
     value: float
     errors: Mapping[Instrument, float] | None = field(default_factory=dict)
-    spread: float | None = None
-    runs: int = 1
+    energy_class: str | None = None
+    boundaries: frozenset[str] = frozenset()
 
-    def __add__(self, other: Self) -> Self:
-        """The sum within one run."""
+    def __add__(self, other: Energy) -> Energy:
+        """The sum within one run, of the worst class."""
         errors = None
         if self.errors is not None and other.errors is not None:
             keys = {**self.errors, **other.errors}
             errors = {key: self.errors.get(key, 0.0) + other.errors.get(key, 0.0) for key in keys}
-        return replace(self, value=self.value + other.value, errors=errors, spread=None, runs=1)
+        known = [found for found in (self.energy_class, other.energy_class) if found is not None]
+        both = self.boundaries | other.boundaries
+        return Energy(self.value + other.value, errors, worst(known) if known else None, both)
 
-    def scaled(self, factor: float) -> Self:
-        """The figure times a known number."""
+    def scaled(self, factor: float) -> Energy:
+        """The energy times a known number."""
         errors = None if self.errors is None else {key: width * factor for key, width in self.errors.items()}
-        spread = None if self.spread is None else self.spread * factor
-        return replace(self, value=self.value * factor, errors=errors, spread=spread)
+        return replace(self, value=self.value * factor, errors=errors)
 
     @property
     def half_width(self) -> float | None:
         """Half-width by the instruments alone; None when it is not known."""
         return None if self.errors is None else math.hypot(*self.errors.values())
-
-
-@dataclass(frozen=True)
-class Energy(Figure):
-    """Joules, with the worst class of the parts and the boundaries of the stages that are in them."""
-
-    energy_class: str | None = None
-    boundaries: frozenset[str] = frozenset()
-
-    def __add__(self, other: Self) -> Self:
-        """The sum within one run, of the worst class."""
-        known = [found for found in (self.energy_class, other.energy_class) if found is not None]
-        both = self.boundaries | other.boundaries
-        return replace(super().__add__(other), energy_class=worst(known) if known else None, boundaries=both)
 
     @property
     def kwh(self) -> float:
@@ -95,9 +80,6 @@ class Energy(Figure):
         return part.scaled(self.value / part.value)
 
 
-F = TypeVar("F", bound=Figure)
-
-
 def percent(half_width: float | None, value: float | None) -> float | None:
     """A half-width relative to its value [%]."""
     return 100 * half_width / value if half_width is not None and value else None
@@ -106,12 +88,3 @@ def percent(half_width: float | None, value: float | None) -> float | None:
 def total(energies: Iterable[Energy]) -> Energy:
     """Sum within one run; nothing is 0 J without a class."""
     return sum(energies, start=Energy(0.0))
-
-
-def mean(figures: Sequence[F]) -> F:
-    """Mean over runs, with the sample standard deviation from two runs on."""
-    whole = figures[0]
-    for figure in figures[1:]:
-        whole += figure
-    spread = statistics.stdev(f.value for f in figures) if len(figures) > 1 else None
-    return replace(whole.scaled(1 / len(figures)), spread=spread, runs=len(figures))

@@ -39,6 +39,8 @@ PACE = (
     "teacher.dtype",
     *("training.dtype", "training.optimizer", "training.gradient_checkpointing", "training.compile", "training.packing"),
     *("training.eval_steps", "model.attn_implementation", *(f"evaluation.{key}" for key in TASKS)),
+    *("synthetic_data.generation.backend", "dpo.generation.backend", "opd.generation.backend"),
+    *("synthetic_data.generation.batch_size", "dpo.generation.batch_size", "opd.generation.batch_size"),
 )
 UNKNOWN = "unknown: run one small job first"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,10 @@ class Hardware:
     @classmethod
     def here(cls) -> Hardware:
         """The host of this process with the GPUs that its driver shows to this process."""
-        try:
-            source, _ = open_nvml(0.0, 1.0)
-        except OSError:  # no driver, no GPU, or none that can be metered
-            return cls(cpu_brand(), os.cpu_count(), ())
-        with closing(source):
-            return cls(cpu_brand(), os.cpu_count(), tuple(sorted(str(gpu["name"]) for gpu in source.describe(set()))))
+        gpus: list[dict[str, Any]] = []
+        with suppress(OSError):  # no driver, no GPU, or none that can be metered
+            gpus = open_nvml(0.0, 1.0)[0].describe(set())
+        return cls(cpu_brand(), os.cpu_count(), tuple(sorted(str(gpu["name"]) for gpu in gpus)))
 
     def comparable(self, other: Hardware) -> bool:
         """Whether joules of one tell those of the other: the same kind of GPU, or without GPUs the same CPUs."""

@@ -33,7 +33,7 @@ import argparse
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tabulate import tabulate
@@ -123,7 +123,12 @@ def stages(settings: Settings) -> list[Need]:
     of_all = settings.model_dump()
     planned = [s for s in ("rollout" if pipeline.in_rounds else None, pipeline.teacher, pipeline.training, "evaluation") if s]
     written = inputs | ({"corpus": WRITTEN} if pipeline.in_rounds else {})
-    return [need(Task(s, of_all, written if s == pipeline.teacher else inputs, Shapes(settings)), settings) for s in planned]
+    found = [need(Task(s, of_all, written if s == pipeline.teacher else inputs, Shapes(settings)), settings) for s in planned]
+    rounds = (
+        settings.opd.rounds if pipeline.in_rounds else 1
+    )  # each has its texts, scores and model; they share the token budget
+    of_each = {n.stage: (n.disk * rounds, n.seconds * (1 if n.stage == pipeline.training else rounds)) for n in found[:-1]}
+    return [replace(n, disk=of_each[n.stage][0], seconds=of_each[n.stage][1]) if n.stage in of_each else n for n in found]
 
 
 def need(task: Task, settings: Settings) -> Need:
@@ -231,8 +236,11 @@ def shape_of(name: str, settings: Settings) -> Shape:
     if folder is None:
         raise UnpricedError(f"the shape of {name} is not known: name a local folder that holds its config.json")
     values = read_yaml(folder / "config.json")  # JSON is YAML
-    sizes = {key: values[key] for key in Shape.__dataclass_fields__ if key in values}
-    return Shape(**{"num_key_value_heads": values["num_attention_heads"]} | sizes)
+    sizes = {key: values[key] for key in Shape.__dataclass_fields__ if values.get(key) is not None}
+    try:
+        return Shape(**{"num_key_value_heads": values["num_attention_heads"]} | sizes)
+    except (KeyError, TypeError) as error:
+        raise UnpricedError(f"{folder}/config.json is not that of a plain decoder: {error}") from None
 
 
 def table(name: str, needs: Sequence[Need], gpus: Sequence[float]) -> str:

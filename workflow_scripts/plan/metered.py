@@ -8,7 +8,7 @@ Parameters whose functions take `input` or `output` are not compared by Snakemak
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,7 @@ class Metered:
     priority: int = 0
     resources: Mapping[str, Any] = field(default_factory=dict)
     named: tuple[str, ...] = ()  # inputs that the program takes by name, where there are no jobs to say them
+    beside: Callable[[Any], Iterable[str]] = lambda wildcards: ()  # records it writes beside its own, other ones for each job
     constraints: Mapping[str, str] = field(default_factory=dict)
     tracked: bool = True
     code: tuple[str, ...] = ()  # further modules that decide its result
@@ -121,13 +122,8 @@ class Metered:
             left_out = {str(prerun), *named.values(), *split}
             files = [str(path) for path in input if str(path) not in left_out]
             return [
-                *(
-                    "python",
-                    "-m",
-                    "workflow_scripts.energy.meter",
-                    f"--stage={self.stage}",
-                    f"--role={STAGES[self.stage].role}",
-                ),
+                *("python", "-m", "workflow_scripts.energy.meter"),
+                *(f"--stage={self.stage}", f"--role={STAGES[self.stage].role}"),
                 *([f"--experiment={name}", f"--pipeline={plan.pipeline(name)}"] if name else []),
                 *(f"--options={plan.energy}", f"--state={plan.output.root}/state"),
                 f"--codecarbon={self.folder.format(**wildcards)}/codecarbon",
@@ -146,10 +142,12 @@ class Metered:
         def words(wildcards: Any, input: Any, output: Any) -> list[str]:
             job = self.job(wildcards)
             inputs = [word for key, path in job.inputs.items() for word in (f"--{key}", path)]
+            named = [word for key in self.named for word in (f"--{key}", str(input[key]))]
             return [
                 *self.launcher(wildcards),
                 *("-m", f"workflow_scripts.{self.program or f'stages.{self.stage}'}"),
                 *(["--settings", canonical(job.settings), *inputs] if self.settings else []),
+                *named,
                 *self.extra(wildcards, input, output),
                 *("--out", str(output[0])),
             ]

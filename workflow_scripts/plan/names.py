@@ -74,9 +74,9 @@ def _tokenizer_file(name: str, settings: Settings) -> Path | None:
 
 
 def task_files(settings: Settings) -> list[str]:
-    """Evaluation task files of the user's own, and the data beside them."""
+    """Evaluation task files of the user's own, and the data beside them; no byte code, which the evaluation itself writes."""
     folder = settings.evaluation.lm_eval_include_path
-    return files_at(folder) if folder else []
+    return [file for file in files_at(folder) if "__pycache__" not in Path(file).parts] if folder else []
 
 
 def template_files(choice: str) -> list[str]:

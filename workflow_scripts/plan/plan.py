@@ -393,6 +393,5 @@ class Plan:
 
     def teacher_targets(self, stage: str) -> list[str]:
         """Manifests of a teacher stage for the compared experiments."""
-        job_inputs = [self.experiments[name].training.inputs.values() for name in self.comparison.experiments]
-        known = {self.teacher_manifest(stage, artefact) for artefact in self.teacher[stage]}
-        return sorted(known.intersection(path for inputs in job_inputs for path in inputs))
+        inputs = {path for name in self.comparison.experiments for path in self.experiments[name].training.inputs.values()}
+        return sorted(inputs.intersection(self.teacher_manifest(stage, artefact) for artefact in self.teacher[stage]))

@@ -86,11 +86,13 @@ def compare_with_records() -> None:
 
     Its notes are in `.snakemake` of one working directory. Results that were moved, copied, shared or made by another checkout
     have none, and a file that was replaced by an older one is no news to it. The record says what it was made from: settings,
-    code, and the content of all inputs.
+    code, and the content of all inputs. Records that a job writes beside its own, other ones for each job, can be
+    declared by no rule: a job is stale where one is gone.
     """
     if hasattr(PersistenceBase, "params_of_snakemake"):
         return
     noted, compared = PersistenceBase.has_metadata, PersistenceBase.params_changed
+    sums = PersistenceBase.input_checksums
 
     def has_metadata(self: Any, job: Any) -> bool:
         return bool(noted(self, job)) or _record(job) is not None
@@ -101,11 +103,30 @@ def compare_with_records() -> None:
         if record is None:
             return found
         old, new = differences(record, *_planned(job))
+        beside = [record.with_name(f"{stage}.json") for stage in _SEEN[-1][1][job.rule.name].beside(job.wildcards)]
+        gone = [path for path in beside if not path.is_file()]
+        old, new = old | {f"{path}=missing" for path in gone}, new | {f"{path}=there" for path in gone}
         if not (old or new):
             return found
         quoted = [frozenset(map(repr, lines)) for lines in (old, new)]  # as Snakemake notes them
         return found | ParamsChange(only_old=quoted[0], only_new=quoted[1], files=frozenset(job.output))
 
+    def input_checksums(self: Any, job: Any, path: Any) -> set[Any]:
+        """For an input that is newer than the output: what the record read, where Snakemake noted nothing.
+
+        Of parts that are gone the record of their merge says what they were made from.
+        """
+        found = sums(self, job, path) - {None}
+        record = next((known for each in (job, *self.dag.depending[job]) if (known := _record(each))), None)
+        if found or record is None:
+            return found
+        try:
+            read = json.loads(record.read_text(encoding="utf-8"))["provenance"]["files"]
+            return {f"sha256:{read[str(path)]['sha256']}"} if str(path) in read else found
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return found  # `differences` says that it is damaged
+
+    PersistenceBase.input_checksums = input_checksums
     PersistenceBase.params_of_snakemake = compared
     PersistenceBase.has_metadata = has_metadata
     PersistenceBase.params_changed = params_changed

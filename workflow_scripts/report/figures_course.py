@@ -94,22 +94,27 @@ def _grid(panels: list[Any], path: Path) -> None:
 
 
 def loss(summaries: list[ExperimentSummary], path: Path) -> list[str]:
-    """A panel per metric: trainings' losses over the joules of the training, attempts that were repeated included.
+    """A panel per metric: losses over the joules of the trainings of all rounds, attempts that were repeated included.
 
-    Held-out losses are drawn over what the training itself had used, without the intermediate evaluations.
+    Held-out losses are drawn over what the training itself had used, without the intermediate evaluations and lost attempts.
 
     Returns a warning that names the trainings whose ledger cannot be read.
     """
     curves: dict[str, dict[str, list[tuple[float, float]]]] = {metric: {} for metric in METRICS}
     missing = []
     for summary in summaries:
-        for record in (r for r in summary.of("student") if r.spent is not None):
+        before = dict.fromkeys(curves, 0.0)  # of earlier rounds
+        for record in sorted((r for r in summary.trainings if r.spent is not None), key=lambda r: r.start_time):
             try:
                 for metric, own in curves.items():
                     if points := _points(record, metric, summary.path):
-                        own[summary.experiment_name] = points
+                        drawn = own.setdefault(summary.experiment_name, [])
+                        drawn += [(before[metric] + joules, loss) for joules, loss in points]
             except TraceError as error:
                 missing.append(f"{summary.experiment_name} ({error})")
+            evaluated = record.phases["evaluate"].joules or 0.0 if "evaluate" in record.phases else 0.0
+            alone, whole = (record.kept or 0.0) - evaluated * record.share_kept, record.total_energy_joules or 0.0
+            before = {metric: joules + (alone if metric == "eval_loss" else whole) for metric, joules in before.items()}
     shown = {metric: own for metric, own in curves.items() if own}
     if shown:
         _loss_panels(shown, {name: each.name for each in group(summaries) for name in each.members}, path)

@@ -29,6 +29,7 @@ WHY_NOT = {
     "energy": "an energy is not known",
     "not measured": "joules per token were not measured",
     "boundary": "boundaries differ",
+    "undetermined": "not known: its token costs no less here, within the spread or without repeats",
     "never": "never: a token of the student costs no less",
 }
 HEAVIEST = 600_000  # bytes of a figure on the page; a heavier one (of hundreds of runs) stands in its own file alone

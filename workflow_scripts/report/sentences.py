@@ -16,6 +16,7 @@ REFUSED = {
     "evaluation split": "their evaluation splits differ ({value})",
     "starting model": "{experiment} starts from {value}, another model, and what making that cost is on no bill",
     "hardware": "their trainings ran on different hardware ({value})",
+    "meter": "the energy of their trainings was obtained differently ({value}): repeat one of them",
     "uncertainty": "the uncertainty of stage {stage} of {experiment} is not known",
     "cpu share": "stage {stage} of {experiment} had {value} of its host's CPU time: repeat it alone",
     "another meter": "another metered stage ran beside stage {stage} of {experiment}: repeat it alone",
@@ -31,6 +32,14 @@ CAUSES = {  # why nothing is said, and what would settle it
     "no overlap": (
         "one of the two reaches before its first evaluation what the other never reaches",
         "Evaluate earlier (training.eval_steps), or train the weaker one longer.",
+    ),
+    "one policy": (
+        "its runs start from one training of the policy, so that they count as one run",
+        "Give the policy's experiment the same seeds (experiment.seeds).",
+    ),
+    "target passed": (
+        "a run is past {target} at its first evaluation",
+        "Evaluate earlier (training.eval_steps), or ask for more (comparison.target_quality).",
     ),
     "target not reached": ("not every run reaches {target}", "Train longer, or ask for less (comparison.target_quality)."),
     "interval": ("the runs differ too much", "{seeds}."),
@@ -79,7 +88,7 @@ def _sentence(row: Answer, made: Comparison) -> str:
     ends = f"it ends at {_figure(row.final)}, {gold} at {_figure(row.baseline_final)}"
     spread = f"{ends}; difference {_span(row.better, row.better_low, row.better_high)}"
     if row.kind == "only way":
-        said.append(f"Only {name} reaches a {quality} of {_figure(row.final)} within these budgets: {spread}.")
+        said.append(f"{name} reaches a {quality} of {_figure(row.final)} within its budget, {gold} does not: {spread}.")
     elif row.kind == "not reached":
         said.append(f"{name} does not reach the {quality} of {gold} within its budget: {spread}.")
     at = f"at a {quality} of {_figure(row.target)}"
@@ -127,8 +136,10 @@ def _remedy(row: Answer) -> str:
     told = CAUSES[row.cause][1].format(seeds=seeds) if row.kind == "undetermined" and row.cause else ""
     worse = " Its quality got worse towards the end: the best evaluation counts." if row.worsened else ""
     if not row.work_apart and row.saved is not None:
-        worse += " Start-up and saves are in its joules to a quality: its records do not tell them apart."
-    return f"{row.experiment}: {told}{one if row.cause != 'one run' else ''}{worse}" if told or worse else ""
+        worse += " Start-up and saves are in its joules to a quality: not all compared records tell them apart."
+    return (
+        f"{row.experiment}: {told}{one if row.cause not in ('one run', 'one policy') else ''}{worse}" if told or worse else ""
+    )
 
 
 def _figure(value: float | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from workflow_scripts.settings.generation import Generation
 from workflow_scripts.settings.section import Section
@@ -27,9 +27,18 @@ class JudgeLabeling(Section):
         0.0, ge=0, description="Pairs whose scores differ by less are dropped [nats; judge: answers beaten]. A tie always is."
     )
 
+    @model_validator(mode="after")
+    def _judge_is_asked(self) -> JudgeLabeling:
+        if self.judge_model is not None and self.scoring_method != "judge":
+            raise ValueError(
+                f"judge_model = {self.judge_model!r}, but scoring_method = {self.scoring_method!r} asks no judge: set it to "
+                "'judge', or judge_model to null"
+            )
+        return self
+
     def other_judge(self) -> str | None:
         """The model that is asked, where it is not the teacher."""
-        return self.judge_model if self.scoring_method == "judge" else None
+        return self.judge_model
 
 
 class Dpo(Section):

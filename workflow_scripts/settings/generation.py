@@ -1,4 +1,4 @@
-"""How a model writes text: a part of `synthetic_data` and of `dpo`."""
+"""How a model writes text: a part of `synthetic_data`, `dpo` and `opd`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from workflow_scripts.settings.section import Section
 
 
 class Generation(Section):
-    """How the teacher writes text."""
+    """How a model writes text: the teacher in synthetic_data and dpo, the student in opd."""
 
     backend: Literal["auto", "transformers", "vllm"] = Field(
         "transformers",

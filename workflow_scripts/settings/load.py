@@ -17,12 +17,13 @@ from typing import Any, cast
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from workflow_scripts.pipelines import STAGES, rule_names
+from workflow_scripts.pipelines import STAGES, rules
+from workflow_scripts.settings.evaluation import FOLLOWED
 from workflow_scripts.settings.runs import Grid, SettingsError, Sweep, runs_of, variants, with_value
 from workflow_scripts.settings.schema import CAMPAIGN_SECTIONS, Settings
 
 EXPERIMENT_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
-RESERVED_NAMES = ("models", "corpus", "teacher", "reference", "state", "downloads", "all", *STAGES, *rule_names())
+RESERVED_NAMES = ("models", "corpus", "teacher", "reference", "state", "downloads", "all", *STAGES, *rules())
 _SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)  # as in wandb.api_key, which belongs into WANDB_API_KEY
 EXTENDS = "extends"
 
@@ -277,8 +278,11 @@ def _check_quality(experiments: Mapping[str, Settings], quality: str, compared: 
     """A metric of a task is there only where the task is run; a group of tasks brings metrics of others' names."""
     if "/" not in quality:
         return
-    for name in compared:
-        if name in experiments and not experiments[name].evaluation.lm_eval_tasks:
+    for name in (name for name in compared if name in experiments):
+        asked = experiments[name].evaluation
+        if quality == FOLLOWED and not asked.instruction_prompts:
+            raise SettingsError(f"{name}: comparison.quality = {quality!r}, but evaluation.instruction_prompts is 0: raise it")
+        if quality != FOLLOWED and not asked.lm_eval_tasks:
             raise SettingsError(
                 f"{name}: comparison.quality = {quality!r}, but its evaluation.lm_eval_tasks is empty: add "
                 f"{quality.partition('/')[0]!r} there, for every compared experiment"
@@ -312,11 +316,12 @@ def _fields_at(location: list[str]) -> list[str]:
     models: list[type[BaseModel]] = [Settings]
     for part in location:
         annotations = [m.model_fields[part].annotation for m in models if part in m.model_fields]
-        models = [found for a in annotations for found in _sections_in(a)] or models
+        models = [found for a in annotations for found in models_in(a)] or models
     return sorted({name for model in models for name in model.model_fields} | ({EXTENDS} if not location else set()))
 
 
-def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """Section models inside an annotation."""
     if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
         return [annotation] if issubclass(annotation, BaseModel) else []
-    return [found for argument in typing.get_args(annotation) for found in _sections_in(argument)]
+    return [found for argument in typing.get_args(annotation) for found in models_in(argument)]

@@ -72,15 +72,8 @@ class RandomModel(Section):
 
     def shape(self) -> Shape:
         """The architecture's shape with this source's changes. Raises ValueError when heads do not divide."""
-        names = (
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "vocab_size",
-        )
-        return resized(self.architecture, {n: v for n in names if (v := getattr(self, n)) is not None})
+        sizes = {name: getattr(self, name, None) for name in Shape.__dataclass_fields__}
+        return resized(self.architecture, {name: size for name, size in sizes.items() if size is not None})
 
     @model_validator(mode="after")
     def _shape_exists(self) -> RandomModel:

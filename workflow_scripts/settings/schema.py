@@ -14,23 +14,16 @@ from pydantic import Field, create_model, field_validator, model_validator
 from workflow_scripts.pipelines import PIPELINES, STAGES, splits
 from workflow_scripts.settings.comparison import Comparison as Comparison
 from workflow_scripts.settings.data import Data as Data
-from workflow_scripts.settings.data import DatasetSource as DatasetSource
 from workflow_scripts.settings.distillation import Distillation as Distillation
 from workflow_scripts.settings.distillation import needs_buckets
 from workflow_scripts.settings.dpo import Dpo as Dpo
-from workflow_scripts.settings.dpo import JudgeLabeling as JudgeLabeling
 from workflow_scripts.settings.energy import Energy as Energy
 from workflow_scripts.settings.energy import Uncertainty as Uncertainty
 from workflow_scripts.settings.evaluation import Evaluation as Evaluation
 from workflow_scripts.settings.experiment import Experiment as Experiment
 from workflow_scripts.settings.generation import Generation as Generation
 from workflow_scripts.settings.model import Model as Model
-from workflow_scripts.settings.models import FolderModel as FolderModel
-from workflow_scripts.settings.models import HubModel as HubModel
 from workflow_scripts.settings.models import ModelSource
-from workflow_scripts.settings.models import PackagedModel as PackagedModel
-from workflow_scripts.settings.models import PrunedModel as PrunedModel
-from workflow_scripts.settings.models import RandomModel as RandomModel
 from workflow_scripts.settings.opd import Opd as Opd
 from workflow_scripts.settings.output import Output as Output
 from workflow_scripts.settings.prerun import Hardware as Hardware
@@ -40,7 +33,6 @@ from workflow_scripts.settings.section import Name, Section, Text
 from workflow_scripts.settings.synthetic_data import Filtering as Filtering
 from workflow_scripts.settings.synthetic_data import SyntheticData as SyntheticData
 from workflow_scripts.settings.teacher import Teacher as Teacher
-from workflow_scripts.settings.training import Dtype as Dtype
 from workflow_scripts.settings.training import Lora as Lora
 from workflow_scripts.settings.training import Training as Training
 from workflow_scripts.settings.wandb import Wandb as Wandb

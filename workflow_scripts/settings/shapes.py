@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Shape:
-    """What decides the size of a decoder; names as in config.json. Embedding and head are not tied."""
+    """What decides the size of a decoder; names as in config.json."""
 
     hidden_size: int
     intermediate_size: int
@@ -22,27 +22,35 @@ class Shape:
     num_key_value_heads: int
     vocab_size: int = 100_352
     max_position_embeddings: int = 4096
+    head_dim: int | None = None  # where it is not hidden_size / num_attention_heads
+    tie_word_embeddings: bool = False
+
+    @property
+    def query_size(self) -> int:
+        """Width of the query projection of one layer."""
+        return (self.head_dim or self.hidden_size // self.num_attention_heads) * self.num_attention_heads
 
     @property
     def key_value_size(self) -> int:
         """Width of the key (and of the value) projection of one layer."""
-        return self.hidden_size // self.num_attention_heads * self.num_key_value_heads
+        return self.query_size // self.num_attention_heads * self.num_key_value_heads
 
     def layer_parameters(self) -> int:
         """Query, key, value and output projections, gated MLP, norms of query, key and both blocks' outputs."""
-        d, kv = self.hidden_size, self.key_value_size
-        return 2 * d * d + 2 * d * kv + 3 * d * self.intermediate_size + (d + kv) + 2 * d
+        d, q, kv = self.hidden_size, self.query_size, self.key_value_size
+        return 2 * d * q + 2 * d * kv + 3 * d * self.intermediate_size + (q + kv) + 2 * d
 
     def adapter_parameters(self, rank: int, targets: Iterable[str]) -> int:
         """Parameters of low-rank adapters of these linear layers in all decoder layers (Hu et al. 2021, 4.1)."""
-        d, kv, f = self.hidden_size, self.key_value_size, self.intermediate_size
-        widths = {"q_proj": d + d, "k_proj": d + kv, "v_proj": d + kv, "o_proj": d + d}
+        d, q, kv, f = self.hidden_size, self.query_size, self.key_value_size, self.intermediate_size
+        widths = {"q_proj": d + q, "k_proj": d + kv, "v_proj": d + kv, "o_proj": d + q}
         widths |= dict.fromkeys(("gate_proj", "up_proj", "down_proj"), d + f)
         return rank * self.num_hidden_layers * sum(widths.get(name, 0) for name in targets)
 
     def parameters(self) -> int:
         """All parameters: embedding, layers, final norm, head."""
-        return 2 * self.vocab_size * self.hidden_size + self.num_hidden_layers * self.layer_parameters() + self.hidden_size
+        tables = 1 if self.tie_word_embeddings else 2
+        return tables * self.vocab_size * self.hidden_size + self.num_hidden_layers * self.layer_parameters() + self.hidden_size
 
 
 SHAPES = {
@@ -63,7 +71,7 @@ COMMON = {
 _PUBLISHED = re.compile(r"(?i)(?:^|/)olmo-2-\d{4}-(\d+)b(?:-|$)")
 
 
-def resized(name: str, changes: dict[str, int]) -> Shape:
+def resized(name: str, changes: dict[str, Any]) -> Shape:
     """A known shape with some sizes changed. Raises ValueError when heads do not divide, naming the numbers."""
     shape = replace(SHAPES[name], **changes)
     if shape.hidden_size % shape.num_attention_heads or shape.hidden_size // shape.num_attention_heads % 2:
@@ -81,7 +89,7 @@ def resized(name: str, changes: dict[str, int]) -> Shape:
 
 def config_values(shape: Shape) -> dict[str, Any]:
     """Values of the config.json of an OLMo 2 model with this shape."""
-    return {**asdict(shape), **COMMON}
+    return {**{key: value for key, value in asdict(shape).items() if value is not None}, **COMMON}
 
 
 def published_shape(name: str) -> Shape | None:

@@ -51,7 +51,7 @@ class Training(Section):
     packing: bool = Field(
         True,
         description="The rows of a forward pass in one sequence without padding, each attending to itself only (kd, sft, "
-        "baseline; dpo pads, as TRL has no packing for it). The loss is the same.",
+        "opd, baseline; dpo pads, as TRL has no packing for it). The loss is the same.",
     )
     optimizer: Literal["adamw", "adafactor", "adamw_8bit"] = Field(
         "adamw", description="Optimizer; adamw_8bit needs the package bitsandbytes."

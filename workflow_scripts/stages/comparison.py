@@ -19,7 +19,7 @@ from pathlib import Path
 import pandas as pd
 
 from workflow_scripts.accounting.answer import Answers, advantages, answer, front, repayment
-from workflow_scripts.accounting.arms import Axis, arm_of, repeated_evaluations, student_of
+from workflow_scripts.accounting.arms import Axis, arms_of, repeated_evaluations, student_of
 from workflow_scripts.accounting.fairness import differences, incomplete, lower_is_better, qualities, quality_refusal
 from workflow_scripts.accounting.groups import Group, averages, find, group
 from workflow_scripts.accounting.load import Loaded, load
@@ -142,7 +142,7 @@ def compare(loaded: Loaded, quality: str, baselines: Sequence[str], target: floa
         width, second = spread[0] if spread else None, _axis(summaries, FOLLOWED)
         chances, further = front(groups, found.comparable, width), {}
         if FOLLOWED in others and quality_refusal(summaries, FOLLOWED) is None:
-            arms = {g.name: arm for g in groups if g.name in found.comparable and (arm := arm_of(g, second, 0.0))}
+            arms = {name: arm for name, arm in arms_of(groups, second).items() if name in found.comparable}
             further = front(groups, arms, width)
         for row in by_group:
             row.pareto_probability, row.pareto_of_instructions = chances.get(row.group), further.get(row.group)

@@ -50,17 +50,13 @@ def dpo_training(args: Arguments) -> None:
     check_context(policy, max(lengths), "the longest pair", "data.max_sequence_length or dpo.generation.max_new_tokens")
     run, log_interval = start_tracking(args.extra["wandb"], args.content)
     counts = list(zip(pairs["chosen_tokens"], pairs["rejected_tokens"], strict=True))
-    options = with_batch_tokens(options, [chosen + rejected for chosen, rejected in counts], world_size())
-    order = training_order(
-        [chosen + rejected for chosen, rejected in counts],
-        [len(prompt) + max(count) for prompt, count in zip(pairs["prompt_ids"], counts, strict=True)],
-        options.token_budget,
-        options.max_epochs,
-        options.batch_size,
-        settings.experiment.seed,
-    )
-    if world_size() > 1:  # every process needs as many pairs: the last, short batch is left out
-        order = order[: len(order) // options.batch_size * options.batch_size]
+    tokens = [chosen + rejected for chosen, rejected in counts]
+    options = with_batch_tokens(options, tokens, world_size())
+    longest = [len(prompt) + max(count) for prompt, count in zip(pairs["prompt_ids"], counts, strict=True)]
+    limits = options.token_budget, options.max_epochs, options.batch_size
+    order = training_order(tokens, longest, *limits, settings.experiment.seed)
+    if world_size() > 1:  # every process needs as many pairs: the last, short batch is filled from the beginning
+        order += (order * options.batch_size)[: -len(order) % options.batch_size]
     step_count = math.ceil(len(order) / (options.batch_size * options.gradient_accumulation_steps))
     own = dpo_options(settings.dpo.beta, settings.dpo.loss_type)
     model = load_model(policy_folder, torch.float32, settings.model.attn_implementation)

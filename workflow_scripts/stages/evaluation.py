@@ -16,7 +16,14 @@ from workflow_scripts.distill import corpus, harness
 from workflow_scripts.distill.batching import by_length
 from workflow_scripts.distill.generation import Answer, Prompt, ends_of_turns, generate, prompt_tokens
 from workflow_scripts.distill.instructions import KINDS, VERSION, instructions
-from workflow_scripts.distill.models import compute_dtype, load_frozen, load_tokenizer, open_model, vocabulary_size
+from workflow_scripts.distill.models import (
+    check_context,
+    compute_dtype,
+    load_frozen,
+    load_tokenizer,
+    open_model,
+    vocabulary_size,
+)
 from workflow_scripts.distill.scoring import Agreement, agreements, log_likelihoods
 from workflow_scripts.errors import UserError
 from workflow_scripts.progress import Progress, attempt_seconds
@@ -28,6 +35,9 @@ from workflow_scripts.stages.runtime.common import Arguments, run_stage
 
 class BrokenModel(UserError):
     """A model that gives NaN or infinity."""
+
+
+INSTRUCTION = 64  # tokens that an instruction adds to a question, at most
 
 
 def evaluation(args: Arguments) -> None:
@@ -47,6 +57,9 @@ def evaluation(args: Arguments) -> None:
         model if same else load_frozen(teacher_folder, dtype, settings.model.attn_implementation) if one_vocabulary else None
     )
     rows = corpus.read_table(corpus_folder / "evaluation.parquet")
+    longest = max(len(row["input_ids"]) for row in rows)
+    check_context(model_facts, longest, "the longest held-out row", "data.max_sequence_length")
+    context = min(facts["max_position_embeddings"] for facts in (model_facts, teacher_facts))  # both can answer what is asked
     sides: list[dict[str, Any]] = []
     if "preferences" in args.inputs:
         pairs, pair_facts = open_artefact(args.inputs["preferences"], "preference_dataset")
@@ -87,12 +100,12 @@ def evaluation(args: Arguments) -> None:
                 "kl_to_teacher": [round(row.kl_to_teacher, 6) for row in by_row] if teacher is not None else None,
                 "top1_agreement": [row.same_argmax for row in by_row] if teacher is not None else None,
             },
-            "generation": generation_speed(model, rows, tokenizer, ends, settings, progress),
+            "generation": generation_speed(model, rows, tokenizer, ends, settings, progress, context),
             "preference": None,
             "tasks": None,
         }
         metrics: dict[str, dict[str, object]] = {}
-        if followed := follow(model, rows, tokenizer, ends, settings.evaluation, progress):
+        if followed := follow(model, rows, tokenizer, ends, settings.evaluation, progress, context):
             result["rows"]["instructions"] = followed
             asked = f"{VERSION}, at most {settings.evaluation.instruction_new_tokens} new tokens"
             share = {"value": sum(followed) / len(followed), "higher_is_better": True, "examples": len(followed), "shots": 0}
@@ -103,7 +116,9 @@ def evaluation(args: Arguments) -> None:
             result["preference"] = margins(model, reference, sides, tokenizer, settings, progress)
         progress.metrics = {k: v for k, v in result.items() if isinstance(v, float)}
         if tasks is not None:
+            progress.phase("tasks")
             result["tasks"] = harness.run(model, tokenizer, ends, settings.evaluation, tasks)
+            progress.phase("work")
             metrics |= result["tasks"]["metrics"]
         if metrics:
             result["tasks"] = (result["tasks"] or {}) | {"metrics": metrics}
@@ -112,7 +127,13 @@ def evaluation(args: Arguments) -> None:
 
 
 def generation_speed(
-    model: Any, rows: list[dict[str, Any]], tokenizer: Any, ends: list[int], settings: Settings, progress: Progress
+    model: Any,
+    rows: list[dict[str, Any]],
+    tokenizer: Any,
+    ends: list[int],
+    settings: Settings,
+    progress: Progress,
+    context: int,
 ) -> dict[str, Any]:
     """Greedy answers to held-out prompts: tokens, seconds, tokens/s, and the first answer to look at.
 
@@ -127,10 +148,11 @@ def generation_speed(
     prompts = []
     for row in rows[: settings.evaluation.generation_prompts]:
         question = corpus.prompt_of(row["messages"])
-        if question:
-            prompts.append(Prompt(row["example_id"], prompt_tokens(tokenizer, question), 0))
+        tokens = prompt_tokens(tokenizer, question) if question else []
+        if question and len(tokens) + options.max_new_tokens <= context:
+            prompts.append(Prompt(row["example_id"], tokens, 0))
     if not prompts:
-        return {"prompts": 0, "reason": "no held-out row has a user turn"}
+        return {"prompts": 0, "reason": "no held-out row has a user turn that fits the context"}
 
     def answer(options: Generation) -> list[Answer]:
         batches = generate(model, prompts, options, ends, tokenizer.pad_token_id)
@@ -160,13 +182,20 @@ def generation_speed(
 
 
 def follow(
-    model: Any, rows: list[dict[str, Any]], tokenizer: Any, ends: list[int], options: Evaluation, progress: Progress
+    model: Any,
+    rows: list[dict[str, Any]],
+    tokenizer: Any,
+    ends: list[int],
+    options: Evaluation,
+    progress: Progress,
+    context: int,
 ) -> list[int]:
-    """Whether the greedy answers follow their instructions, 0 or 1 each; empty where no held-out row has a user turn.
+    """Whether the greedy answers follow their instructions, 0 or 1 each; empty where no held-out row has a question that fits.
 
     The questions are those of the held-out rows, as often as it takes, each time with an instruction of another kind.
     """
-    questions = [question for row in rows if (question := corpus.prompt_of(row["messages"]))]
+    most = context - options.instruction_new_tokens - INSTRUCTION
+    questions = [q for row in rows if (q := corpus.prompt_of(row["messages"])) and len(prompt_tokens(tokenizer, q)) <= most]
     if not questions or not options.instruction_prompts:
         return []
     wanted = instructions(options.instruction_prompts)
@@ -188,14 +217,8 @@ def follow(
 
 def answer_bytes(rows: list[dict[str, Any]], tokenizer: Any) -> int:
     """UTF-8 bytes of the text that carries loss: what bits are counted by, whatever the vocabulary. End tokens are no text."""
-    return sum(
-        len(
-            tokenizer.decode(
-                [token for token, on in zip(row["input_ids"], row["loss_mask"], strict=True) if on], skip_special_tokens=True
-            ).encode()
-        )
-        for row in rows
-    )
+    answers = ([token for token, on in zip(row["input_ids"], row["loss_mask"], strict=True) if on] for row in rows)
+    return sum(len(tokenizer.decode(tokens, skip_special_tokens=True).encode()) for tokens in answers)
 
 
 def pair_sides(folder: Path, made: dict[str, Any], facts: dict[str, Any], tokenizer: Any) -> list[dict[str, Any]]:
@@ -218,7 +241,8 @@ def margins(
 ) -> dict[str, float]:
     """Implicit reward margin beta * ((log p - log p_ref)(chosen) - (log p - log p_ref)(rejected)) on the sides of pairs.
 
-    Rafailov et al. 2023, eq. 6. `accuracy` is the share of pairs with a positive margin.
+    Rafailov et al. 2023, eq. 6; per token of the answer where the loss was (`sigmoid_norm`). `accuracy` is the share of pairs
+    with a positive margin.
     """
     rewards: list[float] = [0.0] * len(rows)
     numbered = list(enumerate(rows))
@@ -227,7 +251,8 @@ def margins(
         mine = log_likelihoods(model, tokens, tokenizer.pad_token_id)
         theirs = log_likelihoods(reference, tokens, tokenizer.pad_token_id)
         for (index, _), policy, base in zip(batch, mine, theirs, strict=True):
-            rewards[index] = settings.dpo.beta * (policy - base)
+            length = sum(rows[index]["loss_mask"]) if settings.dpo.loss_type == "sigmoid_norm" else 1
+            rewards[index] = settings.dpo.beta * (policy - base) / length
         progress.add(input=sum(len(row["input_ids"]) for row in tokens))
     found = [chosen - rejected for chosen, rejected in zip(rewards[::2], rewards[1::2], strict=True)]
     return {

@@ -42,15 +42,10 @@ def student_train(args: Arguments) -> None:
     rows, cache = training_data(args, corpus_folder, corpus)
     check_context(student, max(len(row["input_ids"]) for row in rows), "the longest row", "data.max_sequence_length")
     work = [ExampleWork(loss_tokens(row), (len(row["input_ids"]),)) for row in rows]
-    options = with_batch_tokens(options, [w.loss for w in work], world_size())
-    order = training_order(
-        [w.loss for w in work],
-        [w.lengths[0] for w in work],
-        options.token_budget,
-        options.max_epochs,
-        options.batch_size,
-        settings.experiment.seed,
-    )
+    tokens = [w.loss for w in work]
+    options = with_batch_tokens(options, tokens, world_size())
+    limits = options.token_budget, options.max_epochs, options.batch_size
+    order = training_order(tokens, [w.lengths[0] for w in work], *limits, settings.experiment.seed)
     share = options.batch_size // world_size()
     steps = work_per_step(order, work, share, options.gradient_accumulation_steps * world_size(), options.packing)
     run, log_interval = start_tracking(args.extra["wandb"], args.content)

@@ -79,11 +79,8 @@ def figures(summary: ExperimentSummary) -> dict[str, float]:
     if "model" in summary.deployment:
         found["energy/generated_joules_per_token"] = summary.deployment["model"].joules_per_token
     quality = summary.quality
-    for prefix, entry in {
-        "quality": quality,
-        "quality/preference": quality.preference,
-        "quality/generation": quality.generation,
-    }.items():
+    parts = {"quality": quality, "quality/preference": quality.preference, "quality/generation": quality.generation}
+    for prefix, entry in parts.items():
         found |= {f"{prefix}/{key}": value for key in QUALITIES if (value := getattr(entry, key, None)) is not None}
     found |= {f"quality/{name}": entry.value for name, entry in quality.metrics.items()}
     return {key: float(value) for key, value in found.items() if value is not None}

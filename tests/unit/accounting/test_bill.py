@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.ledgers import Ledgers
+from tests.unit.energy.test_record import figure
 from tests.unit.energy.test_state import owner
 from workflow_scripts.accounting.bill import bill, main
 from workflow_scripts.energy.recover import recover
@@ -89,6 +90,20 @@ def test_every_joule_is_in_one_column(campaign: Ledgers) -> None:
     assert (found["total"]["class"], found["total"]["boundary"][-1]) == ("measured", "cpu")
     assert found["total"]["uncertainty_kwh"] is None, "an attempt without a figure: the sum is a lower bound"
     assert found["until"] == 13 * 3600 + 100
+
+
+def test_a_stage_whose_total_is_not_known_leaves_no_uncertainty_and_no_grams_for_the_rest(tmp_path: Path) -> None:
+    """B10: its first attempt had no GPU, its second one had; both are on the bill."""
+    made = Ledgers(tmp_path / "results")
+    made.attempt("student_train", "gold", 300.0, "failed", experiment="gold")
+    second = made.attempt("student_train", "gold", 90.0, experiment="gold")
+    assert bill(made.root).total.uncertainty_kwh is not None and bill(made.root).total.carbon_grams is not None
+    start, *lines = map(json.loads, second.read_text().splitlines())
+    for line in lines:
+        line["joules"]["gpu"] = figure(5000.0, "NVML total energy counter")
+    second.write_text("".join(f"{json.dumps(line)}\n" for line in (start, *lines)))
+    found = bill(made.root).total
+    assert (found.uncertainty_kwh, found.carbon_grams) == (None, None)
 
 
 def test_runs_of_one_method_are_added_up(tmp_path: Path, capsys) -> None:

@@ -17,9 +17,6 @@ from workflow_scripts.accounting.verdicts import seeds_needed
 from workflow_scripts.energy.neighbours import ANOTHER_METER
 from workflow_scripts.stages.comparison import compare, main
 
-FIGURES = ("energy_by_stage", "energy_quality", "quality_by_row", "cost_by_reuse", "power", "loss_by_joules")
-TABLES = ("comparison", "stage_energy", "amortised", "runs", "break_even", "repayment", "energy_to_quality")
-
 
 def compared(*summaries: dict, baseline: str | None = "gold", quality: str = "cross_entropy", target=None) -> dict:
     names = baseline.split() if baseline else []
@@ -89,6 +86,8 @@ def spoilt(kind: str) -> list[dict]:
         record["devices"] = [{"uuid": "u", "other_processes": [7]}]
     elif kind == "uncertainty":
         record["energy"]["cpu"]["uncertainty_pct"] = None
+    elif kind == "meter":
+        record["energy"]["cpu"]["scope"] = "job"
     elif kind == "hardware":
         record["provenance"]["cpu_count"] = 4
     elif kind == "starting model":
@@ -123,9 +122,14 @@ def test_other_work_on_the_host_is_seen_by_its_cpu_seconds() -> None:
 
 
 def test_joules_to_a_quality_are_those_of_the_work_where_a_record_tells_them_apart() -> None:
-    """100 J of start-up and 50 J of saves in each training: to a quality they do not count, in whole trainings they do."""
+    """100 J of start-up and 50 J of saves in each training: to a quality they do not count, in whole trainings they do.
+
+    Where one record does not tell them apart, they are in all.
+    """
     runs = campaign()
     for content in runs:
+        for point in content["evaluations_on_the_way"]["points"]:
+            point["work_joules"] = max(0.0, point["training_joules"] - 100)
         record = content["stages"]["student_train"]
         work = record["total_energy_joules"] - 150
         for name, joules in (("start", 100.0), ("work", work), ("save", 50.0)):
@@ -135,6 +139,9 @@ def test_joules_to_a_quality_are_those_of_the_work_where_a_record_tells_them_apa
     assert row["work_apart"] and not plain["work_apart"]
     assert (plain["method_kwh"] - row["method_kwh"]) * 3.6e6 == pytest.approx(150, rel=0.1)
     assert row["equal_tokens"] == pytest.approx(plain["equal_tokens"])
+    runs[0]["stages"]["student_train"]["phases"] = {}
+    mixed = answers(*runs, baseline="gold_seed0")["kd"]
+    assert not mixed["work_apart"] and mixed["method_kwh"] == pytest.approx(plain["method_kwh"])
 
 
 def test_a_merge_of_half_a_second_may_share_its_host() -> None:

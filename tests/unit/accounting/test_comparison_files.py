@@ -12,7 +12,7 @@ from workflow_scripts.accounting.load import load
 from workflow_scripts.stages.comparison import main
 
 FIGURES = ("energy_by_stage", "energy_quality", "quality_by_row", "cost_by_reuse", "power", "loss_by_joules")
-TABLES = ("comparison", "stage_energy", "amortised", "runs", "break_even", "repayment", "energy_to_quality")
+TABLES = ("comparison", "stage_energy", "amortised", "runs", "break_even", "repayment", "energy_to_quality", "qualities")
 
 
 def run(folder, paths: list[str], *options: str) -> tuple[int, dict]:

@@ -21,7 +21,7 @@ from workflow_scripts.accounting.traces import (
 )
 from workflow_scripts.accounting.traces import deployed_cost as deployed
 from workflow_scripts.distill.work import WorkCallback
-from workflow_scripts.energy.model import Metrics, StageRecord
+from workflow_scripts.energy.model import Metrics, Phase, StageRecord
 from workflow_scripts.progress import Progress
 from workflow_scripts.report import figures_course
 
@@ -128,6 +128,39 @@ def test_intermediate_evaluations_are_taken_out_of_the_joules_of_their_points(tm
     assert [p.training_joules for p in found.points] == pytest.approx([first, second])
     drawn = figures_course._points(made, "eval_loss", tmp_path / "x")
     assert [x for x, _ in drawn] == pytest.approx([first, second]) and [y for _, y in drawn] == [5.0, 4.0]
+
+
+def test_a_point_has_the_joules_of_the_work_so_far(tmp_path) -> None:
+    """The meter saw 1,000 J of work, the record has 900 of them; in the evaluation from 4 to 8 s they stand still at 400."""
+    rows = "elapsed_s,gpu_w,gpu_j,cpu_j,dram_j,tokens,work_j\n1,,,100,,,0\n4,,,600,,,400\n8,,,1000,,,400\n10,,,1800,,,1000\n"
+    made = record(tmp_path, {"cpu": 1800.0}, rows)
+    made.metrics = evaluated("a1", (2, 5.0, 4.0, 8.0))
+    alone = intermediate_evaluations(made, tmp_path / "x")
+    told = made.model_copy(update={"phases": {"work": Phase(joules=900.0, seconds=5.0, tokens=9)}})
+    found = intermediate_evaluations(told, tmp_path / "x")
+    assert alone is not None and alone.points[0].work_joules is None, "the record does not tell it apart"
+    assert found is not None and found.points[0].work_joules == pytest.approx(360)
+    first = made.attempts[0].model_copy(update={"id": "a0", "trace": None})
+    again = intermediate_evaluations(told.model_copy(update={"attempts": [first, *made.attempts]}), tmp_path / "x")
+    assert again is not None and again.reason is None and again.points[0].work_joules is None, "several attempts"
+
+
+def test_what_an_attempt_lost_is_not_in_the_joules_of_the_next_one_s_points(tmp_path) -> None:
+    made = record(tmp_path, {"cpu": 1600.0, "dram": 200.0}, ident="a2")
+    before = record(tmp_path, {"cpu": 1000.0, "dram": 100.0}, ident="a1").attempts[0]
+    made.attempts = [before.model_copy(update={"useful_j": 300.0, "wasted_j": 800.0}), made.attempts[0]]
+    made.metrics = evaluated("a2", (2, 5.0, 2.0, 3.0))
+    found = intermediate_evaluations(made, tmp_path / "x")
+    assert found is not None and found.points[0].training_joules == pytest.approx(300 + 240)
+
+
+def test_a_suspension_is_not_in_the_course(tmp_path) -> None:
+    """From 4 to 104 s the job stood still, which cost the host 2,000 J: the attempt is charged the 1,000 J of its work."""
+    rows = "elapsed_s,gpu_w,gpu_j,cpu_j,dram_j,tokens\n2,,,200,,\n4,,,400,,\n104,,,2400,,\n106,,,2700,,\n107,,,3000,,\n"
+    made = record(tmp_path, {"cpu": 1000.0}, rows)
+    attempt = made.attempts[0].model_copy(update={"end_time": 607.0, "duration_seconds": 7.0})
+    curve = energy_curve(made, attempt, tmp_path / "x")
+    assert curve["joules"].tolist() == pytest.approx([0, 200, 400, 400, 700, 1000])
 
 
 def test_an_evaluation_without_a_trace_has_no_joules_and_a_reason(tmp_path) -> None:

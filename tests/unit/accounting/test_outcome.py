@@ -15,7 +15,15 @@ from workflow_scripts.energy.model import StageRecord
 def a_row(record: str, kwh: tuple[float, float, float] | None, made_at: float = 10.0, settings: str = "s") -> ForecastRow:
     bounds = None if kwh is None else Bounds(low=kwh[0], predicted=kwh[1], high=kwh[2])
     nothing = dict.fromkeys(("basis", "unit", "tokens", "hours", "grams", "reason"))
-    own = {"stage": "x", "label": "x", "record": record, "jobs": {}, "settings": settings, "made_at": made_at, "notes": []}
+    own = {
+        "stage": "x",
+        "label": "x",
+        "record": record,
+        "jobs": {"x": 1},
+        "settings": settings,
+        "made_at": made_at,
+        "notes": [],
+    }
     return ForecastRow.model_validate(nothing | own | {"kwh": bounds})
 
 
@@ -35,6 +43,8 @@ def test_forecast_against_outcome() -> None:
     assert unknown is not None
     assert (unknown.stages["B"].inside, unknown.total.actual, unknown.total.inside) == (None, None, None)
     assert compare_forecast(rows, {"N": "never"}, records) is None
+    merged = {"A": records["A"].model_copy(update={"parts": 1})}
+    assert compare_forecast(rows, {"A": "a"}, merged) is None, "of the merge alone; the record has its part, too"
 
 
 def test_a_forecast_holds_for_its_settings_only(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_teacher_of_later_rounds_and_earlier_trainings_are_in_the_energy_to_a_qu
     opd = read(summary("opd", "opd", STAGES, evaluations_on_the_way=ON_THE_WAY))
     assert list(opd.unshared) == ["logit_caching_round2"] and opd.used_share == 1.0
     assert opd.method_energy.value == pytest.approx(700.0 - 5) and opd.training.provenance.fingerprint == "t2"
-    arm = arm_of(Group("opd", [opd]), Axis("cross_entropy", 1.0), 0.0)
+    arm = arm_of(Group("opd", [opd]), Axis("cross_entropy", 1.0))
     assert [joules for joules, _ in arm.teacher] == [100.0]
     (found,) = arm.runs
     earlier = 10 + 200 + 20 + 70
@@ -41,16 +41,23 @@ def test_teacher_of_later_rounds_and_earlier_trainings_are_in_the_energy_to_a_qu
 
 def test_a_later_round_without_a_figure_leaves_no_arm() -> None:
     opd = read(summary("opd", "opd", STAGES | {"logit_caching_round2": stage(None, "teacher", "c2")}))
-    assert arm_of(Group("opd", [opd]), Axis("cross_entropy", 1.0), 0.0) is None
+    assert arm_of(Group("opd", [opd]), Axis("cross_entropy", 1.0)) is None
 
 
 def test_evaluations_start_up_and_saves_of_earlier_rounds_stand_apart_as_those_of_the_last_do() -> None:
     phases = {"start": 20.0, "work": 120.0, "evaluate": 50.0, "save": 10.0}
     told = {name: {"seconds": 1.0, "joules": joules, "tokens": 0} for name, joules in phases.items()}
+    last = told | {
+        name: {"seconds": 1.0, "joules": joules, "tokens": 0} for name, joules in (("work", 265.0), ("evaluate", 5.0))
+    }
     stages = STAGES | {"student_train_round1": stage(200.0, "student", "t1", phases=told)}
-    opd = read(summary("opd", "opd", stages, evaluations_on_the_way=ON_THE_WAY))
+    stages |= {"student_train": stage(300.0, "student", "t2", phases=last)}
+    point = ON_THE_WAY["points"][0] | {"training_joules": 60.0, "work_joules": 40.0}
+    opd = read(summary("opd", "opd", stages, evaluations_on_the_way=ON_THE_WAY | {"points": [point]}))
     assert opd.method_energy.value == pytest.approx(700.0 - 5 - 50) and sum(opd.evaluating_kwh) * KWH == pytest.approx(55)
-    (found,) = arm_of(Group("opd", [opd]), Axis("cross_entropy", 1.0), 0.0).runs
+    (found,) = arm_of(Group("opd", [opd]), Axis("cross_entropy", 1.0), apart=True).runs
+    (coarse,) = arm_of(Group("opd", [opd]), Axis("cross_entropy", 1.0)).runs
     earlier = 10 + 120 + 20 + 70
-    assert found.joules.tolist() == pytest.approx([earlier + 40, earlier + 300 - 5])
-    assert found.whole == pytest.approx(10 + 150 + 20 + 70 + 300 - 5)
+    assert found.joules.tolist() == pytest.approx([earlier + 40, earlier + 265])
+    assert coarse.joules.tolist() == pytest.approx([earlier + 30 + 60, earlier + 30 + 300 - 5])
+    assert found.whole == coarse.whole == pytest.approx(10 + 150 + 20 + 70 + 300 - 5)

@@ -88,6 +88,11 @@ def test_gpus_that_do_not_fit_the_processes_are_refused(asked: Path, resources: 
         check_site({"student_train": resources}, "squeue")
 
 
+def test_a_teacher_may_have_several_gpus_in_one_process(asked: Path) -> None:
+    check_site({"cache_logits": {"gres": "gpu:2", "nodes": 1}}, "squeue")
+    assert "--gres=gpu:2" in asked.read_text()
+
+
 def says(asked: Path, **answers: str) -> None:
     """What the site's commands print: scontrol_ping, scontrol_show, limits_assoc, limits_qos."""
     for name, text in answers.items():

@@ -118,11 +118,11 @@ def test_transformers_writes_with_the_judge_when_there_is_one(toy_model) -> None
     assert answers["p1"].token_ids == (expected[: expected.index(EOS)] if EOS in expected else expected)
 
 
-def test_prompts_longer_than_the_context_are_left_out_and_said_or_refused() -> None:
+def test_prompts_longer_than_the_context_are_left_out_and_said_or_refused(capsys) -> None:
     teacher = {"name": "small", "max_position_embeddings": 10}
     rows = [[1] * 3, [1] * 6, [1] * 7]
-    said: list[str] = []
-    assert that_fit(rows, len, 4, teacher, said.append) == rows[:2]
-    assert said == ["1 of 3 prompts do not fit with max_new_tokens = 4 the context of small (10 tokens): they are left out"]
+    assert that_fit(rows, len, 4, teacher) == rows[:2]
+    said = "1 of 3 prompts do not fit with max_new_tokens = 4 the context of small (10 tokens): they are left out\n"
+    assert capsys.readouterr().out == said
     with pytest.raises(GenerationError, match=r"no prompt fits with max_new_tokens = 8 .* the shortest has 3 tokens: lower"):
         that_fit(rows, len, 8, teacher)

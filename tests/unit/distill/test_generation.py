@@ -64,10 +64,10 @@ def test_padding_after_the_end_is_not_generated() -> None:
     assert _cut("k", [7, 8], eos_ids=[2]).truncated
 
 
-def test_out_of_memory_halves_the_batch_and_says_so(toy_model, monkeypatch) -> None:
+def test_out_of_memory_halves_the_batch_and_says_so(toy_model, monkeypatch, capsys) -> None:
     from workflow_scripts.distill import generation
 
-    sizes, said = [], []
+    sizes = []
     real = generation._generate_batch
 
     def limited(model, batch, *rest):
@@ -78,10 +78,10 @@ def test_out_of_memory_halves_the_batch_and_says_so(toy_model, monkeypatch) -> N
 
     monkeypatch.setattr(generation, "_generate_batch", limited)
     options = Generation(decoding_strategy="greedy", max_new_tokens=3, batch_size=5)
-    found = [a for batch in generate(toy_model, PROMPTS, options, [2], 0, said.append) for a in batch]
+    found = [a for batch in generate(toy_model, PROMPTS, options, [2], 0) for a in batch]
     assert {a.key for a in found} == {0, 1, 2, 3, 4}
     assert sizes == [5, 2, 3, 1, 2]
-    assert said[0] == "out of memory with 5 rows per batch: going on with 2"
+    assert capsys.readouterr().out.startswith("out of memory with 5 rows per batch: going on with 2\n")
 
 
 def test_sampled_answers_follow_the_models_distribution(toy_model) -> None:

@@ -50,6 +50,7 @@ def opinion(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float]]:
         ([(0.1, 0.8), (0.9, 0.1)], [0, 1], 0),
         ([(0.9, 0.1), (0.9, 0.1)], [0, 0], 0),  # whatever stands first
         ([(0.9, 0.1), (0.1, 0.2)], [0, 0], 1),  # once none of them
+        ([(0.45, 0.45), (0.9, 0.1)], [0, 0], 1),  # once both alike
     ],
 )
 def test_an_answer_wins_that_is_preferred_in_both_orders(

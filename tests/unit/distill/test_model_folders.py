@@ -25,7 +25,7 @@ from transformers import (
 from tests.unit.distill.test_olmo2_template import tokenizer  # noqa: F401
 from workflow_scripts.artefact import read_json
 from workflow_scripts.distill.generation import Prompt, ends_of_turns, generate
-from workflow_scripts.distill.models import ModelError, compute_dtype, load_model, load_tokenizer
+from workflow_scripts.distill.models import ModelError, compute_dtype, load_model, load_tokenizer, weight_hash
 from workflow_scripts.plan import slices
 from workflow_scripts.settings.schema import Generation
 from workflow_scripts.stages.prepare_model import prepare_model
@@ -177,3 +177,16 @@ def test_auto_is_bfloat16_where_the_cpu_is_faster_with_it(
     assert compute_dtype("auto") is getattr(torch, trains)
     assert compute_dtype("auto", training=False) is (torch.bfloat16 if amx or avx512 else torch.float32)
     assert compute_dtype("float32", training=False) is torch.float32
+
+
+def test_weights_are_identified_by_their_whole_content(tmp_path: Path) -> None:
+    """Embedding and final norm, a file's ends, are often those of the model that was tuned; nothing but the middle differs."""
+    (tmp_path / "config.json").write_text("{}")
+    weights = tmp_path / "model.safetensors"
+    with weights.open("wb") as handle:
+        handle.truncate(70 << 20)
+    before = weight_hash(tmp_path)
+    with weights.open("r+b") as handle:
+        handle.seek(35 << 20)
+        handle.write(b"1")
+    assert weight_hash(tmp_path) != before

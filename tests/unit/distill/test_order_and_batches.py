@@ -4,11 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from workflow_scripts.distill.batching import pad_rows
 from workflow_scripts.distill.corpus import loss_tokens
 from workflow_scripts.distill.order import training_order, with_batch_tokens
-from workflow_scripts.distill.training import IGNORE, Collator, MemoryShort, run, uneven_steps
+from workflow_scripts.distill.training import IGNORE, Collator, MemoryShort, OrderedSampling, run, uneven_steps
 from workflow_scripts.distill.work import ExampleWork, StepWork, work_per_step
 from workflow_scripts.settings.schema import Training
 
@@ -34,7 +35,7 @@ def test_padding_and_targets() -> None:
     batch = pad_rows(rows, pad_id=0)
     assert batch.input_ids.tolist() == [[5, 6, 7, 8], [9, 4, 0, 0]]
     assert batch.targets().tolist() == [7, 8, 4], "the first token of a row is never predicted"
-    assert batch.padded_tokens() == 2
+    assert batch.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
     assert [loss_tokens(row) for row in rows] == [2, 1]
     labels = Collator(rows, [], pad_id=0)([{"row": 0}, {"row": 1}])["labels"]
     assert labels.tolist() == [[IGNORE, IGNORE, 7, 8], [IGNORE, 4, IGNORE, IGNORE]]
@@ -58,6 +59,7 @@ def test_work_per_step_counts_padding_per_batch() -> None:
         (9000, 8, 1, 1, 1),
         (615, 8, 1, 1, 13),  # 13 rows of 615 are one by one only
         (100, 8, 4, 8, 10),
+        (80, 128, 1, 100, 1),  # exact, where 96 to 105 are near enough
         (1600, 8, 4, 4, 1),  # a multiple of the processes
     ],
 )
@@ -96,3 +98,20 @@ def test_memory_that_runs_out_in_a_training_names_the_remedy(tmp_path) -> None:
 
     with pytest.raises(MemoryShort, match="with 8 rows .*halve training.batch_size and double .*Tried to allocate 2 GiB\\)$"):
         run(Full(), SimpleNamespace(progress=None), tmp_path)
+
+
+def test_a_sharded_model_keeps_what_goes_in_and_comes_out() -> None:
+    """The teacher's log-sums and dpo's log-probabilities, in bfloat16, would be multiples of 0.125 and of 4 nats."""
+
+    class Prepared:
+        def create_accelerator_and_postprocess(self) -> None:
+            policy = MixedPrecisionPolicy(torch.bfloat16, torch.bfloat16, torch.bfloat16)
+            plugin = SimpleNamespace(mixed_precision_policy=policy)
+            self.accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin))
+
+    class Ordered(OrderedSampling, Prepared): ...
+
+    trainer = Ordered()
+    trainer.create_accelerator_and_postprocess()
+    policy = trainer.accelerator.state.fsdp_plugin.mixed_precision_policy
+    assert (policy.param_dtype, policy.cast_forward_inputs, policy.output_dtype) == (torch.bfloat16, False, None)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Gemma3TextConfig, LlamaConfig, MistralConfig, Olmo2Config, Qwen2Config, Qwen3Config
+from transformers import Gemma3TextConfig, Lfm2Config, LlamaConfig, MistralConfig, Olmo2Config, Qwen2Config, Qwen3Config
 from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_position_ids
 
 from tests.helpers.tiny_training import VOCABULARY, model, rows, train
+from workflow_scripts.distill.models import ModelError
 from workflow_scripts.distill.packing import ROWWISE, attention_for, pack_rows
 from workflow_scripts.distill.training import IGNORE, Collator, Stopped, _distillation_forward
 from workflow_scripts.distill.work import WorkCallback
@@ -64,6 +65,14 @@ def test_a_sliding_window_is_kept_by_the_mask(tmp_path: Path, kind, more) -> Non
     torch.testing.assert_close(found, alone(model("eager", config), data), rtol=1e-5, atol=1e-5)
     wide = alone(model("eager", kind(**SIZES, **more, sliding_window=64)), data)
     assert (found - wide).abs().max() > 1e-3, "the window matters on these rows"
+
+
+def test_packed_rows_are_refused_where_layers_carry_a_state(tmp_path: Path) -> None:
+    kinds = ["conv", "conv", "full_attention"]
+    Lfm2Config(**SIZES | {"num_hidden_layers": 3}, layer_types=kinds).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="layers of conv mix packed rows: set training.packing to false"):
+        attention_for("sdpa", True, tmp_path)
+    assert attention_for("sdpa", False, tmp_path) == "sdpa"
 
 
 def test_the_kernel_is_chosen_by_settings_and_model(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from workflow_scripts.energy.display import Bar
+from workflow_scripts.energy.display import Bar, say
 
 WORK = {"work": {"loss": 600}, "unit": "loss", "total": 1000, "resumed": {"loss": 100}}
 
@@ -79,3 +80,17 @@ def test_without_a_terminal_lines_come_at_growing_intervals(capfd) -> None:
     assert times[:4] == [10, 20, 30, 45]
     assert len(times) < 20
     assert max(later - time for time, later in itertools.pairwise(times)) <= 600
+
+
+def test_a_display_that_cannot_be_written_is_none(monkeypatch) -> None:
+    full = io.TextIOWrapper(io.FileIO("/dev/full", "w"), write_through=True)
+    for stream in (full, None):
+        monkeypatch.setattr(sys, "stderr", stream)
+        bar = Bar("s")
+        bar.draw(WORK, 20.0)
+        bar.draw(WORK, 60.0)
+        bar.clear()
+        say("nobody reads this")
+        monkeypatch.setattr(sys, "stderr", stream)
+        say("nor this")
+        assert sys.stderr is not stream

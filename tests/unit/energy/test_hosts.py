@@ -48,6 +48,32 @@ def test_each_host_is_counted_once(tmp_path, hosts: list[str], joules: float, co
     assert len(attempt["hosts"]) == counted and attempt["joules"]["cpu"] == pytest.approx(joules)
 
 
+def test_a_suspension_is_taken_out_on_every_host(tmp_path) -> None:
+    """The follower of the second host stands still while its counter goes on by 20 J; the first host's meter does not."""
+    bench = Bench(tmp_path)
+    counter = bench.rapl / "intel-rapl:0" / "energy_uj"
+    code = f"""
+import os, signal, subprocess, sys, time
+from pathlib import Path
+until = "while [ ! -e {counter}.ok ]; do sleep 0.1; done"
+follower = [sys.executable, "-m", "workflow_scripts.energy.follower", "--", "sh", "-c", until]
+process = subprocess.Popen(follower, env=os.environ | {{"METER_HOST": "another-host"}})
+while not [p for p in Path(os.environ["METER_LEDGERS"]).glob("*.jsonl") if b"tick" in p.read_bytes()]:
+    time.sleep(0.05)
+process.send_signal(signal.SIGSTOP)
+Path("{counter}.new").write_text("30000000")
+os.replace("{counter}.new", "{counter}")
+time.sleep(4)
+process.send_signal(signal.SIGCONT)
+time.sleep(1)
+Path("{counter}.ok").touch()
+sys.exit(process.wait())
+"""
+    assert bench.run(*python(code)).returncode == 0
+    record = bench.record()
+    assert record["energy"]["cpu"]["joules"] == pytest.approx(20) and "was suspended for" in " ".join(record["warnings"])
+
+
 def test_a_host_whose_meter_was_killed_before_it_knew_anything_makes_the_sum_unknown(tmp_path) -> None:
     bench = Bench(tmp_path)
     code = """

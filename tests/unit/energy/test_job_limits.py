@@ -96,9 +96,11 @@ def test_a_suspension_is_taken_out_and_stands_apart() -> None:
     pauses.join()
     assert pauses.without(55.0, {"cpu": 400.0, "gpu": None}) == {"cpu": 100.0, "gpu": None}
     assert pauses.without(56.0, {"cpu": 410.0, "gpu": 5.0}) == {"cpu": 110.0, "gpu": 5.0}
-    line = {"elapsed_s": 56.0, "joules": {"cpu": {"joules": 410.0}, "gpu": {"joules": None}}, "warnings": []}
+    cpu = {"joules": 410.0, "crosscheck": 820.0, "host_joules": None}
+    line = {"elapsed_s": 56.0, "joules": {"cpu": cpu, "gpu": {"joules": None}}, "warnings": []}
     pauses.take_out(line)
-    assert line["elapsed_s"] == 13.0 and line["joules"] == {"cpu": {"joules": 110.0}, "gpu": {"joules": None}}
+    assert line["elapsed_s"] == 13.0 and line["joules"]["gpu"] == {"joules": None}
+    assert line["joules"]["cpu"] == {"joules": 110.0, "crosscheck": pytest.approx(220.0), "host_joules": None}
     assert line["suspended"] == {"seconds": 43.0, "joules": {"cpu": 300.0}}
     assert line["warnings"] == ["the job was suspended for 43 s: this time and the 300 J meanwhile are not counted"]
 

@@ -64,6 +64,7 @@ def test_a_counter_that_fails_midway_makes_its_component_null_and_no_model(tmp_p
     energy = bench.record()["energy"]
     assert (energy["cpu"]["joules"], energy["cpu"]["class"]) == (None, "unavailable")
     assert energy["cpu"]["reason"] == "RAPL zone intel-rapl:0 package-0: energy_uj is empty"
+    assert energy["total"]["joules"] is None and "energy_uj is empty" in energy["total"]["reason"], "memory alone is no total"
     assert (energy["dram"]["joules"], energy["dram"]["class"]) == (0.0, "measured")
 
 

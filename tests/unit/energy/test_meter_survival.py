@@ -124,6 +124,24 @@ def test_a_clock_that_is_stepped_by_an_hour_leaves_durations_alone(tmp_path, mon
     assert record["end_time"] - record["start_time"] == pytest.approx(record["duration_seconds"])
 
 
+def test_a_retry_on_a_host_whose_clock_is_behind_is_the_newest_attempt(tmp_path) -> None:
+    bench = Bench(tmp_path)
+    assert bench.run(*python("raise SystemExit(3)")).returncode == 3
+    (ledger,) = (tmp_path / "state" / "work").glob("*/attempts/*.jsonl")
+    start, *rest = ledger.read_text().splitlines()
+    ahead = json.loads(start)
+    ledger.write_text("\n".join([json.dumps(ahead | {"time": ahead["time"] + 240}), *rest, ""]))
+    assert bench.run(*python("pass")).returncode == 0
+    assert bench.record()["status"] == "complete" and bench.record()["attempts"][-1]["outcome"] == "completed"
+
+
+def test_a_standard_error_on_a_full_disk_costs_its_lines_alone(tmp_path) -> None:
+    bench = Bench(tmp_path)
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(bench.command(*python("pass")), cwd=REPOSITORY, stderr=full, check=False)
+    assert done.returncode == 0 and bench.record()["status"] == "complete"
+
+
 def test_a_detached_child_is_found_and_ended(tmp_path) -> None:
     bench = Bench(tmp_path)
     code = "import subprocess, time; p = subprocess.Popen(['sleep', '60'], start_new_session=True); print(p.pid, flush=True)"

@@ -21,7 +21,8 @@ from workflow_scripts.energy.host import PowerModel
 from workflow_scripts.energy.phases import Phases
 from workflow_scripts.energy.record import build_record
 from workflow_scripts.energy.sources import codecarbon
-from workflow_scripts.energy.sources.codecarbon import ModelledPower, power_model
+from workflow_scripts.energy.sources.base import Figure, unavailable
+from workflow_scripts.energy.sources.codecarbon import ModelledPower, as_codecarbon, power_model
 from workflow_scripts.settings.schema import Energy
 
 MODEL = PowerModel(
@@ -211,3 +212,9 @@ def test_the_worked_example_of_the_documentation(monkeypatch) -> None:
     text = (Path(__file__).parents[3] / "docs" / "energy.md").read_text(encoding="utf-8")
     rows = [line.strip("| ").split(" | ") for line in text[text.index("| what |") :].splitlines() if line.count("|") == 4]
     assert {row[0]: row[2] for row in rows[2:]} == found
+
+
+def test_a_module_stands_in_codecarbon_s_column_of_the_gpu() -> None:
+    nothing = unavailable("counted in module")
+    assert as_codecarbon({"gpu": nothing, "module": Figure(5.0), "cpu": nothing, "dram": nothing}) == (5.0, 0.0, 0.0)
+    assert as_codecarbon({"gpu": Figure(1.0), "cpu": Figure(2.0), "dram": nothing}) == (1.0, 2.0, 0.0)

@@ -151,6 +151,17 @@ def test_a_component_that_one_attempt_lacks_is_not_a_smaller_total(first_lacks: 
     assert record.energy.cpu.joules == 2e4, "what is known is kept"
 
 
+def test_a_component_that_fails_at_the_last_reading_is_no_smaller_total() -> None:
+    whole, counter = figure(1e4), "NVML total energy counter"
+    made = attempt(1, 10, cpu=whole, gpu=figure(None, reason="driver gone"))
+    made.ticks.append({"elapsed_s": 9.0, "joules": {"cpu": whole, "gpu": figure(3e4, counter)}, "work": None})
+    record = build(made)
+    assert record.total_energy_joules is None and record.energy.total.reason == "gpu: attempt a1: driver gone"
+    never = attempt(1, 10, cpu=whole, gpu=figure(None, reason="no GPU"))
+    never.ticks.append({"elapsed_s": 9.0, "joules": {"cpu": whole, "gpu": figure(None, reason="no GPU")}, "work": None})
+    assert build(never).total_energy_joules == 1e4, "a host without GPUs"
+
+
 def test_a_modelled_figure_is_at_least_as_uncertain_as_two_models_differ() -> None:
     cpu = figure(100.0, "CodeCarbon CPU model", "modelled", crosscheck=30.0)
     dram = figure(100.0, "CodeCarbon RAM model", "modelled", crosscheck=99.0)

@@ -78,7 +78,6 @@ def test_irregular_linear_trace_is_exact_and_gaps_are_apart() -> None:
         integral.advance(t, 10 * t)
     assert integral.joules == pytest.approx(5 * 2.0**2 + 5 * (13.0**2 - 12.0**2))
     assert integral.gap_joules == pytest.approx(5 * (12.0**2 - 2.0**2))
-    assert integral.gap_seconds == pytest.approx(10.0)
 
 
 def gpus(trace: list[dict], *uuids: str, period: float = 1.0):

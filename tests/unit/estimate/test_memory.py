@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Olmo2Config, Olmo2ForCausalLM
+from transformers import Olmo2Config, Olmo2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from workflow_scripts.distill.adapters import add_adapters
 from workflow_scripts.distill.logit_cache import Shard, write_shard
@@ -136,6 +136,28 @@ def test_a_local_config_tells_the_shape(experiments, tmp_path) -> None:
     assert memory.shape_of(str(tmp_path), experiments["kd_7b_to_1b"]) == GROUPED
     with pytest.raises(memory.UnpricedError, match="the shape of who/knows is not known"):
         memory.shape_of("who/knows", experiments["kd_7b_to_1b"])
+    (tmp_path / "config.json").write_text('{"n_layer": 12, "n_head": 12}')
+    with pytest.raises(memory.UnpricedError, match="config.json is not that of a plain decoder: 'num_attention_heads'"):
+        memory.shape_of(str(tmp_path), experiments["kd_7b_to_1b"])
+
+
+def test_heads_of_a_width_of_their_own_and_tied_embeddings_are_counted(experiments, tmp_path) -> None:
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32, "vocab_size": 60}
+    config = Qwen3Config(**sizes, intermediate_size=48, head_dim=16, tie_word_embeddings=True)
+    config.save_pretrained(tmp_path)
+    shape, model = memory.shape_of(str(tmp_path), experiments["kd_7b_to_1b"]), Qwen3ForCausalLM(config)
+    assert (shape.query_size, shape.key_value_size) == (64, 32)
+    norms = 2 * (64 + 32 - 2 * 16)  # of a head's width here, of the whole projection in OLMo 2
+    assert shape.parameters() - norms == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_every_round_of_opd_has_its_texts_and_its_scores(experiments) -> None:
+    settings = experiments["opd_7b_to_1b"]
+    once = settings.model_copy(update={"opd": settings.opd.model_copy(update={"rounds": 1})})
+    one, four = ({n.stage: n for n in memory.stages(s)} for s in (once, settings))
+    assert settings.opd.rounds == 4 and four["student_train"].seconds == one["student_train"].seconds
+    assert {four[n].seconds / one[n].seconds for n in ("rollout", "logit_caching")} == {4.0}
+    assert four["logit_caching"].disk == 4 * one["logit_caching"].disk
 
 
 def test_adapters_are_counted_as_peft_makes_them_and_a_1b_student_fits_24_gb(experiments) -> None:

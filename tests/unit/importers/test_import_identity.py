@@ -9,6 +9,7 @@ import shutil
 import pytest
 
 from tests.unit.importers import first_system as old
+from workflow_scripts.importers.first_system.identity import result_settings
 
 START, KWH = old.START, old.KWH
 
@@ -70,6 +71,13 @@ def test_other_seeds_are_no_attempts(tmp_path, run) -> None:
         old.write(tmp_path / f"seed{seed}" / "stages" / f"kd_{seed}", old.stage(start=START + 5000 * seed), settings=settings)
     result = run(str(tmp_path / "seed1"), str(tmp_path / "seed2"))
     assert [len(s["stages"]["student_train"]["attempts"]) for s in result.summaries.values()] == [1, 1]
+
+
+def test_a_debug_run_is_no_attempt_at_the_whole_one() -> None:
+    def of(**experiment: object) -> dict:
+        return result_settings({"experiment": {"name": "kd", "debug_max_steps": 40} | experiment, "training": {"epochs": 1}})
+
+    assert of(debug_mode=False) == of() == {"training": {"epochs": 1}} and of(debug_mode=True) != of()
 
 
 def test_a_generation_and_a_training_of_one_id_are_two_stages(stages, run) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from workflow_scripts import __version__
-from workflow_scripts.pipelines import rule_names, rules
+from workflow_scripts.pipelines import rules
 from workflow_scripts.reference import MEMBERS
 from workflow_scripts.settings.load import RESERVED_NAMES
 
@@ -53,4 +53,4 @@ def test_every_rule_has_one_family_in_the_slurm_profile() -> None:
 
 
 def test_no_experiment_may_be_named_like_a_rule() -> None:
-    assert {"all", "export_policy", "logit_caching", *rule_names()} <= set(RESERVED_NAMES)
+    assert {"all", "export_policy", "logit_caching", *rules()} <= set(RESERVED_NAMES)

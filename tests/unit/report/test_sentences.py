@@ -43,7 +43,7 @@ def test_every_verdict_in_its_words(made: Comparison) -> None:
     never, _ = said(made, kind="never", at_equal="never")
     assert never == "kd never pays at a cross entropy of 4.7: its training saves -5 % (95 %: -8 % to -2 %) of gold's energy."
     only, _ = said(made, kind="only way", at_equal="undetermined")
-    assert only.startswith("Only kd reaches a cross entropy of 4.6 within these budgets: it ends at 4.6, gold at 4.73;")
+    assert only.startswith("kd reaches a cross entropy of 4.6 within its budget, gold does not: it ends at 4.6, gold at 4.73;")
     worse, _ = said(made, kind="not reached", at_equal="never")
     assert worse.startswith("kd does not reach the cross entropy of gold within its budget:") and "never pays" in worse
     refusal = Refusal(what="cpu share", experiment="gold", stage="student_train", value="0.57")

@@ -54,6 +54,19 @@ def load(tmp_path: Path, overlays: dict[str, dict], overrides: dict | None = Non
         ({"data": {"dataset_choice": "tulu"}}, r"dataset_choice = 'tulu' is not one of \['alpaca_en_demo'\]"),
         ({"model": {"policy": "x"}}, "model.policy is read by pipeline dpo, opd only"),
         ({"synthetic_data": {"use_existing": True}}, "use_existing = true needs synthetic_dataset_path"),
+        (
+            {"synthetic_data": {"filtering": {"min_length": 9, "max_length": 8}}},
+            "min_length = 9 is above max_length = 8: no answer",
+        ),
+        ({"synthetic_data": {"filtering": {"min_length": 900}}}, "min_length = 900 is above generation.max_new_tokens = "),
+        (
+            {"synthetic_data": {"filtering": {"refusal_pattern": "(but"}}},
+            r"refusal_pattern = '\(but' is no regular expression: ",
+        ),
+        (
+            {"dpo": {"judge_labeling": {"judge_model": "a/b"}}},
+            "judge_model = 'a/b', but scoring_method = 'likelihood_mean' asks no",
+        ),
         ({"energy": {"pue": 1.1}}, "`energy` holds for the whole campaign"),
     ],
 )
@@ -93,6 +106,10 @@ def test_a_tasks_metric_as_quality_needs_its_tasks_in_every_compared_experiment(
         load(tmp_path, overlays, both)
     one = {"comparison": {**both["comparison"], "experiments": ["one"]}}
     assert load(tmp_path, overlays, one)["one"].comparison.quality == "gsm8k/exact_match,strict-match"
+    one["comparison"]["quality"] = "instructions/followed"
+    assert load(tmp_path, {"one": {"pipeline": "baseline"}}, one)["one"].comparison.quality == "instructions/followed"
+    with pytest.raises(SettingsError, match=r"'instructions/followed', but evaluation.instruction_prompts is 0: raise it"):
+        load(tmp_path, {"one": {"pipeline": "baseline", "evaluation": {"instruction_prompts": 0}}}, one)
     with pytest.raises(SettingsError, match=r"comparison.quality = 'accuracy': String should match pattern"):
         load(tmp_path, overlays, {"comparison": {"quality": "accuracy"}})
     with pytest.raises(SettingsError, match="lm_eval_include_path = 'x', but lm_eval_tasks is empty: name its tasks"):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from workflow_scripts.distill import corpus
 from workflow_scripts.distill.rows import read_rows
-from workflow_scripts.plan.names import files_at
+from workflow_scripts.plan.names import files_at, task_files
+from workflow_scripts.settings.evaluation import Evaluation
 from workflow_scripts.stages.runtime.tracking import link_checkpoints
 
 ODD = "res [1] {a} *é"
@@ -51,3 +53,11 @@ def test_shards_behind_links_are_found_once_by_the_stage_and_by_the_plan(odd: Pa
     (odd.parent / "real" / "back").symlink_to(odd)
     assert [row.value()["n"] for row in read_rows([odd])] == [1, 2]
     assert files_at(str(odd)) == [str(odd / "a.jsonl"), str(odd / "more" / "b.jsonl")]
+
+
+def test_byte_code_that_an_evaluation_leaves_beside_its_tasks_is_none_of_its_inputs(tmp_path: Path) -> None:
+    settings = SimpleNamespace(evaluation=Evaluation(lm_eval_tasks=["t"], lm_eval_include_path=str(tmp_path)))
+    for name in ("t.yaml", "utils.py", "__pycache__/utils.cpython-311.pyc"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [Path(file).name for file in task_files(settings)] == ["t.yaml", "utils.py"]

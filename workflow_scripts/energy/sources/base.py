@@ -26,22 +26,13 @@ class Figure:
     devices: dict[str, float] = field(default_factory=dict)
     crosscheck: float | None = None
     gap_joules: float = 0.0
-    uncertainty_pct: float | None = None
     idle_joules: float | None = None
     warnings: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """The figure for the ledger."""
-        return {
-            "joules": self.joules,
-            "class": self.energy_class,
-            "method": self.method,
-            "reason": self.reason,
-            "devices": self.devices,
-            "crosscheck": self.crosscheck,
-            "gap_joules": self.gap_joules,
-            "uncertainty_pct": self.uncertainty_pct,
-        }
+        names = ("joules", "method", "reason", "devices", "crosscheck", "gap_joules")
+        return {"class": self.energy_class} | {name: getattr(self, name) for name in names}
 
 
 def unavailable(reason: str, devices: dict[str, float] | None = None) -> Figure:
@@ -81,7 +72,7 @@ class Counter:
     def __init__(self, joules_per_unit: float, wrap_at: int | None = None, max_watts: float = 5000.0) -> None:
         self._unit, self._wrap_at, self._max_watts = joules_per_unit, wrap_at, max_watts
         self._last: tuple[float, int] | None = None
-        self.joules, self.wraps = 0.0, 0
+        self.joules = 0.0
 
     def advance(self, now: float, raw: int) -> None:
         """Take a reading at `now` [s]."""
@@ -94,7 +85,6 @@ class Counter:
                 if self._wrap_at is None or step < 0 or step * self._unit > plausible:
                     self._last = (now, raw)
                     raise CounterError(f"the counter went back from {before} to {raw} in {now - then:.1f} s, which is no wrap")
-                self.wraps += 1
             self.joules += step * self._unit
         self._last = (now, raw)
 
@@ -109,7 +99,7 @@ class PowerIntegral:
     def __init__(self, max_gap_s: float) -> None:
         self._max_gap_s = max_gap_s
         self._last: tuple[float, float] | None = None
-        self.joules, self.gap_joules, self.gap_seconds = 0.0, 0.0, 0.0
+        self.joules, self.gap_joules = 0.0, 0.0
 
     def advance(self, now: float, watts: float) -> None:
         """Take a sample at `now` [s]."""
@@ -118,7 +108,6 @@ class PowerIntegral:
             joules = (watts + before) / 2 * (now - then)
             if now - then > self._max_gap_s:
                 self.gap_joules += joules
-                self.gap_seconds += now - then
             else:
                 self.joules += joules
         self._last = (now, watts)

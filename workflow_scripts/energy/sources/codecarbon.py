@@ -169,6 +169,14 @@ class ModelledPower:
         return found
 
 
+def as_codecarbon(figures: dict[str, Figure]) -> tuple[float, float, float]:
+    """Joules in CodeCarbon's columns gpu, cpu and dram: a component without a figure counts as 0, a module as GPU."""
+    gpu = figures["gpu"]
+    if gpu.joules is None and figures["cpu"].joules is None:  # else the module's CPU would be counted twice
+        gpu = figures.get("module", gpu)
+    return gpu.joules or 0.0, figures["cpu"].joules or 0.0, figures["dram"].joules or 0.0
+
+
 def write_csv(
     path: Path, seconds: float, figures: dict[str, Figure], model: PowerModel, carbon: dict[str, Any], stage: str
 ) -> None:
@@ -176,7 +184,7 @@ def write_csv(
     with _whole_host():
         from codecarbon import __version__ as codecarbon_version
         from codecarbon.output_methods.emissions_data import EmissionsData
-    gpu, cpu, dram = ((figures[name].joules or 0.0) / KWH for name in ("gpu", "cpu", "dram"))
+    gpu, cpu, dram = (joules / KWH for joules in as_codecarbon(figures))
     per_second = KWH / seconds if seconds > 0 else 0.0
     grams = carbon["intensity_g_per_kwh"]
     kilograms = (gpu + cpu + dram) * grams / 1000 if grams is not None else float("nan")

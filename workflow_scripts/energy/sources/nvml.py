@@ -106,9 +106,6 @@ class GpuSource:
         """What the record says of each device, with the processes on it that are not the job's."""
         return [{"uuid": d.reader.uuid, **_described(d.reader, job_pids)} for d in self._devices]
 
-    def close(self) -> None:
-        """Nothing is held by the source; the library is left by its opener."""
-
 
 class _Device:
     def __init__(self, reader: GpuReader, now: float, max_gap_s: float) -> None:

@@ -58,9 +58,6 @@ class RaplSource:
                 figure.joules += counted.counter.joules
         return figures
 
-    def close(self) -> None:
-        """Nothing is held open."""
-
 
 @dataclass
 class _Counted:

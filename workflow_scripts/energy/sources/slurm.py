@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import re
+import signal
 import subprocess
 import time
 
@@ -80,8 +81,12 @@ class JobEnd:
     def close(self) -> None:
         """Give up on an answer that has not come."""
         if self._process is not None:
-            self._process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # squeue, too: it would hold the pipe
             self._process.communicate()
+            with contextlib.suppress(ChildProcessError):  # the meter is the reaper of what its children leave
+                while True:
+                    os.waitpid(-self._process.pid, 0)
             self._process = None
 
     def _look(self, job: str, now: float) -> None:
@@ -94,15 +99,11 @@ class JobEnd:
         if now - self._asked >= self._every:
             self.close()
             self._asked = now
+            ask = ["sh", "-c", 'squeue --noheader --jobs "$1" --format=%e; scontrol show config', "sh", job]
             with contextlib.suppress(OSError):  # no squeue here: the job ends unwarned
                 self._process = subprocess.Popen(
-                    _ask(job), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=_plain()
+                    ask, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=_plain(), start_new_session=True
                 )
-
-
-def _ask(job: str) -> list[str]:
-    asked = 'squeue --noheader --jobs "$1" --format=%e; scontrol show config'
-    return ["sh", "-c", asked, "sh", job]
 
 
 def _plain() -> dict[str, str]:

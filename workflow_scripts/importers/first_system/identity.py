@@ -88,7 +88,9 @@ def same_stage(one: Source, other: Source, given: Given, sources: Sequence[Sourc
 
 def result_settings(config: Json) -> dict[str, Any]:
     """What of a configuration changes results, the seed apart."""
-    return {key: value for key, value in config.items() if key not in NO_SETTINGS}
+    kept = {key: value for key, value in config.items() if key not in NO_SETTINGS}
+    debug = nested(config, "experiment.debug_mode")  # a run of a few steps is no attempt at the whole one
+    return kept | ({"debug": nested(config, "experiment.debug_max_steps")} if debug else {})
 
 
 def experiments(sources: Sequence[Source], given: Given, report: Report) -> list[Experiment]:

@@ -24,13 +24,8 @@ HOST = "api.wandb.ai"
 STEP = "train/global_step"
 _TIMEOUTS = {"init_timeout": 30.0, "finish_timeout": 60.0}  # s; WANDB_INIT_TIMEOUT and WANDB_FINISH_TIMEOUT win
 _FLUSH_SECONDS = 2.0  # what a kill loses of an offline run
-_AT_THE_END = (
-    "train_runtime",
-    "train_samples_per_second",
-    "train_steps_per_second",
-    "total_flos",
-    "train_loss",
-)  # of one attempt
+# of one attempt
+_AT_THE_END = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "train_loss")
 
 
 class WandbChoice(Section):
