@@ -38,7 +38,10 @@ NOT_HERE = {
         "tests/unit/benchmarks/test_study.py computes its tables again",
     ),
     "make test-all": "it is all tests, this one among them",
-    "make faults": "tests/integration/test_faults.py runs some of its faults",
+    **dict.fromkeys(
+        ("make faults", "python -m benchmarks.faults.campaign --slurm 0"),
+        "tests/integration/test_faults.py runs some of its faults",
+    ),
     "make reference": "tests/unit/settings/test_settings.py compares what it writes",
     "pip install -r envs/requirements-lm-eval.txt": ".ci/run calls it",
     "source .venv/bin/activate": "these tests run in that environment",
