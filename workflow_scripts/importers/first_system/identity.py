@@ -33,8 +33,7 @@ COMPARED = {"optimizer": "optimizer", "schedule": "schedule_type", "token budget
 NO_SETTINGS = ("experiment", "wandb", "output", "benchmark", "hardware", "energy")  # of the first system: change no result
 REPEATED = re.compile(r"__(\d+)$")
 SAME_INSTANT_S = 120.0  # CodeCarbon and the summary are written some seconds after a stage's end
-SAME_DURATION = 0.01
-SAME_START_S = 0.05
+SAME_DURATION, SAME_START_S = 0.01, 0.05
 STATED_TWICE = ("total_energy_joules", "tokens_processed")
 
 
@@ -87,10 +86,9 @@ def same_stage(one: Source, other: Source, given: Given, sources: Sequence[Sourc
 
 
 def result_settings(config: Json) -> dict[str, Any]:
-    """What of a configuration changes results, the seed apart."""
-    kept = {key: value for key, value in config.items() if key not in NO_SETTINGS}
-    debug = nested(config, "experiment.debug_mode")  # a run of a few steps is no attempt at the whole one
-    return kept | ({"debug": nested(config, "experiment.debug_max_steps")} if debug else {})
+    """What of a configuration changes results, the seed apart; a debug run of a few steps is no attempt at the whole one."""
+    debug = {"debug": nested(config, "experiment.debug_max_steps")} if nested(config, "experiment.debug_mode") else {}
+    return debug | {key: value for key, value in config.items() if key not in NO_SETTINGS}
 
 
 def experiments(sources: Sequence[Source], given: Given, report: Report) -> list[Experiment]:
