@@ -36,10 +36,10 @@ def build_record(own: Sequence[Attempt], overhead: dict[str, float], split: Sequ
     options = labels["energy"]
     warnings: list[str] = []
     merged = last.get("outcome") == "completed"
-    mine = [_attempt_record(own, i, warnings, options, False) for i in range(len(own))]
-    theirs = [_attempt_record(group, i, warnings, options, merged) for group in split for i in range(len(group))]
-    parts = [*sorted(theirs, key=lambda part: (part.start_time, part.id)), *mine]
-    attempts = [*sorted((a for group in split for a in group), key=lambda a: (a.start["time"], a.path.name)), *own]
+    groups = [(own, False), *((group, merged) for group in split)]
+    parts = [_attempt_record(group, i, warnings, options, used) for group, used in groups for i in range(len(group))]
+    parts.sort(key=lambda part: (part.id == labels["attempt"], part.start_time, part.id))  # the newest last, by any clock
+    attempts = sorted((a for group, _ in groups for a in group), key=lambda a: (a is newest, a.start["time"], a.path.name))
     began, ended = min(part.start_time for part in parts), max(part.end_time for part in parts)
     figures = _figures(attempts, options)
     warnings += _contention(parts)
