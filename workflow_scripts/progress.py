@@ -61,8 +61,8 @@ def units_dir() -> Path:
 class EnergySoFar:
     """Attributed energy of the stage so far [J], of all its attempts: total and by component, as known at `time` [unix s].
 
-    `joules` is None with a `reason` when there is no figure. The meter renews it `every_seconds`. `read` is False where the
-    meter's file could not be read.
+    `joules` is None with a `reason` when there is no figure. `work_joules` are those of the work phase of this attempt on the
+    meter's host. The meter renews it `every_seconds`. `read` is False where the meter's file could not be read.
     """
 
     joules: float | None
@@ -70,6 +70,7 @@ class EnergySoFar:
     reason: str | None
     time: float
     every_seconds: float
+    work_joules: float = 0.0
     read: bool = True
 
 

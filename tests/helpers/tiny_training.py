@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 from workflow_scripts.distill import packing, training
 from workflow_scripts.distill.adapters import add_adapters
 from workflow_scripts.distill.arguments import arguments
-from workflow_scripts.distill.budget import EnergyBudget
+from workflow_scripts.distill.budget import EnergyBudget, EvaluationGrid
 from workflow_scripts.distill.corpus import loss_tokens
 from workflow_scripts.distill.order import training_order
 from workflow_scripts.distill.work import ExampleWork, WorkCallback, work_per_step
@@ -92,7 +92,8 @@ def train(
         training.compile_layers(student, folder / "compiled")
     planned = sum(step.loss for step in steps)
     with Progress("loss", total=planned) as progress:
-        callback = WorkCallback(progress, steps, None, training.ended_by(block, planned), EnergyBudget.of(block))
+        by_the_meter = EnergyBudget.of(block), EvaluationGrid.of(block)
+        callback = WorkCallback(progress, steps, None, training.ended_by(block, planned), *by_the_meter)
         if each_step is not None:
             real = callback.on_step_end
 

@@ -56,8 +56,8 @@ def arguments(
         "save_strategy": "steps" if training.keep_checkpoints or steps > training.save_steps else "no",
         "save_steps": min(training.save_steps, steps),
         "save_total_limit": 2,
-        "eval_strategy": "steps" if training.eval_steps else "no",
-        "eval_steps": training.eval_steps,
+        "eval_strategy": "steps" if training.evaluated else "no",  # after the last step, too
+        "eval_steps": training.eval_steps or steps + 1,  # by joules WorkCallback asks for them
         "logging_steps": log_interval,
         "logging_first_step": True,
         "logging_nan_inf_filter": False,  # a loss that is not finite ends the training; the filter would show a mean instead

@@ -13,7 +13,7 @@ import torch
 from transformers import TrainerCallback
 
 from workflow_scripts.distill import checkpoints
-from workflow_scripts.distill.budget import EnergyBudget, EnergyUnknown
+from workflow_scripts.distill.budget import EnergyBudget, EnergyUnknown, EvaluationGrid
 from workflow_scripts.distill.parallel import barrier, highest, is_main
 from workflow_scripts.errors import UserError
 from workflow_scripts.progress import Progress
@@ -78,6 +78,8 @@ class _Stop(IntEnum):
 class WorkCallback(TrainerCallback):
     """Reports work and metrics after every optimizer step; SIGTERM and a spent energy budget end in a checkpoint.
 
+    With a `grid` it asks for an evaluation wherever the training has used so many joules again.
+
     `ended_by` names the key that ended the training; it is that of the planned end until the energy budget is spent.
     `listener` hears every log line of the Trainer, after the work that it covers was counted.
     """
@@ -89,8 +91,9 @@ class WorkCallback(TrainerCallback):
         listener: Callable[[Progress, dict[str, Any]], None] | None = None,
         ended_by: str = "token_budget",
         budget: EnergyBudget | None = None,
+        grid: EvaluationGrid | None = None,
     ) -> None:
-        self.progress, self._steps, self._listener, self._budget = progress, steps, listener, budget
+        self.progress, self._steps, self._listener, self._budget, self._grid = progress, steps, listener, budget, grid
         self.ended_by = ended_by
         self.signal: int | None = None
         self.unknown: EnergyUnknown | None = None
@@ -100,7 +103,7 @@ class WorkCallback(TrainerCallback):
         self.signal = signum
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """State what earlier attempts left done. Raises EnergyUnknown when there is a budget and no meter."""
+        """State what earlier attempts left done. Raises EnergyUnknown when joules are to be counted without a meter."""
         if state.global_step:
             done = self._steps[: state.global_step]
             self.progress.resume(
@@ -110,8 +113,9 @@ class WorkCallback(TrainerCallback):
                 input=sum(s.input for s in done),
                 padded=sum(s.padded for s in done),
             )
-        if self._budget is not None and is_main():
-            self._budget.wait_for_meter()
+        for counting in (self._budget, self._grid):
+            if counting is not None and is_main():
+                counting.wait_for_meter()
         self.progress.phase("work")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -123,6 +127,8 @@ class WorkCallback(TrainerCallback):
         """Count the step's work, and stop where there is a reason to."""
         work = self._steps[state.global_step - 1]
         self.progress.add(steps=1, examples=work.examples, loss=work.loss, input=work.input, padded=work.padded)
+        if self._grid is not None and highest(int(is_main() and self._grid.due()), args.device):
+            control.should_evaluate = True
         reason = _Stop(highest(self._reason(), args.device))
         if reason is _Stop.UNKNOWN and state.global_step >= len(self._steps):
             if self.unknown is not None:  # nothing is left to stop: a finished training is kept, its record warns

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class LiveEnergy:
-    """Writes `{"joules", "joules_by_component", "reason", "time", "every_seconds"}` for one attempt.
+    """Writes `{"joules", "joules_by_component", "reason", "time", "every_seconds", "work_joules"}` for one attempt.
 
     `joules` is null with a `reason` as long as no component of the boundary has a figure, and when one has none that had one
     before in this attempt, or in any `earlier` one; or when an earlier one lacks it: the record's rule (`record.lost`).
@@ -71,6 +71,7 @@ class LiveEnergy:
             "reason": None if total is not None else "; ".join(reasons) or "the meter has no figure yet",
             "time": time.time(),
             "every_seconds": self._every,
+            "work_joules": ((line or {}).get("phases") or {}).get("work", {}).get("joules") or 0.0,
         }
 
     def _hosts(self) -> list[Attempt]:

@@ -38,7 +38,7 @@ from workflow_scripts.settings.runs import method_of
 PACE = (
     "teacher.dtype",
     *("training.dtype", "training.optimizer", "training.gradient_checkpointing", "training.compile", "training.packing"),
-    *("training.eval_steps", "model.attn_implementation", *(f"evaluation.{key}" for key in TASKS)),
+    *("training.eval_steps", "training.eval_joules", "model.attn_implementation", *(f"evaluation.{key}" for key in TASKS)),
     *("synthetic_data.generation.backend", "dpo.generation.backend", "opd.generation.backend"),
     *("synthetic_data.generation.batch_size", "dpo.generation.batch_size", "opd.generation.batch_size"),
 )

@@ -159,5 +159,5 @@ def comparable(settings: Settings, student: str, policy: str | None = None) -> d
         "gradient checkpointing": training.gradient_checkpointing,
         "adapters": f"LoRA, rank {training.lora.rank}" if training.lora else "none",
         "compilation": training.compile,
-        "intermediate evaluations, every [steps]": training.eval_steps or "never",
+        "intermediate evaluations": training.evaluated or "never",
     }

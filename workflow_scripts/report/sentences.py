@@ -24,14 +24,17 @@ REFUSED = {
 }
 CAUSES = {  # why nothing is said, and what would settle it
     "one run": ("there is one run of {fewest}", "{seeds}."),
-    "no curve": ("without intermediate evaluations its energy to an equal quality is not known", "Set training.eval_steps."),
+    "no curve": (
+        "without intermediate evaluations its energy to an equal quality is not known",
+        "Set training.eval_steps or training.eval_joules.",
+    ),
     "own loss": (
         "the evaluations in its training are of its own loss, so that its energy to an equal quality is not known",
         "Compare final qualities and whole energies; a training of another length is another experiment.",
     ),
     "no overlap": (
         "one of the two reaches before its first evaluation what the other never reaches",
-        "Evaluate earlier (training.eval_steps), or train the weaker one longer.",
+        "Evaluate earlier (training.eval_steps, training.eval_joules), or train the weaker one longer.",
     ),
     "one policy": (
         "its runs start from one training of the policy, so that they count as one run",
@@ -39,7 +42,7 @@ CAUSES = {  # why nothing is said, and what would settle it
     ),
     "target passed": (
         "a run is past {target} at its first evaluation",
-        "Evaluate earlier (training.eval_steps), or ask for more (comparison.target_quality).",
+        "Evaluate earlier (training.eval_steps, training.eval_joules), or ask for more (comparison.target_quality).",
     ),
     "target not reached": ("not every run reaches {target}", "Train longer, or ask for less (comparison.target_quality)."),
     "interval": ("the runs differ too much", "{seeds}."),

@@ -84,7 +84,22 @@ class Training(Section):
         "training whose model is lost begins anew. One of at most `save_steps` steps then writes none, unless it is "
         "stopped.",
     )
-    eval_steps: int | None = Field(None, ge=1, description="Optimizer steps between evaluations. Null: none.")
+    eval_steps: int | None = Field(
+        None, ge=1, description="Optimizer steps between evaluations on the way. Null: none, or by eval_joules."
+    )
+    eval_joules: float | None = Field(
+        None,
+        gt=0,
+        description="Joules of the training itself between evaluations on the way, instead of eval_steps: start-up, saves, the "
+        "evaluations and attempts before this one are not counted, of several nodes the first one's are.",
+    )
+
+    @property
+    def evaluated(self) -> str:
+        """How often it is evaluated on the way, in words; empty for never."""
+        if self.eval_joules is not None:
+            return f"every {self.eval_joules:g} J"
+        return f"every {self.eval_steps} steps" if self.eval_steps else ""
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Training:
@@ -95,6 +110,10 @@ class Training(Section):
             )
         if self.fsdp and world == 1:
             raise ValueError("fsdp = true shards over several processes: raise num_processes or num_nodes")
+        if self.eval_steps is not None and self.eval_joules is not None:
+            raise ValueError(
+                f"eval_steps = {self.eval_steps} and eval_joules = {self.eval_joules:g} exclude each other: set one to null"
+            )
         if self.fsdp and self.lora:
             raise ValueError("lora and fsdp = true exclude each other: a shard cannot be merged; adapters need no shards")
         return self

@@ -19,7 +19,7 @@ from workflow_scripts.artefact import inherited, open_artefact
 from workflow_scripts.distill import corpus, training
 from workflow_scripts.distill.adapters import add_adapters
 from workflow_scripts.distill.arguments import arguments, check_optimizer
-from workflow_scripts.distill.budget import EnergyBudget
+from workflow_scripts.distill.budget import EnergyBudget, EvaluationGrid
 from workflow_scripts.distill.models import check_context, load_model, load_tokenizer, model_facts, open_model
 from workflow_scripts.distill.order import training_order, with_batch_tokens
 from workflow_scripts.distill.parallel import die_with_launcher, is_main, world_size
@@ -65,7 +65,7 @@ def dpo_training(args: Arguments) -> None:
     if options.compile:
         training.compile_layers(model, state_dir() / "compiled")
     held_out = None
-    if options.eval_steps:
+    if options.evaluated:
         held_out = read_pairs(pairs_folder, made, "evaluation", other)
     pairs = pairs.select_columns(COLUMNS)
     work = [pair_work(row) for row in pairs]
@@ -83,7 +83,8 @@ def dpo_training(args: Arguments) -> None:
             progress=progress,
         )
         progress.warnings += training.uneven_steps(options, steps)
-        callback = WorkCallback(progress, steps, run.training, training.ended_by(options, planned), EnergyBudget.of(options))
+        by_the_meter = EnergyBudget.of(options), EvaluationGrid.of(options)
+        callback = WorkCallback(progress, steps, run.training, training.ended_by(options, planned), *by_the_meter)
         progress.metrics = training.run(trainer, callback, checkpoints)
     weights = training.full_weights(trainer)
     if not is_main():

@@ -15,7 +15,7 @@ from workflow_scripts.artefact import LOGIT_FORMATS, inherited, open_artefact, r
 from workflow_scripts.distill import training
 from workflow_scripts.distill.adapters import add_adapters
 from workflow_scripts.distill.arguments import arguments, check_optimizer
-from workflow_scripts.distill.budget import EnergyBudget
+from workflow_scripts.distill.budget import EnergyBudget, EvaluationGrid
 from workflow_scripts.distill.corpus import CorpusError, loss_tokens, read_table, tokenise_answer
 from workflow_scripts.distill.logit_cache import LogitCache
 from workflow_scripts.distill.losses import KdLoss
@@ -59,8 +59,9 @@ def student_train(args: Arguments) -> None:
     planned = sum(step.loss for step in steps)
     with Progress("loss", total=planned, phase="start") as progress:
         progress.warnings += training.uneven_steps(options, steps)
-        callback = WorkCallback(progress, steps, run.training, training.ended_by(options, planned), EnergyBudget.of(options))
-        evaluation = read_table(corpus_folder / "evaluation.parquet") if options.eval_steps else []
+        by_the_meter = EnergyBudget.of(options), EvaluationGrid.of(options)
+        callback = WorkCallback(progress, steps, run.training, training.ended_by(options, planned), *by_the_meter)
+        evaluation = read_table(corpus_folder / "evaluation.parquet") if options.evaluated else []
         held_out = training.whole_batches(range(len(rows), len(rows) + len(evaluation)), options.batch_size, training.FILLER)
         trainer = training.DistillationTrainer(
             model=model,

@@ -23,8 +23,9 @@ def tell(tmp_path: Path, monkeypatch):
     path = tmp_path / "energy.json"
     monkeypatch.setenv("STAGE_ENERGY", str(path))
 
-    def write(joules: float | None, reason: str | None = None, age: float = 0.0, every: float = 2.0) -> None:
+    def write(joules: float | None, reason: str | None = None, age: float = 0.0, every: float = 2.0, work: float = 0.0) -> None:
         content = {"joules": joules, "joules_by_component": {}, "reason": reason, "time": time.time() - age}
+        content["work_joules"] = work
         path.write_text(json.dumps(content | {"every_seconds": every}))
 
     write(0.0)
@@ -41,6 +42,29 @@ def test_the_training_ends_at_the_step_that_spends_the_budget(tmp_path: Path, te
     assert checkpoints.newest(tmp_path / "run") == tmp_path / "run" / "checkpoint-3"
     assert done.progress.durable["steps"] == 3
     assert [entry["step"] for entry in done.metrics["evaluations"]] == [3]
+
+
+def test_evaluations_at_equal_joules_stand_where_the_work_phase_has_used_them(tmp_path: Path, tell) -> None:
+    """Every 150 J of work, 100 J a step: after the steps 2, 3 and 5; once where several are passed at once."""
+
+    def used(step: int, _: object) -> None:
+        tell(1e6, work=100.0 * step)
+
+    asked = {"held_out": 3, "eval_joules": 150.0}
+    done = train(tmp_path / "run", each_step=used, **asked)
+    assert [entry["step"] for entry in done.metrics["evaluations"]] == [2, 3, 5]
+    plain = train(tmp_path / "plain", held_out=3)
+    assert plain.losses == done.losses and "evaluations" not in plain.metrics
+    seldom = train(tmp_path / "seldom", each_step=lambda step, _: tell(1e6, work=1e3 * (step > 3)), **asked)
+    assert [entry["step"] for entry in seldom.metrics["evaluations"]] == [4, 5], "the last step is always evaluated"
+
+
+def test_evaluations_by_joules_need_a_meter(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.delenv("STAGE_ENERGY", raising=False)
+    with pytest.raises(
+        EnergyUnknown, match=r"eval_joules = 50, but .* without the energy meter\): set it to null and set training.ev"
+    ):
+        train(tmp_path / "run", held_out=3, eval_joules=50.0)
 
 
 def test_whichever_budget_comes_first_is_named(tmp_path: Path, tell) -> None:

@@ -97,6 +97,15 @@ def test_further_hosts_are_in_it_by_their_newest_whole_line(tmp_path: Path) -> N
     assert not (tmp_path / "energy-a1.json").exists()
 
 
+def test_the_joules_of_the_work_phase_are_told_beside_them(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("STAGE_ENERGY", str(tmp_path / "energy-a1.json"))
+    live = LiveEnergy(tmp_path / "energy-a1.json", "a1", [], OPTIONS)
+    live.write({"joules": {"cpu": entry(9.0)}, "phases": {"start": {"joules": 9.0}}})
+    assert (energy_so_far().joules, energy_so_far().work_joules) == (9.0, 0.0)
+    live.write({"joules": {"cpu": entry(30.0)}, "phases": {"start": {"joules": 9.0}, "work": {"joules": 21.0}}})
+    assert (energy_so_far().joules, energy_so_far().work_joules) == (30.0, 21.0)
+
+
 def test_the_newest_line_of_a_long_ledger_is_found_from_its_end(tmp_path: Path) -> None:
     writer = LedgerWriter(tmp_path / "a.jsonl", {"stage": "work"})
     for number in range(3000):

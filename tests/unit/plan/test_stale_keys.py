@@ -66,7 +66,8 @@ READ_BY: dict[str, set[str]] = {
     **dict.fromkeys(
         (
             *("training.optimizer", "training.schedule_type", "training.token_budget", "training.energy_budget_kwh"),
-            *("training.gradient_checkpointing", "training.compile", "training.eval_steps", "training.batch_tokens"),
+            *("training.gradient_checkpointing", "training.compile", "training.eval_steps", "training.eval_joules"),
+            "training.batch_tokens",
             "training.lora.rank",
         ),
         TRAINED | STATED,
@@ -97,6 +98,7 @@ VALUES: dict[str, dict[str, Any]] = {
     },
     "synthetic_data.use_existing": {"synthetic_data": {"use_existing": True, "synthetic_dataset_path": "x"}},
     "training.lora.target_modules": {"training": {"lora": {"target_modules": ["q_proj"]}}},
+    "training.eval_joules": {"training": {"eval_steps": None, "eval_joules": 50.0}},
     "training.num_processes": {"training": {"num_processes": 2}},
     "training.num_nodes": {"training": {"num_nodes": 2}},
     "training.fsdp": {"training": {"fsdp": True, "num_processes": 2}},
@@ -215,7 +217,7 @@ def test_a_changed_key_is_in_the_slices_of_exactly_the_rules_that_read_it(key: s
     overlay = other_value(key)
     beside: dict[str, Any] = {}  # what the value needs is set before, too, but for what is changed by that alone
     needy = ("experiment.replicates", "distillation.temperature", "training.fsdp", "evaluation.lm_eval_include_path")
-    if key in (*needy, "dpo.judge_labeling.judge_model"):
+    if key in (*needy, "dpo.judge_labeling.judge_model", "training.eval_joules"):
         for other, value in leaves(dict(overlay)).items():
             beside = deep_merge(beside, nested(other, value)) if other != key else beside
     if key.startswith("training.lora."):

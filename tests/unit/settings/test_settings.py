@@ -46,6 +46,11 @@ def load(tmp_path: Path, overlays: dict[str, dict], overrides: dict | None = Non
         ({"training": {"packing": "1"}}, "training.packing = '1': Input should be a valid boolean"),
         ({"experiment": {"description": 5}}, "experiment.description = 5: Input should be a valid string"),
         ({"training": {"learning_rate": 2.0}}, "training.learning_rate = 2.0: Input should be less than 1"),
+        ({"training": {"eval_joules": 0}}, "training.eval_joules = 0: .*greater than 0"),
+        (
+            {"training": {"eval_steps": 3, "eval_joules": 50}},
+            "training: .*eval_steps = 3 and eval_joules = 50 exclude each other: set one to null",
+        ),
         ({"training": {"energy_budget_kwh": 0}}, "training.energy_budget_kwh = 0: .*greater than 0"),
         ({"training": {"optimizer": "adam_8bit"}}, "training.optimizer = 'adam_8bit': .*'adamw', 'adafactor' or 'adamw_8bit'"),
         ({"training": {"batch_size": 0}}, "training.batch_size = 0: .*greater than or equal to 1"),
@@ -240,7 +245,7 @@ def test_packing_is_no_setting_of_dpo_and_what_must_agree_is_named(tmp_path) -> 
         True,
         False,
     ]
-    assert named["intermediate evaluations, every [steps]"] == 3 and found["dpo", True][1]["packing"] is None
+    assert named["intermediate evaluations"] == "every 3 steps" and found["dpo", True][1]["packing"] is None
 
 
 def test_every_key_is_read_by_the_code() -> None:
