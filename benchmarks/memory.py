@@ -28,8 +28,8 @@ def loss_inputs(positions: int, vocabulary: int) -> tuple[torch.Tensor, torch.Te
     weight = (0.05 * torch.randn(vocabulary, HIDDEN)).requires_grad_()
     ids = torch.stack([torch.randperm(vocabulary)[:K] for _ in range(64)]).repeat(positions // 64 + 1, 1)[:positions]
     logits = torch.randn(positions, K)
-    lse = torch.logsumexp(logits, -1) + 0.1
-    return hidden, weight, torch.randint(vocabulary, (positions,)), SparseTeacher(ids, logits, lse)
+    rest = torch.logsumexp(logits, -1) - 2  # a tenth of the whole
+    return hidden, weight, torch.randint(vocabulary, (positions,)), SparseTeacher(ids, logits, rest)
 
 
 def peak() -> float:

@@ -242,7 +242,7 @@ def on_policy_losses(inputs: Inputs, rows: int = 6) -> tuple[float, float]:
         batch = trainer._generate_and_score_completions([{"row": number} for number in range(rows)])
         theirs = trainer.compute_loss(trainer.model, batch).item()
         shard = teacher_rows(inputs.teacher, found, vocabulary, [1.0], pad, vocabulary)
-        teacher = SparseTeacher(shard.ids, shard.logits.float(), shard.lse[:, 0])
+        teacher = SparseTeacher(shard.ids, shard.logits.float(), shard.rest[:, 0])
         padded = pad_rows(found, pad)
         hidden = inputs.student.model(padded.input_ids, padded.attention_mask, use_cache=False).last_hidden_state
         labels = padded.input_ids.roll(-1, 1)[padded.predicts]

@@ -3,8 +3,8 @@
     VLLM_PYTHON -m benchmarks.vllm_peer MODEL PROMPTS.json OUT.json [--dtype float32] [--new 64]
 
 PROMPTS.json is a list of lists of token ids. OUT.json gets the tokens of each greedy answer, end token included. For each
-line of standard input all prompts are answered again, and `seconds S` is printed. The environment is made from
-envs/requirements-vllm.txt.
+line of standard input all prompts are answered again, and `seconds S` is printed; what vLLM had kept of the prompts is
+dropped before, so that it reads them as we do. The environment is made from envs/requirements-vllm.txt.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ def main() -> int:
     (answers,) = write(prompts)
     options.out.write_text(json.dumps([answer.completion for answer in sorted(answers, key=lambda answer: answer.key)]))
     for _ in sys.stdin:
+        if not write.engine.reset_prefix_cache():
+            raise RuntimeError("vLLM kept the prompts of the answers before")
         begun = time.perf_counter()
         list(write(prompts))
         print("seconds", time.perf_counter() - begun, flush=True)

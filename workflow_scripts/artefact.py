@@ -22,7 +22,7 @@ MANIFEST = "manifest.json"
 CARD = "README.md"  # a model card is written once the energy is known, after the artefact: it is no content of it
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 RANDOM_WEIGHTS = "random weights: quality means nothing"
-LOGIT_FORMATS = {"top_k": "top_k/1", "random": "random/1"}  # of a logit cache, by `distillation.sampling`
+LOGIT_FORMATS = {"top_k": "top_k/2", "random": "random/1"}  # of a logit cache, by `distillation.sampling`
 
 
 class ArtefactError(UserError):

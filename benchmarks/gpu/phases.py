@@ -131,7 +131,7 @@ def caching(scale: Scale, windows: Windows, work: Path) -> None:
     build_dir = work / ".cache.build"
     build_dir.mkdir()
     logit_cache.write_shard(build_dir / "shard-00000.safetensors", top_k(), vocabulary)
-    facts = {"format": "top_k/1", "k": K, "temperatures": [1.0], "shards": [{"file": "shard-00000.safetensors"}]}
+    facts = {"format": "top_k/2", "k": K, "temperatures": [1.0], "shards": [{"file": "shard-00000.safetensors"}]}
     publish(build_dir, work / "cache" / "manifest.json", "logit_cache", facts)
 
 
@@ -205,7 +205,7 @@ def loss(scale: Scale, windows: Windows, work: Path) -> None:
     targets = torch.randint(v, (n,), device=device)
     logits = torch.randn(n, K, device=device).sort(-1, descending=True).values
     ids = torch.argsort(torch.rand(n, 4 * K, device=device), -1)[:, :K] * (v // (4 * K))  # distinct
-    teacher = SparseTeacher(ids, logits, torch.logsumexp(logits, -1) + 0.1)
+    teacher = SparseTeacher(ids, logits, torch.logsumexp(logits, -1) - 2)
 
     def fused() -> None:
         fused_distillation_loss(hidden, weight, targets, teacher, KdLoss(0.5)).total.backward()

@@ -7,6 +7,13 @@ import torch
 from workflow_scripts.distill.losses import LossTerms, SparseTeacher, Tail
 
 
+def top_k_teacher(z: torch.Tensor, k: int, temperature: float = 1.0) -> SparseTeacher:
+    """The teacher of logits [N, V] as a cache of its top k knows it."""
+    top = torch.topk(z, k, dim=-1)
+    others = z.double().scatter(1, top.indices, -torch.inf)
+    return SparseTeacher(top.indices, top.values, torch.logsumexp(others / temperature, -1).float())
+
+
 def dense_distillation_loss(
     logits: torch.Tensor,
     targets: torch.Tensor,
@@ -19,13 +26,14 @@ def dense_distillation_loss(
 ) -> LossTerms:
     """logits [N, V], targets [N]: sums over N positions. The student's rest is the sum over the tokens outside the top k."""
     ce = torch.nn.functional.cross_entropy(logits.double(), targets, reduction="sum")
-    p = torch.exp(teacher.logits.double() / temperature - teacher.lse.double()[:, None])
+    of_teacher = torch.cat([teacher.logits.double() / temperature, teacher.rest.double()[:, None]], 1).softmax(-1)
+    p = of_teacher[:, :-1]
     p = p / p.sum(-1, keepdim=True) if tail == "renormalise" else p
     log_all = torch.log_softmax(logits.double() / temperature, -1)
     log_s = log_all.gather(1, teacher.ids)
     if tail == "ghost" and teacher.entropy is None and teacher.ids.shape[1] < logits.shape[1]:
         rest = log_all.scatter(1, teacher.ids, -torch.inf).logsumexp(-1, keepdim=True)
-        p, log_s = torch.cat([p, 1 - p.sum(-1, keepdim=True)], 1), torch.cat([log_s, rest], 1)
+        p, log_s = of_teacher, torch.cat([log_s, rest], 1)
     s = log_s.exp()
     if divergence == "reverse_kl":
         found = (s * (log_s - p.log())).sum()

@@ -23,6 +23,7 @@ from workflow_scripts.accounting.arms import (
 from workflow_scripts.accounting.fairness import boundary_difference
 from workflow_scripts.accounting.groups import Group
 from workflow_scripts.accounting.intervals import Array, Mean
+from workflow_scripts.accounting.model import ExperimentSummary
 from workflow_scripts.accounting.rows import Advantage, Amortised, Answer, Level, Repayment
 from workflow_scripts.accounting.verdicts import CAMPAIGN, POINTWISE, RECORDED, Arm, Interval, Verdict
 from workflow_scripts.energy.uncertainty import KWH
@@ -200,33 +201,38 @@ def repayment(groups: Sequence[Group], arms: Mapping[str, Arm], axis: Axis, targ
     """T* of each method whose students reach the quality that was asked for.
 
     T* = (E_teacher + E_trainings) / (j_teacher - j_student), j the joules per generated token in the evaluation, prompts
-    included. Students of one architecture cost the same to serve, whatever taught them: their figures are pooled.
+    included. Students of one architecture cost the same to serve on one hardware, whatever taught them: they are pooled.
     """
-    served: dict[str, list[float]] = {}
+    served: dict[tuple[str, ...], list[float]] = {}
     for summary in (s for each in groups for s in each.runs):
         cost = summary.deployment["model"].joules_per_token if "model" in summary.deployment else None
         if cost is not None:
-            served.setdefault(_architecture(summary.references), []).append(cost)
+            served.setdefault(_kind(summary), []).append(cost)
     return [_repayment(each, arms.get(each.name), served, axis, target) for each in groups]
 
 
-def _architecture(references: Mapping[str, object]) -> str:
-    return str(getattr(references.get("student"), "model", None))
+def _kind(summary: ExperimentSummary) -> tuple[str, ...]:
+    """Architecture and hardware of a student as it is served."""
+    return str(getattr(summary.references.get("student"), "model", None)), str(summary.deployment["model"].hardware)
 
 
-def _repayment(each: Group, arm: Arm | None, served: Mapping[str, list[float]], axis: Axis, target: float | None) -> Repayment:
+def _repayment(
+    each: Group, arm: Arm | None, served: Mapping[tuple[str, ...], list[float]], axis: Axis, target: float | None
+) -> Repayment:
     if target is None or arm is None:
         return Repayment(experiment=each.name, why_not="no target" if target is None else "energy")
     if any(not run.loss[-1] <= axis.sign * target for run in arm.runs):
         return Repayment(experiment=each.name, why_not="target not reached")
     first = each.runs[0]
-    students = np.array(served.get(_architecture(first.references), []))
+    students = np.array(served.get(_kind(first), []) if "model" in first.deployment else [])
     theirs = first.deployment["teacher"].joules_per_token if "teacher" in first.deployment else None
     if theirs is None or not len(students):
         return Repayment(experiment=each.name, why_not="not measured")
     boundaries = {"+".join(d.boundary) for s in each.runs for d in s.deployment.values() if d.boundary}
     if len(boundaries) > 1 or boundary_difference([each], "teacher", "student", "evaluation"):
         return Repayment(experiment=each.name, why_not="boundary")
+    if len({cost.hardware for s in each.runs for whose, cost in s.deployment.items() if whose != "student"}) > 1:
+        return Repayment(experiment=each.name, why_not="hardware")
     made = float(arm.teachers(RECORDED).mean()) if arm.teacher else 0.0
     extra, own = made + float(arm.over_seeds(lambda run: run.whole).mean()), float(students.mean())
     spread, dof = intervals.pooled_spread([students])

@@ -181,10 +181,12 @@ def student_of(summary: ExperimentSummary) -> str | None:
 
 
 def metering_of(records: Iterable[SummaryStage]) -> str:
-    """Whose energy the figures of stages are, and the power that their modelled ones are made from."""
+    """Whose energy the figures of stages are, of how many CPUs, and the power that their modelled ones are made from."""
     found = set()
     for record in records:
         found |= {f"{name} of the {part.scope}" for name, part in record.inside.items()}
+        if record.cpu and record.cpu.job_cpus:
+            found.add(f"{record.cpu.job_cpus:g} of {record.cpu.host_cpus} CPUs")
         modelled = {name for name, part in record.inside.items() if part.energy_class == "modelled"}
         for model in record.power_models:
             words = {"cpu": f"TDP {model.cpu_tdp_watts:g} W", "dram": f"memory {model.dram_watts:g} W"}

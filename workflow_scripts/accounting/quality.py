@@ -127,13 +127,14 @@ class DeployedComponent(Closed):
 
 
 class Deployment(Closed):
-    """What serving a model costs: joules per generated token in its evaluation, by which method, from which components."""
+    """What serving a model costs: joules per generated token in its evaluation, by which method, on which hardware."""
 
     joules_per_token: float | None = None
     tokens: int | None = None
     seconds: float | None = None
     watts: float | None = None
     boundary: list[str] = Field(default_factory=list)
+    hardware: str | None = None
     components: list[DeployedComponent] = Field(default_factory=list)
     method: Literal["trace", "mean power of the evaluation"] | None = None
     reason: str | None = None

@@ -260,6 +260,9 @@ class Advantage(Row):
     why_not: str | None = None
 
 
+Unrepaid = Literal["no target", "target not reached", "energy", "not measured", "boundary", "hardware", "undetermined", "never"]
+
+
 class Repayment(Row):
     """T*: tokens served until making the student is repaid, against serving its teacher; needs a quality that was asked for.
 
@@ -274,9 +277,7 @@ class Repayment(Row):
     reference_j_per_token: float | None = None
     student_j_per_token: float | None = None
     pooled: int = 0
-    why_not: (
-        Literal["no target", "target not reached", "energy", "not measured", "boundary", "undetermined", "never"] | None
-    ) = None
+    why_not: Unrepaid | None = None
 
 
 class Amortised(Row):

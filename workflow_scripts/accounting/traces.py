@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workflow_scripts.accounting.model import sum_of
+from workflow_scripts.accounting.model import hardware_of, sum_of
 from workflow_scripts.accounting.quality import (
     DeployedComponent,
     Deployment,
@@ -244,6 +244,7 @@ def deployed_cost(evaluation: Evaluation, record: StageRecord | None, near: Path
         seconds=seconds,
         watts=joules / seconds,
         boundary=record.energy.total.boundary,
+        hardware=hardware_of([record]),
         components=components,
         method="mean power of the evaluation" if traced is None else "trace",
     )

@@ -85,7 +85,7 @@ class VllmBackend:
         self._params = vllm.SamplingParams
         self._options, self._end_ids = options, list(end_ids)
         self._bias = dict.fromkeys(padding_rows(folder), _BANNED) or None
-        self._engine = vllm.LLM(
+        self.engine = vllm.LLM(
             model=str(folder),
             dtype=str(dtype).removeprefix("torch."),
             max_model_len=max_model_len,
@@ -97,7 +97,7 @@ class VllmBackend:
 
     def __call__(self, prompts: Sequence[Prompt]) -> Iterator[list[Answer]]:
         """Answer all prompts at once."""
-        outputs = self._engine.generate(
+        outputs = self.engine.generate(
             [{"prompt_token_ids": prompt.input_ids} for prompt in prompts],
             [self._sampling(prompt) for prompt in prompts],
             use_tqdm=False,

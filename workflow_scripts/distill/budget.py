@@ -43,6 +43,22 @@ class ByTheMeter:
             time.sleep(0.1)
         self._last = now
 
+    def read(self) -> EnergySoFar:
+        """What the meter says. Raises EnergyUnknown when it has no figure, or an old one.
+
+        While its file cannot be read the last figure holds, until that is too old.
+        """
+        now = energy_so_far()
+        if now.read:
+            self._last = now
+        elif self._last is not None:
+            now = self._last
+        if now.joules is None:
+            raise self._unknown(now.reason or "no reason given")
+        if (age := time.time() - now.time) > max(_STALE_AFTER_S, _STALE_AFTER_FLUSHES * now.every_seconds):
+            raise self._unknown(f"the meter's last figure is {age:.0f} s old")
+        return now
+
     def _unknown(self, reason: str) -> EnergyUnknown:
         return EnergyUnknown(
             f"training.{self.key} = {self.value:g}, but the energy of this training is not known ({reason}): set it to "
@@ -67,8 +83,11 @@ class EvaluationGrid(ByTheMeter):
         return cls(training.eval_joules) if training.eval_joules is not None else None
 
     def due(self) -> bool:
-        """Whether a multiple of the joules was passed since this was asked last; at most one flush period late."""
-        before, self._passed = self._passed, max(self._passed, int(energy_so_far().work_joules // self.value))
+        """Whether a multiple of the joules was passed since this was asked last; at most one flush period late.
+
+        Raises EnergyUnknown as `read` does.
+        """
+        before, self._passed = self._passed, max(self._passed, int(self.read().work_joules // self.value))
         return self._passed > before
 
 
@@ -89,17 +108,5 @@ class EnergyBudget(ByTheMeter):
         return cls(training.energy_budget_kwh) if training.energy_budget_kwh is not None else None
 
     def spent(self) -> bool:
-        """Whether the budget is used up. Raises EnergyUnknown when the meter has no figure, or an old one.
-
-        While its file cannot be read the last figure holds, until that is too old.
-        """
-        now = energy_so_far()
-        if now.read:
-            self._last = now
-        elif self._last is not None:
-            now = self._last
-        if now.joules is None:
-            raise self._unknown(now.reason or "no reason given")
-        if (age := time.time() - now.time) > max(_STALE_AFTER_S, _STALE_AFTER_FLUSHES * now.every_seconds):
-            raise self._unknown(f"the meter's last figure is {age:.0f} s old")
-        return now.joules >= self.value * JOULES_PER_KWH
+        """Whether the budget is used up. Raises EnergyUnknown as `read` does."""
+        return (self.read().joules or 0.0) >= self.value * JOULES_PER_KWH

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from workflow_scripts.distill.rows import CorpusError, Messages, RowFault
+from workflow_scripts.distill.seeds import prompt_seed
 from workflow_scripts.distill.templates import render
 
 _IN_MEMORY = 20_000  # rows that are put in order at once
@@ -97,6 +98,13 @@ def questions(folder: Path, split_name: str, limit: int) -> dict[int, Messages]:
             f"data: no row of the {split_name} split has a user turn to answer: choose another corpus or pipeline"
         )
     return found
+
+
+def drawn(folder: Path, facts: dict[str, Any], seed: int, count: int) -> dict[int, Messages]:
+    """`count` of the `questions` of the training split of these manifest facts, chosen by the seed."""
+    found = questions(folder, "train", facts["splits"]["train"]["examples"])
+    chosen = sorted(found, key=lambda example: prompt_seed(seed, example))[:count]
+    return {example: found[example] for example in sorted(chosen)}
 
 
 def keys(messages: Messages) -> tuple[int, int]:

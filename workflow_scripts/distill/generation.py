@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from workflow_scripts.distill.batching import by_length, in_batches
 from workflow_scripts.errors import UserError
 from workflow_scripts.settings.schema import Generation
 
 Row = TypeVar("Row")
+SPAN = 16  # tokens after which answers that have ended leave their batch, but for models with recurrent states
 
 
 class GenerationError(UserError):
@@ -76,6 +78,10 @@ class SeededSampling(LogitsProcessor):
             values, tokens = self._nucleus(probabilities)
             token = tokens.gather(1, _invert(values, uniform))
         return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only."""
+        self._generators = [self._generators[row] for row in rows]
 
     def _nucleus(self, probabilities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Descending probabilities, zero outside the nucleus, and their tokens.
@@ -145,25 +151,43 @@ def _generate_batch(
 ) -> list[Answer]:
     device = next(model.parameters()).device
     longest = max(len(prompt.input_ids) for prompt in batch)
-    input_ids = torch.full((len(batch), longest), pad_id)
-    attention = torch.zeros_like(input_ids)
+    ids = torch.full((len(batch), longest), pad_id)
+    attention = torch.zeros_like(ids)
     for row, prompt in enumerate(batch):
-        input_ids[row, longest - len(prompt.input_ids) :] = torch.tensor(prompt.input_ids)
+        ids[row, longest - len(prompt.input_ids) :] = torch.tensor(prompt.input_ids)
         attention[row, longest - len(prompt.input_ids) :] = 1
-    processors = LogitsProcessorList()
-    if options.decoding_strategy == "sampling":
-        processors.append(SeededSampling([prompt.seed for prompt in batch], options.temperature, options.top_p))
-    config = GenerationConfig(
-        max_new_tokens=options.max_new_tokens, do_sample=False, eos_token_id=list(eos_ids), pad_token_id=pad_id
-    )
+    ids, attention = ids.to(device), attention.to(device)
+    sampling = options.decoding_strategy == "sampling"
+    sampler = SeededSampling([prompt.seed for prompt in batch], options.temperature, options.top_p)
     model.generation_config = GenerationConfig()  # unset fields are filled from it: no penalty of the model's own may leak in
-    output = model.generate(
-        input_ids=input_ids.to(device),
-        attention_mask=attention.to(device),
-        generation_config=config,
-        logits_processor=processors,
-    )
-    return [_cut(prompt.key, row.tolist(), eos_ids) for prompt, row in zip(batch, output[:, longest:].cpu(), strict=True)]
+    cache = DynamicCache(config=model.config) if model._supports_default_dynamic_cache() else None
+    shrinks = cache is not None and not any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
+    span = SPAN if shrinks else options.max_new_tokens
+    going = list(range(len(batch)))
+    written: list[list[int]] = [[] for _ in batch]
+    for begin in range(0, options.max_new_tokens, span):
+        count, known = min(span, options.max_new_tokens - begin), ids.shape[1]
+        config = GenerationConfig(max_new_tokens=count, do_sample=False, eos_token_id=list(eos_ids), pad_token_id=pad_id)
+        ids = model.generate(
+            input_ids=ids,
+            attention_mask=attention,
+            past_key_values=cache,
+            generation_config=config,
+            logits_processor=LogitsProcessorList([sampler] if sampling else []),
+        )
+        new = ids[:, known:]
+        for row, tokens in zip(going, new.tolist(), strict=True):
+            written[row] += tokens
+        kept = [row for row, tokens in enumerate(new.tolist()) if not set(tokens) & set(eos_ids)]
+        if not kept:
+            break
+        attention = torch.cat([attention, torch.ones_like(new)], dim=1)
+        if cache is not None and len(kept) < len(going):
+            chosen = torch.tensor(kept, device=device)
+            ids, attention, going = ids[chosen], attention[chosen], [going[row] for row in kept]
+            cache.reorder_cache(chosen)
+            sampler.keep(kept)
+    return [_cut(prompt.key, tokens, eos_ids) for prompt, tokens in zip(batch, written, strict=True)]
 
 
 def _cut(key: Any, tokens: list[int], eos_ids: Sequence[int]) -> Answer:

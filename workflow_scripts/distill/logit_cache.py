@@ -3,7 +3,8 @@
 A position of the cache is a token that carries loss: row i of an example predicts the i-th loss token, from the hidden
 state one token before it. Of the top k, per position: ids (uint16, plus one packed bit when the vocabulary exceeds 65,536, or
 plus a byte when it exceeds 131,072), raw logits in the teacher's type (bfloat16 or float32, so nothing is lost) and
-logsumexp(z / T) (float32) for each temperature of the cache. Examples are found by id, never by order. The manifest names the
+for each temperature of the cache the logsumexp of z / T over all other tokens (float32): that of all follows from it, and what
+is left to the others has all its digits, however little it is. Examples are found by id, never by order. The manifest names the
 format.
 """
 
@@ -37,20 +38,20 @@ class CacheError(UserError):
 
 @dataclass(frozen=True)
 class Shard:
-    """Top-k logits of some examples: `ids` and `logits` [P, k], `lse` [P, temperatures], positions per example id."""
+    """Top-k logits of some examples: `ids` and `logits` [P, k], `rest` [P, temperatures], positions per example id."""
 
     example_ids: list[int]
     positions: list[int]
     ids: torch.Tensor
     logits: torch.Tensor
-    lse: torch.Tensor
+    rest: torch.Tensor
 
     def tensors(self, vocab_size: int) -> dict[str, torch.Tensor]:
         """What a shard file holds besides `example_ids` and `positions`."""
         found = {
             "ids": (self.ids % _LOW_BITS).to(torch.uint16),
             "logits": self.logits.contiguous(),
-            "lse": self.lse.float().contiguous(),
+            "rest": self.rest.float().contiguous(),
         }
         if vocab_size > 2 * _LOW_BITS:
             found["ids_high_byte"] = (self.ids // _LOW_BITS).to(torch.uint8)
@@ -67,14 +68,14 @@ class Shard:
             positions=[n for s in shards for n in s.positions],
             ids=torch.cat([s.ids for s in shards]).cpu(),
             logits=torch.cat([s.logits for s in shards]).cpu(),
-            lse=torch.cat([s.lse for s in shards]).cpu(),
+            rest=torch.cat([s.rest for s in shards]).cpu(),
         )
 
     def quality(self, temperatures: Sequence[float]) -> dict[str, dict[str, float]]:
         """Mean probability mass inside the top k at each temperature, from what the shard stores."""
         z = self.logits.float()
         mass = {
-            str(t): torch.exp(torch.logsumexp(z / t, -1) - self.lse[:, column]).clamp(max=1).mean().item()
+            str(t): torch.sigmoid(torch.logsumexp(z / t, -1) - self.rest[:, column]).mean().item()
             for column, t in enumerate(temperatures)
         }
         return {"retained_mass": mass}
@@ -114,7 +115,7 @@ class LogitCache:
         self._folder = folder
         self._where: dict[int, _Place] = {}
         self._open: dict[str, Any] = {}
-        made = facts.get("format", LOGIT_FORMATS["top_k"])
+        made = facts.get("format")
         if made not in LOGIT_FORMATS.values():
             raise CacheError(f"{folder}: format {made!r} is none of {sorted(LOGIT_FORMATS.values())}: rebuild the cache")
         self._drawn = made == LOGIT_FORMATS["random"]
@@ -173,7 +174,7 @@ class LogitCache:
         elif "ids_high" in handle.keys():  # noqa: SIM118
             ids = ids + self._high_bits(handle, place.positions.start, place.positions.stop, ids.shape[1])
         logits = handle.get_slice("logits")[place.positions].float()
-        return SparseTeacher(ids, logits, handle.get_slice("lse")[place.positions][:, column].clone())
+        return SparseTeacher(ids, logits, handle.get_slice("rest")[place.positions][:, column].clone())
 
     def nothing(self) -> SparseTeacher:
         """The teacher at no position, for a batch without loss."""
@@ -220,19 +221,25 @@ def teacher_rows(
     """
     dtype = next(model.parameters()).dtype
     batch = pad_rows(rows, pad_id)
-    ids, logits, lse = [], [], []
-    for z in _logits(model, batch, vocabulary, chunk):
-        top = torch.topk(z, k, dim=-1)
-        ids.append(top.indices)
-        logits.append(top.values.to(dtype))
-        lse.append(_log_sums(z, top.values[:, 0], temperatures))
+    found = [top_and_rest(z, k, temperatures) for z in _logits(model, batch, vocabulary, chunk)]
+    logits, ids, rest = (torch.cat(each) for each in zip(*found, strict=True))
     return Shard(
         example_ids=[row["example_id"] for row in rows],
         positions=batch.predicts.sum(1).tolist(),
-        ids=torch.cat(ids),
-        logits=torch.cat(logits),
-        lse=torch.cat(lse),
+        ids=ids,
+        logits=logits.to(dtype),
+        rest=rest,
     )
+
+
+def top_and_rest(z: torch.Tensor, k: int, temperatures: list[float]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The k highest logits of each row [n, V] and their ids, [n, k], and the logsumexp of the others at each temperature.
+
+    Overwrites `z`.
+    """
+    found = torch.topk(z, min(k + 1, z.shape[-1]), dim=-1)  # the next one is the highest of the others
+    ids = found.indices[:, :k]
+    return found.values[:, :k], ids, _log_sums(z.scatter_(1, ids, -torch.inf), found.values[:, -1], temperatures)
 
 
 def _log_sums(z: torch.Tensor, highest: torch.Tensor, temperatures: list[float]) -> torch.Tensor:

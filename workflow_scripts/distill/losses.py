@@ -1,14 +1,14 @@
 """Cross entropy and the divergence from a sparse teacher, from one pass over the vocabulary, in chunks.
 
-The teacher is known by its top-k raw logits z_i at ids i and by logsumexp(z / T) over the full vocabulary, so its
-probabilities at temperature T are p_i = exp(z_i / T - lse_T) and the mass outside the top k is 1 - sum p_i. With s the
-student's softmax at T, the loss of one position with target y is
+The teacher is known by its top-k raw logits z_i at ids i and by rest_T, the logsumexp of z / T over all other tokens. With
+lse_T = log(exp(rest_T) + sum exp(z_i / T)) its probabilities at temperature T are p_i = exp(z_i / T - lse_T), and the mass
+outside the top k is p_rest = exp(rest_T - lse_T). With s the student's softmax at T, the loss of one position with target y is
 
     alpha * CE(y, softmax(logits)) + (1 - alpha) * T^2 * KL(p || s)            (Hinton et al. 2015, eq. 4)
 
 and the mass outside the top k is handled by `tail`:
-    ghost        one extra bucket on both sides: + p_rest * log(p_rest / s_rest), p_rest = 1 - sum p. s_rest is taken from the
-                 logsumexp with the top k masked out: 1 - sum s_i has no digits left in float32 where the student is confident
+    ghost        one extra bucket on both sides: + p_rest * log(p_rest / s_rest). Both are taken from the logsumexp with the
+                 top k masked out: 1 - sum s_i has no digits left in float32 where the model is confident
     renormalise  p_i are divided by their sum
     zero         the sum runs over the top k only; its minimum is not the teacher (for comparison with other systems)
 
@@ -43,8 +43,6 @@ from workflow_scripts.settings.distillation import Distillation, Divergence
 from workflow_scripts.settings.opd import Opd
 
 Tail = Literal["ghost", "renormalise", "zero"]
-_TINY = 1e-9
-_LEAST = 1e-30  # of a probability whose logarithm is taken
 _LOWEST = -1e30  # of a logarithm, so that no difference is NaN
 
 
@@ -71,26 +69,32 @@ class KdLoss:
 
 @dataclass(frozen=True)
 class SparseTeacher:
-    """Teacher distribution at N positions: ids [N, k] int64, logits [N, k] float32, lse [N] = logsumexp(z / T).
+    """Teacher distribution at N positions: ids [N, k] int64, logits [N, k] float32, `rest` [N] for one temperature.
 
-    `entropy` [N] of the full distribution at T [nats] is there when the teacher is known by random draws; an id may then stand
-    in several columns, and a logit of -inf fills a row up.
+    `rest` is the logsumexp of z / T over the tokens that are not among the ids, -inf where there are none. `entropy` [N] of the
+    full distribution at T [nats] is there when the teacher is known by random draws; an id may then stand in several columns,
+    and a logit of -inf fills a row up.
     """
 
     ids: torch.Tensor
     logits: torch.Tensor
-    lse: torch.Tensor
+    rest: torch.Tensor
     entropy: torch.Tensor | None = None
+
+    def log_probabilities(self, temperature: float) -> torch.Tensor:
+        """Logarithms [N, k + 1] of the probabilities of the ids and of all other tokens together."""
+        return torch.log_softmax(torch.cat([self.logits / temperature, self.rest[:, None]], 1), -1)
 
     def probabilities(self, temperature: float, tail: Tail) -> torch.Tensor:
         """Top-k probabilities [N, k] at `temperature`, divided by their sum for tail `renormalise`."""
-        p = torch.exp(self.logits / temperature - self.lse[:, None]).clamp(max=1.0)
-        return p / p.sum(-1, keepdim=True) if tail == "renormalise" else p
+        if tail == "renormalise":
+            return torch.softmax(self.logits / temperature, -1)
+        return self.log_probabilities(temperature)[:, :-1].exp()
 
     def rows(self, part: slice) -> SparseTeacher:
         """The positions `part`."""
         entropy = None if self.entropy is None else self.entropy[part]
-        return SparseTeacher(self.ids[part], self.logits[part], self.lse[part], entropy)
+        return SparseTeacher(self.ids[part], self.logits[part], self.rest[part], entropy)
 
     def negative_entropy(self, p: torch.Tensor) -> torch.Tensor:
         """Sum of p log p over ids and positions: of the probabilities `p` [N, k], or the exact one kept with draws."""
@@ -192,9 +196,7 @@ def _buckets(
     rest_t = rest if temperature == 1 else torch.logsumexp(logits / temperature, -1)
     lse_t = lse if temperature == 1 else torch.logaddexp(rest_t, torch.logsumexp(top / temperature, -1))
     log_s = torch.cat([top / temperature, rest_t[:, None]], 1).sub_(lse_t[:, None])
-    p = teacher.probabilities(temperature, loss.tail)
-    p_rest = (1 - p.sum(-1, keepdim=True)).clamp(min=_TINY) * (rest_t > -torch.inf)[:, None]
-    kl, soft = divergence_of(torch.cat([p, p_rest], 1), log_s, loss.divergence, loss.beta)
+    kl, soft = divergence_of(teacher.log_probabilities(temperature), log_s, loss.divergence, loss.beta)
     soft *= (1 - loss.alpha) * temperature
     hard_top, hard_rest = torch.exp(top - lse[:, None]) * loss.alpha, torch.exp(rest - lse) * loss.alpha
     # of the rest by their probability in it, finite where there is no rest
@@ -211,11 +213,11 @@ def _buckets(
 
 
 def divergence_of(
-    p: torch.Tensor, log_s: torch.Tensor, divergence: Divergence, beta: float
+    log_p: torch.Tensor, log_s: torch.Tensor, divergence: Divergence, beta: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum over rows of the divergence of p [n, b] and s [n, b], and its gradient [n, b] in the logits of s; see the module."""
-    log_s, log_p = log_s.clamp(min=_LOWEST), p.clamp(min=_LEAST).log()
-    s = log_s.exp()
+    log_s, log_p = log_s.clamp(min=_LOWEST), log_p.clamp(min=_LOWEST)
+    s, p = log_s.exp(), log_p.exp()
     if divergence == "forward_kl":
         return (p * (log_p - log_s)).sum(), s - p
     if divergence == "reverse_kl":

@@ -45,14 +45,15 @@ class Draws:
         return Draws(*(torch.cat([getattr(piece, name) for piece in pieces]) for name in names))
 
     def teacher(self, draws: int, temperature: float, width: int) -> SparseTeacher:
-        """The distribution count / draws at each position, `width` columns; logits are T log(count / draws), lse is 0."""
+        """The distribution count / draws at each position, `width` columns; logits are T log(count / draws)."""
         row = torch.repeat_interleave(torch.arange(len(self.entries)), self.entries)
         column = torch.arange(len(self.ids)) - torch.repeat_interleave(self.entries.cumsum(0) - self.entries, self.entries)
         ids = torch.zeros(len(self.entries), width, dtype=torch.int64)
         logits = torch.full((len(self.entries), width), -torch.inf)
         ids[row, column] = self.ids
         logits[row, column] = temperature * torch.log(self.counts.float() / draws)
-        return SparseTeacher(ids, logits, torch.zeros(len(self.entries)), self.entropy.float())
+        nothing_else = torch.full((len(self.entries),), -torch.inf)
+        return SparseTeacher(ids, logits, nothing_else, self.entropy.float())
 
 
 @dataclass(frozen=True)

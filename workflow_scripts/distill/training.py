@@ -127,7 +127,7 @@ def _distillation_forward(
     kd: KdLoss | None = None,
     teacher_ids: torch.Tensor | None = None,
     teacher_logits: torch.Tensor | None = None,
-    teacher_lse: torch.Tensor | None = None,
+    teacher_rest: torch.Tensor | None = None,
     teacher_entropy: torch.Tensor | None = None,
     **layout: Any,
 ) -> dict[str, torch.Tensor]:
@@ -139,8 +139,8 @@ def _distillation_forward(
     targets = labels.roll(-1, dims=1)
     predicts = targets != IGNORE
     teacher = None
-    if kd is not None and teacher_ids is not None and teacher_logits is not None and teacher_lse is not None:
-        teacher = SparseTeacher(teacher_ids, teacher_logits, teacher_lse, teacher_entropy)
+    if kd is not None and teacher_ids is not None and teacher_logits is not None and teacher_rest is not None:
+        teacher = SparseTeacher(teacher_ids, teacher_logits, teacher_rest, teacher_entropy)
     terms = fused_distillation_loss(
         hidden[predicts],
         model.lm_head.weight,
@@ -202,7 +202,7 @@ class Collator:
     """Batches of tokenised rows, with the teacher's logits fetched by example id when a cache is given.
 
     Gives `input_ids`, `attention_mask`, `labels` [B, L], with `packing` all rows as one ([1, S], with `position_ids` and
-    `row_lengths` instead of the mask), and for KD `teacher_ids`, `teacher_logits` [N, k], `teacher_lse` [N] and, of random
+    `row_lengths` instead of the mask), and for KD `teacher_ids`, `teacher_logits` [N, k], `teacher_rest` [N] and, of random
     draws, `teacher_entropy` [N]; N the loss tokens of the batch in row order. Rows are numbered through both splits;
     evaluation rows have no teacher, their loss is cross entropy.
     """
@@ -241,7 +241,7 @@ class Collator:
             found = found or [self._cache.nothing()]
             tensors["teacher_ids"] = torch.cat([t.ids for t in found])
             tensors["teacher_logits"] = torch.cat([t.logits for t in found])
-            tensors["teacher_lse"] = torch.cat([t.lse for t in found])
+            tensors["teacher_rest"] = torch.cat([t.rest for t in found])
             if entropies := [t.entropy for t in found if t.entropy is not None]:
                 tensors["teacher_entropy"] = torch.cat(entropies)
         return tensors

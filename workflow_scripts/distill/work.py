@@ -97,6 +97,7 @@ class WorkCallback(TrainerCallback):
         self.ended_by = ended_by
         self.signal: int | None = None
         self.unknown: EnergyUnknown | None = None
+        self._blind = False
         signal.signal(signal.SIGTERM, self._remember)
 
     def _remember(self, signum: int, frame: Any) -> None:
@@ -127,7 +128,7 @@ class WorkCallback(TrainerCallback):
         """Count the step's work, and stop where there is a reason to."""
         work = self._steps[state.global_step - 1]
         self.progress.add(steps=1, examples=work.examples, loss=work.loss, input=work.input, padded=work.padded)
-        if self._grid is not None and highest(int(is_main() and self._grid.due()), args.device):
+        if self._grid is not None and highest(int(self._due(self._grid)), args.device):
             control.should_evaluate = True
         reason = _Stop(highest(self._reason(), args.device))
         if reason is _Stop.UNKNOWN and state.global_step >= len(self._steps):
@@ -146,6 +147,17 @@ class WorkCallback(TrainerCallback):
             control.should_evaluate = args.eval_strategy != "no"  # as at a planned end
         control.should_save = True
         control.should_training_stop = True
+
+    def _due(self, grid: EvaluationGrid) -> bool:
+        """Whether to evaluate now, by the main process; once the energy is not known, which the record says, never."""
+        if not is_main() or self._blind:
+            return False
+        try:
+            return grid.due()
+        except EnergyUnknown as error:
+            self._blind = True
+            self.progress.warnings.append(f"no further evaluation on the way: {error}")
+            return False
 
     def _reason(self) -> _Stop:
         """Why this process would stop; only the main one asks the meter."""

@@ -20,7 +20,8 @@ Role = Literal["prerun", "data", "teacher", "student", "evaluation", "accounting
 class CpuTime(Closed):
     """CPU seconds on the hosts of a stage: the job's, those of other work, those that a hypervisor gave to others.
 
-    `foreign_pct` is other work's part of all that the CPUs could have done meanwhile.
+    `foreign_pct` is other work's part of all that the CPUs could have done meanwhile. `job_cpus` are those that a job which is
+    charged a part of its host was given, null where the whole host is charged.
     """
 
     job_s: float
@@ -28,6 +29,7 @@ class CpuTime(Closed):
     steal_s: float
     foreign_pct: float | None
     host_cpus: int
+    job_cpus: float | None = None
 
 
 class Phase(Closed):

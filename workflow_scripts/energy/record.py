@@ -301,6 +301,7 @@ def _cpu(found: Iterable[CpuTime | dict[str, Any] | None]) -> CpuTime | None:
         steal_s=sum(t.steal_s for t in times),
         foreign_pct=max((t.foreign_pct for t in times if t.foreign_pct is not None), default=None),
         host_cpus=max(t.host_cpus for t in times),
+        job_cpus=max((t.job_cpus for t in times if t.job_cpus is not None), default=None),
     )
 
 

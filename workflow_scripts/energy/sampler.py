@@ -60,7 +60,8 @@ class Sampler:
         self.host_cpus = os.cpu_count() or 1
         allocated = allocated_cpus(os.environ)
         self.scope = scope(energy["cpu_scope"], allocated, self.host_cpus)
-        self._job = JobShare(min(1.0, allocated / self.host_cpus)) if self.scope == "job" else None
+        self._job_cpus = min(allocated, self.host_cpus) if self.scope == "job" else None
+        self._job = JobShare(self._job_cpus / self.host_cpus) if self._job_cpus is not None else None
         self._cpu = CpuShare()
         self._seconds, self._own = CpuSeconds(0.0, 0.0, 0.0), time.process_time()
         self._final: dict[str, Figure] | None = None
@@ -192,6 +193,7 @@ class Sampler:
             "steal_s": self._seconds.steal,
             "foreign_pct": 100 * foreign / (self.host_cpus * elapsed) if elapsed > 0 else None,
             "host_cpus": self.host_cpus,
+            "job_cpus": self._job_cpus,
         }
 
     def _emissions(self, figures: dict[str, Figure]) -> dict[str, float] | None:

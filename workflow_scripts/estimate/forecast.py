@@ -15,8 +15,9 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 from tabulate import SEPARATING_LINE, tabulate
@@ -38,7 +39,7 @@ from workflow_scripts.settings.runs import method_of
 PACE = (
     "teacher.dtype",
     *("training.dtype", "training.optimizer", "training.gradient_checkpointing", "training.compile", "training.packing"),
-    *("training.eval_steps", "training.eval_joules", "model.attn_implementation", *(f"evaluation.{key}" for key in TASKS)),
+    *("model.attn_implementation", *(f"evaluation.{key}" for key in TASKS)),
     *("synthetic_data.generation.backend", "dpo.generation.backend", "opd.generation.backend"),
     *("synthetic_data.generation.batch_size", "dpo.generation.batch_size", "opd.generation.batch_size"),
 )
@@ -151,6 +152,8 @@ class Estimator:
             before, now = setting(past.settings, key), setting(job.settings, key)
             if before != now and None not in (before, now):
                 yield f"{key} {before}"
+        if (often := _evaluated(past.settings)) != _evaluated(job.settings):
+            yield f"a training that was evaluated {often}"
         if bool(setting(past.settings, "training.lora")) != bool(setting(job.settings, "training.lora")):
             yield "another training.lora"
         if job.stage in ("prepare_model", "prerun") and past.settings not in ({}, job.settings):
@@ -171,6 +174,13 @@ class Estimator:
         """Devices that a stage keeps busy at once: GPUs of a training, else nodes."""
         per_node = setting(settings, "training.num_processes") or 1 if self.hardware.gpus else 1
         return int((setting(settings, "training.num_nodes") or 1) * per_node)
+
+
+def _evaluated(settings: Mapping[str, Any]) -> str:
+    """How often a training is evaluated on the way, in words."""
+    units = {"eval_steps": "steps", "eval_joules": "J"}
+    every = [f"every {value:g} {unit}" for key, unit in units.items() if (value := setting(settings, f"training.{key}"))]
+    return every[0] if every else "never"
 
 
 def root_of(jobs: Sequence[PlannedJob]) -> Path:

@@ -29,6 +29,7 @@ WHY_NOT = {
     "energy": "an energy is not known",
     "not measured": "joules per token were not measured",
     "boundary": "boundaries differ",
+    "hardware": "model and teacher were served on different hardware",
     "undetermined": "not known: its token costs no less here, within the spread or without repeats",
     "never": "never: a token of the student costs no less",
 }

@@ -193,6 +193,9 @@ def test_repayment_needs_a_quality_and_pools_the_students_of_an_architecture() -
     assert rows["kd"]["low"] < 140 < rows["kd"]["high"]
     assert {row["why_not"] for row in compared(*runs)["repayment"]} == {"no target"}
     assert {row["why_not"] for row in compared(*runs, target=3.0)["repayment"]} == {"target not reached"}
+    for run in runs:
+        run["deployment"]["teacher"] |= {"hardware": "another CPU"}
+    assert {row["why_not"] for row in compared(*runs, target=4.5)["repayment"]} == {"hardware"}
 
 
 def test_the_front_is_a_chance_over_rows_and_seeds() -> None:

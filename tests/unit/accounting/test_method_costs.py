@@ -41,6 +41,16 @@ def test_another_power_model_is_another_meter() -> None:
     assert row["kind"] == "not comparable" and "kd: TDP 65 W" in found["value"]
 
 
+def test_jobs_that_are_charged_for_other_parts_of_their_hosts_are_another_meter() -> None:
+    runs = campaign()
+    for run in runs:
+        cpu = {"job_s": 9.0, "foreign_s": 0.0, "steal_s": 0.0, "foreign_pct": 0.0, "host_cpus": 64}
+        run["stages"]["student_train"]["cpu"] = cpu | {"job_cpus": 16.0 if run["pipeline"] == "kd" else 8.0}
+    (found,) = answers(*runs, baseline="gold_seed0")["kd"]["refusals"]
+    assert found["what"] == "meter"
+    assert found["value"] == "kd: 16 of 64 CPUs, cpu of the host; gold: 8 of 64 CPUs, cpu of the host"
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_runs_that_start_from_one_training_of_the_policy_are_one_run(shared: bool) -> None:
     runs = [measured("gold", seed, course(1000.0 + seed, 4.0)) for seed in range(3)]

@@ -7,6 +7,7 @@ import pytest
 from tests.helpers.summaries import read, stage, summary
 from workflow_scripts.accounting.arms import Axis, arm_of
 from workflow_scripts.accounting.groups import Group
+from workflow_scripts.accounting.rows import ExperimentRow, users
 from workflow_scripts.energy.uncertainty import KWH
 
 STAGES = {
@@ -37,6 +38,13 @@ def test_teacher_of_later_rounds_and_earlier_trainings_are_in_the_energy_to_a_qu
     assert found.joules.tolist() == pytest.approx([earlier + 40, earlier + 300 - 5]) and found.loss.tolist() == [3.5, 3.0]
     assert found.whole == pytest.approx(earlier + 300 - 5)
     assert "logit_caching_round2: made for this experiment's own policies" in " ".join(opd.warnings)
+
+
+def test_tokens_and_seconds_of_the_training_are_those_of_all_rounds() -> None:
+    rounds = {name: STAGES[name] | {"tokens_processed": 150} for name in ("student_train_round1", "student_train")}
+    opd = read(summary("opd", "opd", STAGES | rounds))
+    assert [stage.provenance.fingerprint for stage in opd.trainings] == ["t1", "t2"] and opd.total_tokens_processed == 300
+    assert ExperimentRow.of(opd, "opd", users([opd])).column("training_s") == 20.0
 
 
 def test_a_later_round_without_a_figure_leaves_no_arm() -> None:

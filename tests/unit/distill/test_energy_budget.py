@@ -59,6 +59,16 @@ def test_evaluations_at_equal_joules_stand_where_the_work_phase_has_used_them(tm
     assert [entry["step"] for entry in seldom.metrics["evaluations"]] == [4, 5], "the last step is always evaluated"
 
 
+def test_evaluations_by_joules_end_with_a_warning_where_the_meter_is_lost(tmp_path: Path, tell) -> None:
+    def used(step: int, _: object) -> None:
+        tell(1e6, work=100.0 * step, age=0.0 if step < 3 else 61.0)
+
+    done = train(tmp_path / "run", each_step=used, held_out=3, eval_joules=90.0)
+    assert [entry["step"] for entry in done.metrics["evaluations"]] == [1, 2, 5]
+    (warning,) = done.progress.warnings
+    assert warning.startswith("no further evaluation on the way: training.eval_joules = 90, but")
+
+
 def test_evaluations_by_joules_need_a_meter(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.delenv("STAGE_ENERGY", raising=False)
     with pytest.raises(

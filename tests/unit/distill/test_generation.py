@@ -34,6 +34,30 @@ def test_greedy_equals_a_plain_loop(toy_model) -> None:
         assert answer.token_ids == (expected[: expected.index(2)] if 2 in expected else expected)
 
 
+@pytest.mark.parametrize("strategy", ["greedy", "sampling"])
+def test_an_answer_that_has_ended_leaves_its_batch_and_changes_no_other(toy_model, monkeypatch, strategy: str) -> None:
+    """Batches of 2 tokens at a time: the rows of each forward pass go down where an answer ends, others go on as alone."""
+    monkeypatch.setattr("workflow_scripts.distill.generation.SPAN", 2)
+    options = Generation(decoding_strategy=strategy, max_new_tokens=7, batch_size=5, temperature=1.0, top_p=0.8)
+
+    def written(prompts, ends):
+        rows: list[int] = []
+        hook = toy_model.register_forward_pre_hook(lambda _, args, own: rows.append(len(own["input_ids"])), with_kwargs=True)
+        found = {a.key: a.completion for batch in generate(toy_model, prompts, options, ends, 0) for a in batch}
+        hook.remove()
+        return found, rows
+
+    whole, rows = written(PROMPTS, [-1])
+    assert rows == [5] * 7
+    first = whole[0][0]
+    ends = {key: tokens.index(first) + 1 if first in tokens else 7 for key, tokens in whole.items()}
+    assert min(ends.values()) == 1 and max(ends.values()) == 7, "some answer ends at once, and some answer never does"
+    cut, rows = written(PROMPTS, [first])
+    assert cut == {key: tokens[: ends[key]] for key, tokens in whole.items()}
+    assert rows == [sum(end > step - step % 2 for end in ends.values()) for step in range(7)]
+    assert cut == {key: tokens for prompt in PROMPTS for key, tokens in written([prompt], [first])[0].items()}
+
+
 @pytest.mark.parametrize("top_p", [1.0, 0.75])
 def test_samples_follow_the_nucleus_distribution(top_p: float) -> None:
     """Frequencies of 20,000 samples against probabilities from a plain sort, each within five standard errors."""

@@ -28,7 +28,7 @@ def make(tmp_path, model, k: int = 8, temperatures=(1.0, 2.0), vocab_size: int =
         shard = logit_cache.teacher_rows(model, part, k, list(temperatures), pad_id=0, vocabulary=vocab_size, chunk=4)
         logit_cache.write_shard(build / f"shard-{number:05d}.safetensors", shard, vocab_size)
     entries = [{"file": path.name} for path in sorted(build.glob("*.safetensors"))]
-    facts = {"format": "top_k/1", "k": k, "temperatures": list(temperatures), "shards": entries, **MADE_FROM}
+    facts = {"format": "top_k/2", "k": k, "temperatures": list(temperatures), "shards": entries, **MADE_FROM}
     manifest = tmp_path / "cache" / "manifest.json"
     publish(build, manifest, "logit_cache", facts)
     return manifest
@@ -44,7 +44,17 @@ def test_cached_logits_equal_a_live_forward(tmp_path, toy_model) -> None:
             top = torch.topk(live, 8, dim=-1)
             assert found.ids.tolist() == top.indices.tolist()
             torch.testing.assert_close(found.logits, top.values, rtol=1e-5, atol=1e-5)
-            torch.testing.assert_close(found.lse, torch.logsumexp(live / temperature, -1), rtol=1e-5, atol=1e-5)
+            others = live.scatter(1, top.indices, -torch.inf) / temperature
+            torch.testing.assert_close(found.rest, torch.logsumexp(others, -1), rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_left_to_the_other_tokens_has_its_digits_however_little_it_is() -> None:
+    z = torch.cat([torch.full((1, 2), 500.0), torch.linspace(0, 1, 30)[None]], 1)
+    found = [logit_cache.top_and_rest(z.clone(), k, [1.0, 0.5]) for k in (1, 2, 32)]
+    expected = torch.stack([torch.logsumexp(z[:, 2:].double() / t, -1) for t in (1.0, 0.5)], 1).float()
+    torch.testing.assert_close(found[1][2], expected)
+    assert found[0][2].tolist() == [[500.0, 1000.0]] and (found[2][2] == -torch.inf).all()
+    assert [(values.shape, ids.shape) for values, ids, _ in found] == [((1, k), (1, k)) for k in (1, 2, 32)]
 
 
 @pytest.mark.parametrize("shape", [Qwen3Config, Gemma3TextConfig])
@@ -119,7 +129,7 @@ def test_ids_of_every_size_survive_packing_at_a_byte_more_than_two_each_at_most(
     logit_cache.write_shard(path, shard, vocabulary)
     size = sum(tensor.numel() * tensor.element_size() for name, tensor in shard.tensors(vocabulary).items() if "ids" in name)
     assert size <= ids.numel() * (2 if vocabulary <= 65_536 else 3)
-    facts = {"temperatures": [1.0], "shards": [{"file": path.name}]}
+    facts = {"format": "top_k/2", "temperatures": [1.0], "shards": [{"file": path.name}]}
     publish(build, tmp_path / "cache" / "manifest.json", "logit_cache", facts)
     cache = LogitCache(*open_artefact(tmp_path / "cache" / "manifest.json", "logit_cache"))
     assert cache.teacher(1, 1.0, 1).ids.tolist() == ids[:1].tolist()
@@ -131,7 +141,7 @@ def test_ids_of_every_size_survive_packing_at_a_byte_more_than_two_each_at_most(
 def test_a_question_that_the_cache_cannot_answer_is_refused(tmp_path, toy_model) -> None:
     manifest = make(tmp_path, toy_model)
     cache = LogitCache(*open_artefact(manifest, "logit_cache"))
-    right = MADE_FROM | {"format": "top_k/1", "k": 8}
+    right = MADE_FROM | {"format": "top_k/2", "k": 8}
     cache.check(right, 2.0)
     with pytest.raises(CacheError, match=r"temperature = 4.0, but the cache at .* was made for \[1.0, 2.0\]: rebuild it or"):
         cache.check(right, 4.0)
@@ -141,7 +151,7 @@ def test_a_question_that_the_cache_cannot_answer_is_refused(tmp_path, toy_model)
             cache.check(right | {fact: "other"}, 1.0)
     with pytest.raises(CacheError, match="made with k = 8, asked for 16: rebuild the cache"):
         cache.check(right | {"k": 16}, 1.0)
-    with pytest.raises(CacheError, match="made with format = top_k/1, asked for random/1: rebuild the cache"):
+    with pytest.raises(CacheError, match="made with format = top_k/2, asked for random/1: rebuild the cache"):
         cache.check(right | {"format": "random/1"}, 1.0)
     with pytest.raises(CacheError, match="example 0 has 2 cached positions, but 3 loss tokens"):
         cache.teacher(0, 1.0, 3)
@@ -164,5 +174,5 @@ def test_a_damaged_shard_is_named(tmp_path, toy_model) -> None:
 
 def test_an_unknown_format_is_refused(tmp_path, toy_model) -> None:
     folder, facts = open_artefact(make(tmp_path, toy_model), "logit_cache")
-    with pytest.raises(CacheError, match=r"format 'top_k/2' is none of \['random/1', 'top_k/1'\]: rebuild the cache"):
-        LogitCache(folder, facts | {"format": "top_k/2"})
+    with pytest.raises(CacheError, match=r"format 'top_k/1' is none of \['random/1', 'top_k/2'\]: rebuild the cache"):
+        LogitCache(folder, facts | {"format": "top_k/1"})

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tests.helpers.dense_loss import dense_distillation_loss
-from workflow_scripts.distill.losses import KdLoss, SparseTeacher, fused_distillation_loss
+from tests.helpers.dense_loss import dense_distillation_loss, top_k_teacher
+from workflow_scripts.distill.losses import KdLoss, fused_distillation_loss
 
 N, D, V = 13, 8, 41
 
@@ -15,9 +15,7 @@ def problem(k: int, temperature: float, seed: int = 0):
     weight = torch.randn(V, D, generator=generator)
     targets = torch.randint(0, V, (N,), generator=generator)
     z = 2 * torch.randn(N, V, generator=generator)
-    top = torch.topk(z, k, dim=-1)
-    teacher = SparseTeacher(top.indices, top.values, torch.logsumexp(z / temperature, -1))
-    return hidden, weight, targets, z, teacher
+    return hidden, weight, targets, z, top_k_teacher(z, k, temperature)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
@@ -115,7 +113,20 @@ def test_a_confident_student_keeps_the_digits_of_its_tail(margin: float, diverge
     logits[0, 4:] += torch.linspace(0, 1, 36)
     p = torch.cat([torch.full((1, 4), 0.24), torch.full((1, 36), 0.04 / 36)], 1)
     z = temperature * p.log()
-    teacher = SparseTeacher(torch.arange(4)[None], z[:, :4], torch.zeros(1))
+    _equals_float64(logits, top_k_teacher(z, 4, temperature), temperature, divergence)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd"])
+@pytest.mark.parametrize("margin", [14.0, 30.0, 60.0])
+def test_a_confident_teacher_keeps_the_digits_of_its_tail(margin: float, divergence: str, temperature: float) -> None:
+    """Student tail of 4 %, teacher tail from 1e-5 to 1e-25: 1 - sum p has none of it left in float32."""
+    z = torch.linspace(0, 1, 40)[None].index_fill(1, torch.arange(4), margin) * temperature
+    p = torch.cat([torch.full((1, 4), 0.24), torch.full((1, 36), 0.04 / 36)], 1)
+    _equals_float64(temperature * p.log(), top_k_teacher(z, 4, temperature), temperature, divergence)
+
+
+def _equals_float64(logits, teacher, temperature: float, divergence: str) -> None:
     targets = torch.zeros(1, dtype=torch.int64)
     plain, fused = logits.double().requires_grad_(), logits.clone().requires_grad_()
     reference = dense_distillation_loss(plain, targets, teacher, 0.2, temperature, "ghost", divergence)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from tests.helpers.dense_loss import dense_distillation_loss
+from tests.helpers.dense_loss import dense_distillation_loss, top_k_teacher
 from workflow_scripts.distill import logit_cache
 from workflow_scripts.distill.generation import Prompt, generate
-from workflow_scripts.distill.losses import KdLoss, SparseTeacher, fused_distillation_loss
+from workflow_scripts.distill.losses import KdLoss, fused_distillation_loss
 from workflow_scripts.distill.models import PackedLinear, hide_padding, pack
 from workflow_scripts.distill.scoring import agreements, log_likelihoods
 from workflow_scripts.distill.training import _distillation_forward
@@ -67,7 +67,7 @@ def test_cache_likelihood_and_agreement_are_those_of_the_unpadded_model(plain, r
     mine = logit_cache.teacher_rows(model, ROWS, 8, [1.0, 2.0], 0, VOCABULARY)
     reference = logit_cache.teacher_rows(plain, ROWS, 8, [1.0, 2.0], 0, VOCABULARY)
     assert torch.equal(mine.ids, reference.ids)
-    torch.testing.assert_close((mine.logits, mine.lse), (reference.logits, reference.lse))
+    torch.testing.assert_close((mine.logits, mine.rest), (reference.logits, reference.rest))
     assert log_likelihoods(model, ROWS, 0) == pytest.approx(log_likelihoods(plain, ROWS, 0), abs=1e-4)
     by_row = agreements(model, padded(plain, 232 - rows), ROWS, 0, VOCABULARY, chunk=5)
     assert [row.same_argmax for row in by_row] == [row.tokens for row in by_row] == [sum(r["loss_mask"][1:]) for r in ROWS]
@@ -82,8 +82,7 @@ def test_fused_loss_and_gradient_are_those_of_the_unpadded_head(temperature: flo
     weight[VOCABULARY:] *= 20
     targets = torch.randint(VOCABULARY, (9,))
     z = torch.randn(9, VOCABULARY) * 2
-    top = torch.topk(z, 5)
-    teacher = SparseTeacher(top.indices, top.values, torch.logsumexp(z / temperature, -1))
+    teacher = top_k_teacher(z, 5, temperature)
     h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
     fused = fused_distillation_loss(h, w, targets, teacher, KdLoss(0.3, temperature, tail), chunk=4, vocabulary=VOCABULARY)
     fused.total.backward()
@@ -103,7 +102,7 @@ def test_a_training_step_moves_no_padding_row(plain) -> None:
     labels = torch.where(torch.arange(8) == 0, -100, ids)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
     teacher = logit_cache.teacher_rows(padded(plain, 104), [ROWS[3] | {"loss_mask": [1] * 8}], 8, [1.0], 0, VOCABULARY)
-    sparse = {"teacher_ids": teacher.ids, "teacher_logits": teacher.logits, "teacher_lse": teacher.lse[:, 0]}
+    sparse = {"teacher_ids": teacher.ids, "teacher_logits": teacher.logits, "teacher_rest": teacher.rest[:, 0]}
     kd = KdLoss(alpha=0.5, temperature=1.0, tail="ghost")
     found = _distillation_forward(model, **batch, kd=kd, **sparse)
     expected = torch.nn.functional.cross_entropy(plain(ids).logits[0, :-1], ids[0, 1:], reduction="sum")

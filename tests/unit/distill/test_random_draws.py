@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers.dense_loss import dense_distillation_loss
+from tests.helpers.dense_loss import dense_distillation_loss, top_k_teacher
 from tests.unit.distill.test_logit_cache import MADE_FROM, ROWS
 from workflow_scripts.artefact import open_artefact, publish
 from workflow_scripts.distill import logit_cache
@@ -140,7 +140,7 @@ def test_gradient_and_value_are_unbiased(temperature: float) -> None:
     draws, repeats, alpha = 20, 400, 0.25
     z, log_p, hidden, weight, targets = problem(temperature)
     logits = (hidden @ weight.t()).requires_grad_()
-    everything = SparseTeacher(torch.arange(V).expand(N, -1), z, torch.logsumexp(z / temperature, -1))
+    everything = top_k_teacher(z, V, temperature)
     exact = dense_distillation_loss(logits, targets, everything, alpha, temperature)
     (gradient,) = torch.autograd.grad(exact.total, logits)
     mean, values = torch.zeros_like(gradient), []
@@ -180,7 +180,6 @@ def test_the_angle_to_the_full_gradient_falls_with_the_batch_and_below_that_of_a
     def angles(positions: int) -> tuple[float, float, float]:
         hidden = all_hidden[:positions]
         z = hidden @ theirs.t()
-        lse = torch.logsumexp(z, -1)
 
         def gradient(teacher: SparseTeacher, tail: str = "zero") -> torch.Tensor:
             weight = mine.clone().requires_grad_()
@@ -188,10 +187,10 @@ def test_the_angle_to_the_full_gradient_falls_with_the_batch_and_below_that_of_a
             fused_distillation_loss(hidden, weight, targets, teacher, KdLoss(0.0, 1.0, tail)).total.backward()
             return weight.grad
 
-        full = gradient(SparseTeacher(torch.arange(vocabulary).expand(positions, -1), z, lse))
+        full = gradient(top_k_teacher(z, vocabulary))
         found = draw(z, uniforms([4], [positions], 50), 1.0)
-        top = torch.topk(z, round(len(found.ids) / positions))
-        truncated = [angle(gradient(SparseTeacher(*top[::-1], lse), tail), full) for tail in ("zero", "renormalise")]
+        top = top_k_teacher(z, round(len(found.ids) / positions))
+        truncated = [angle(gradient(top, tail), full) for tail in ("zero", "renormalise")]
         return angle(gradient(found.teacher(50, 1.0, int(found.entries.max()))), full), *truncated
 
     few, many = angles(1024), angles(4096)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from workflow_scripts.energy.attribution import allocated_cpus
 from workflow_scripts.energy.child import why_killed
 from workflow_scripts.energy.host import oom_kills
 from workflow_scripts.energy.pauses import Pauses
-from workflow_scripts.energy.sources.slurm import seconds_left
+from workflow_scripts.energy.sources.slurm import JobEnd, seconds_left
 
 V2 = "0::/job/step\n"
 V1 = "4:memory:/job/step\n3:cpu,cpuacct:/job/step\n0::/\n"
@@ -87,6 +90,35 @@ class Stopped(Pauses):
         self.lose.wait()
         self._lost = 43.0
         self._beat.wait = lambda timeout: True  # type: ignore[method-assign]
+
+
+def test_an_answer_that_does_not_come_is_given_up_with_the_process_that_is_asked(tmp_path: Path, monkeypatch) -> None:
+    squeue, told = tmp_path / "squeue", tmp_path / "pid"
+    squeue.write_text(f"#!/bin/sh\necho $$ > {told}.new; mv {told}.new {told}\nexec sleep 600\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    end = JobEnd(60.0)
+    assert end.is_near(0.0) is None
+    waited_until(told.exists)
+    squeue_itself = psutil.Process(int(told.read_text()))
+    assert squeue_itself.is_running()
+    end.close()
+    waited_until(lambda: ended(squeue_itself))
+
+
+def ended(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def waited_until(true: Callable[[], bool], seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_a_suspension_is_taken_out_and_stands_apart() -> None:

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from workflow_scripts.energy.sampler import Sampler
-from workflow_scripts.energy.sources.base import PowerIntegral
+from workflow_scripts.energy.sources.base import PowerIntegral, ReadingError
 from workflow_scripts.energy.sources.nvml import GpuSource, NvmlReader, open_nvml, resolve_devices
 from workflow_scripts.energy.sources.replay import Replay, ReplayGpu
 from workflow_scripts.energy.sources.slurm import consumed_energy
@@ -271,6 +271,27 @@ def test_the_counter_of_a_grace_module_is_of_the_module(tmp_path, monkeypatch, n
     with pytest.raises(OSError, match="the driver does not tell the module's power"):
         reader.power_w()
     assert NvmlReader(FakeNvml(nvmlDeviceGetName="NVIDIA B200"), 0).component == "gpu"
+
+
+def test_counters_begin_when_what_takes_long_is_done(tmp_path: Path, monkeypatch) -> None:
+    """Joules from a counter's first reading on are the stage's: CodeCarbon's look for the CPU, seconds long, is before it."""
+    found: dict[str, float] = {}
+
+    def slow(*args: object) -> None:
+        while time.monotonic() == started:
+            pass
+        found["model"] = time.monotonic()
+        raise ValueError("no model")
+
+    def opened(now: float, gap: float) -> None:
+        found["counters"] = now
+        raise ReadingError("no GPU")
+
+    monkeypatch.setattr("workflow_scripts.energy.sampler.power_model", slow)
+    monkeypatch.setattr("workflow_scripts.energy.sampler.open_nvml", opened)
+    started = time.monotonic()
+    Sampler(json.loads(Energy(rapl_root="/nowhere").model_dump_json()), tmp_path)
+    assert started < found["model"] <= found["counters"]
 
 
 def test_a_lost_gpu_of_another_job_hides_no_other(monkeypatch) -> None:

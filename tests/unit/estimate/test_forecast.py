@@ -180,6 +180,22 @@ def test_a_training_made_another_way_is_a_doubt_and_one_alike_is_preferred(folde
     assert row.kwh is not None and row.kwh.predicted == pytest.approx(8000 / 3.6e6)
 
 
+def test_answers_in_other_batches_or_by_another_backend_are_a_doubt(folder: Path) -> None:
+    work = {"generated": 45, "input": 240, "examples": 6}
+    state("synthetic_generation", "a", answers(6), work, 1000.0, 10.0, **TEACHER)
+    for key, other, before in (("batch_size", 32, 2), ("backend", "vllm", "transformers")):
+        settings = answers(6)
+        generation = settings["synthetic_data"]["generation"]
+        generation |= {"backend": "transformers"} | {key: other}
+        past = Path("results/state/synthetic_generation/a/record.json")
+        past.unlink()
+        made = {"synthetic_data": {"max_gen_examples": 6, "generation": generation | {key: before}}}
+        state("synthetic_generation", "a", made, work, 1000.0, 10.0, **TEACHER)
+        assert price(planned("synthetic_generation", settings, **TEACHER)).notes == [
+            f"only records of synthetic_data.generation.{key} {before}: range x 2"
+        ]
+
+
 def test_another_prerun_is_a_doubt_where_its_record_names_its_settings(folder: Path) -> None:
     job = planned("prerun", {"prerun": {"idle_seconds": 5.0}}, "results/prerun/local/stages/prerun.json", None)
     state("prerun", "a", {}, {}, 100.0, 10.0)

@@ -10,7 +10,7 @@ import torch
 
 from tests.helpers.partial import partial
 from workflow_scripts import artefact
-from workflow_scripts.artefact import ArtefactError, open_artefact, read_json, write_json
+from workflow_scripts.artefact import LOGIT_FORMATS, ArtefactError, open_artefact, read_json, write_json
 from workflow_scripts.distill import corpus, logit_cache, models
 from workflow_scripts.distill.logit_cache import CacheError
 from workflow_scripts.distill.models import ModelError
@@ -113,7 +113,7 @@ def test_any_number_of_parts_and_a_halved_batch_give_the_same_cache(
         return read_json(Toy(tmp_path / name, toy_model, monkeypatch).cache(sampling, parts))
 
     one = made("one", 1)
-    assert one["format"] == f"{sampling}/1" and one["temperatures"] == [1.0, 2.0]
+    assert one["format"] == LOGIT_FORMATS[sampling] and one["temperatures"] == [1.0, 2.0]
     assert one == made("three", 3)
     real = {name: getattr(logit_cache, name) for name in ("teacher_rows", "drawn_rows")}
 
@@ -167,7 +167,7 @@ def test_a_cache_that_was_made_from_something_else_is_refused_before_the_trainin
     if sampling == "top_k":
         wrong = [
             ("k = 8, asked for 16", {"sampling": "top_k", "top_k_logits": 16}),
-            ("format = top_k/1", CONTENT["random"]),
+            ("format = top_k/2", CONTENT["random"]),
         ]
     else:
         wrong = [

@@ -15,6 +15,7 @@ from tests.unit.distill.test_olmo2_template import tokenizer  # noqa: F401
 from tests.unit.stages.test_own_tokenizer import made  # noqa: F401
 from workflow_scripts.artefact import open_artefact, read_json, write_json
 from workflow_scripts.distill import corpus
+from workflow_scripts.distill.generation import Answer, Prompt
 from workflow_scripts.distill.models import load_tokenizer, model_facts
 from workflow_scripts.settings.schema import Training
 from workflow_scripts.stages.logit_caching import logit_caching
@@ -23,6 +24,7 @@ from workflow_scripts.stages.merge_rollouts import merge_rollouts
 from workflow_scripts.stages.rollout import rollout
 from workflow_scripts.stages.runtime.common import Arguments
 from workflow_scripts.stages.student_train import student_train
+from workflow_scripts.stages.synthetic_generation import answer_row
 
 SCORED = {"sampling": "top_k", "top_k_logits": 8}
 RUN = {"training": {"dtype": "float32"}, "teacher": {"dtype": "float32"}, "model": {"attn_implementation": "sdpa"}}
@@ -110,6 +112,23 @@ def test_a_round_scores_and_trains_on_what_the_student_wrote(folder: Path, monke
     cache = scored(folder, rollouts, monkeypatch)
     assert read_json(cache)["corpus_sha256"] == facts["corpus_sha256"]
     weights = trained(folder, rollouts, cache, "opd", monkeypatch, opd={"divergence": "jsd", "beta": 0.3})
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+
+
+def test_a_rollout_of_the_end_alone_is_scored_and_trained_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the teacher says of ending at once is what such a student needs."""
+    end, silent = read_json(folder / "c" / "t" / "manifest.json")["end_token_id"], []
+
+    def answered(prompt: Prompt, answer: Answer, words: Any) -> dict[str, Any]:
+        silent[:] = silent or [prompt.key]
+        return answer_row(prompt, Answer(answer.key, [], end) if prompt.key in silent else answer, words)
+
+    monkeypatch.setattr("workflow_scripts.stages.synthetic_generation.answer_row", answered)
+    rollouts = written(folder, monkeypatch)
+    rows = {row["example_id"]: row for row in corpus.read_table(open_artefact(rollouts, "corpus")[0] / "train.parquet")}
+    assert len(rows) == 7 and sum(rows[silent[0]]["loss_mask"]) == 1 and rows[silent[0]]["input_ids"][-1] == end
+    cache = scored(folder, rollouts, monkeypatch)
+    weights = trained(folder, rollouts, cache, "opd", monkeypatch, opd={"divergence": "reverse_kl"})
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
 
 
