@@ -193,10 +193,14 @@ def root_of(jobs: Sequence[PlannedJob]) -> Path:
 
 
 def stages(jobs: Iterable[PlannedJob]) -> list[list[PlannedJob]]:
-    """Jobs that one record will add up: a job alone, or the parts of a stage with the first merge that gathers them, last."""
+    """Jobs that one record will add up: a job alone, or the parts of a stage with the first merge that gathers them, last.
+
+    Replicates have equal parts: each merge gathers a part once.
+    """
     groups: list[list[PlannedJob]] = []
     for job in sorted(jobs, key=lambda job: job.part is not None):
-        gathers = (group for group in groups if job.part and _gathers(group[-1], job))
+        open_to = (group for group in groups if job.part not in {one.part for one in group})
+        gathers = (group for group in open_to if job.part and _gathers(group[-1], job))
         if (group := next(gathers, None)) is not None:
             group.insert(0, job)
         else:

@@ -304,6 +304,8 @@ def test_parts_and_merge_are_one_stage_and_each_part_does_its_share(folder: Path
     other = job("c/stages/logit_caching", {"distillation": {"batch_size": 4}}, parts=2)
     groups = module.stages([other, parts[0], merge, again, parts[1], planned("evaluation", {})])
     assert sorted(len(group) for group in groups) == [1, 1, 1, 3]
+    replicates = module.stages([parts[0], parts[0], merge, merge, parts[1], parts[1]])
+    assert [[job.part for job in group] for group in replicates] == [["2-of-2", "1-of-2", None]] * 2
     assert [*parts[::-1], merge] in groups
     estimator = module.Estimator([merge, *parts], folder)
     whole, half, gathered = (estimator.cost(group)[0].joules.mid for group in ([*parts, merge], parts[:1], [merge]))
