@@ -2,6 +2,5 @@
 
 import gc
 
-gc.set_threshold(
-    100_000
-)  # imports make millions of objects that stay: searching them for rubbish is a fifth of a stage's start
+# Imports make millions of objects that stay: searching them for rubbish is a fifth of a stage's start.
+gc.set_threshold(100_000)

@@ -14,6 +14,7 @@ WITHOUT_TORCH = [
     "merge_answers",
     "merge_logits",
     "merge_pairs",
+    "merge_rollouts",
     "prerun",
     "wandb_summary",
 ]

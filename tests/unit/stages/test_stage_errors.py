@@ -1,6 +1,7 @@
 """What a stage says when it cannot go on: one line with the system's reason and the folders, or its own traceback."""
 
 import errno
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -64,3 +65,14 @@ def test_progress_that_cannot_be_written_leaves_nothing_and_stops_nothing(
     Progress("loss", 10).write()
     assert "progress not written" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stage_that_is_done_does_not_search_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all that was imported that took a second: collections at the end of Python look at no frozen object."""
+    monkeypatch.setenv("STAGE_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setattr("sys.argv", ["stage", "--settings", "{}", "--out", str(tmp_path / "out" / "manifest.json")])
+    monkeypatch.setattr("signal.signal", lambda *arguments: None)
+    gc.unfreeze()
+    run_stage(lambda arguments: None, [])
+    assert gc.get_freeze_count() > 0 and len(gc.get_objects(generation=2)) < 1000
+    gc.unfreeze()

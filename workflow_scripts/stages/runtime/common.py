@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import inspect
 import json
@@ -95,6 +96,7 @@ def run_stage(
         if reason := artefact.refusal_in(words):
             sys.exit(f"error: {reason}: while writing to {Path(options['out']).parent} or to {state_dir()} {words}")
         raise
+    gc.freeze()  # the process ends: to search what is left for rubbish took it a second
 
 
 def _state_by_hand(stage: Callable[[Arguments], None], options: Mapping[str, Any], inputs: Sequence[str]) -> None:
