@@ -3,8 +3,8 @@
     VLLM_PYTHON -m benchmarks.vllm_peer MODEL PROMPTS.json OUT.json [--dtype float32] [--new 64]
 
 PROMPTS.json is a list of lists of token ids. OUT.json gets the tokens of each greedy answer, end token included. For each
-line of standard input all prompts are answered again, and `seconds S` is printed; what vLLM had kept of the prompts is
-dropped before, so that it reads them as we do. The environment is made from envs/requirements-vllm.txt.
+line of standard input all prompts are answered again, and `seconds S` is printed; vLLM's prefix cache is
+emptied before, so that it reads the prompts as we do. The environment is made from envs/requirements-vllm.txt.
 """
 
 from __future__ import annotations

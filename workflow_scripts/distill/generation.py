@@ -179,7 +179,7 @@ def _generate_batch(
         for row, tokens in zip(going, new.tolist(), strict=True):
             written[row] += tokens
         kept = [row for row, tokens in enumerate(new.tolist()) if not set(tokens) & set(eos_ids)]
-        if not kept:
+        if not kept or begin + span >= options.max_new_tokens:
             break
         attention = torch.cat([attention, torch.ones_like(new)], dim=1)
         if cache is not None and len(kept) < len(going):
