@@ -24,6 +24,15 @@ from workflow_scripts.progress import Progress
 from workflow_scripts.settings.schema import Training
 
 VOCABULARY = 61
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
 
 
 def rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -40,16 +49,7 @@ def rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
 def model(attention: str = "eager", config: Any = None) -> Any:
     """The same random weights for any attention."""
     torch.manual_seed(3)
-    config = config or LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-    )
-    return AutoModelForCausalLM.from_config(config, attn_implementation=attention).float()
+    return AutoModelForCausalLM.from_config(config or LlamaConfig(**SIZES), attn_implementation=attention).float()
 
 
 @dataclass

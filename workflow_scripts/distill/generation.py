@@ -8,13 +8,14 @@ from typing import Any, TypeVar
 
 import torch
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
-from transformers.cache_utils import LinearAttentionCacheLayerMixin
+from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
 from workflow_scripts.distill.batching import by_length, in_batches
 from workflow_scripts.errors import UserError
 from workflow_scripts.settings.schema import Generation
 
 Row = TypeVar("Row")
+READ = 8  # prompts, neighbours in length, that are read at once: a batch's shortest is not padded to its longest
 SPAN = 16  # tokens after which answers that have ended leave their batch, but for models with recurrent states
 
 
@@ -96,6 +97,35 @@ class SeededSampling(LogitsProcessor):
         return values.masked_fill(before >= self._top_p, 0.0), tokens
 
 
+class _Roomy(DynamicLayer):
+    """A layer's keys and values [B, H, L, D] with room for SPAN tokens more; the plain one copies all of them at each token."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    _rooms: list[torch.Tensor] | None = None
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Any:
+        """Add the keys and values of new tokens; those of all tokens come back."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        known = self.get_seq_length()
+        now, added, rooms = known + key_states.shape[-2], (key_states, value_states), self._rooms
+        if rooms is None or now > rooms[0].shape[-2]:
+            rooms = [new.new_empty(*new.shape[:-2], now + SPAN, new.shape[-1]) for new in added]
+            for room, old in zip(rooms, (self.keys, self.values) if known else (), strict=False):
+                room[..., :known, :] = old
+        for room, new in zip(rooms, added, strict=True):
+            room[..., known:now, :] = new
+        self._rooms = rooms
+        self.keys, self.values = (room[..., :now, :] for room in rooms)
+        return self.keys, self.values
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Keep these rows."""
+        super().reorder_cache(beam_idx)
+        self._rooms = None
+
+
 def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     """Index [B, 1] at which the cumulative weights [B, n] first exceed `uniform` [B, 1] of their total."""
     cumulative = weights.double().cumsum(-1)
@@ -163,6 +193,10 @@ def _generate_batch(
     cache = DynamicCache(config=model.config) if model._supports_default_dynamic_cache() else None
     shrinks = cache is not None and not any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
     span = SPAN if shrinks else options.max_new_tokens
+    if cache is not None and all(type(layer) is DynamicLayer for layer in cache.layers):
+        cache.layers = [_Roomy() for _ in cache.layers]
+        if len(batch) > READ and min(len(prompt.input_ids) for prompt in batch) < longest:
+            _read(model, ids, attention, cache)
     going = list(range(len(batch)))
     written: list[list[int]] = [[] for _ in batch]
     for begin in range(0, options.max_new_tokens, span):
@@ -188,6 +222,36 @@ def _generate_batch(
             cache.reorder_cache(chosen)
             sampler.keep(kept)
     return [_cut(prompt.key, tokens, eos_ids) for prompt, tokens in zip(batch, written, strict=True)]
+
+
+def _read(model: Any, ids: torch.Tensor, attention: torch.Tensor, cache: DynamicCache) -> None:
+    """Fill an empty cache with all tokens but the last of left-padded prompts [B, L].
+
+    A few rows are read at a time, without the padding that they share.
+    """
+    config = GenerationConfig(max_new_tokens=1, do_sample=False)
+    parts = []
+    for begin in range(0, len(ids), READ):
+        rows = slice(begin, begin + READ)
+        padding = ids.shape[1] - max(2, int(attention[rows].sum(dim=1).max()))
+        part = DynamicCache(config=model.config)
+        model.generate(
+            input_ids=ids[rows, padding:-1],
+            attention_mask=attention[rows, padding:-1],
+            past_key_values=part,
+            generation_config=config,
+        )
+        parts.append((padding, part))
+    for index in range(len(cache.layers)):
+        layers = [(padding, part.layers[index]) for padding, part in parts if part.layers[index].is_initialized]
+        if layers:  # else it uses those of another
+            cache.update(
+                torch.cat([torch.nn.functional.pad(layer.keys, (0, 0, padding, 0)) for padding, layer in layers]),
+                torch.cat([torch.nn.functional.pad(layer.values, (0, 0, padding, 0)) for padding, layer in layers]),
+                index,
+            )
+        for _, layer in layers:
+            layer.reset()
 
 
 def _cut(key: Any, tokens: list[int], eos_ids: Sequence[int]) -> Answer:

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from transformers import Gemma3TextConfig, Lfm2Config, MistralConfig
 
+from tests.helpers.tiny_training import SIZES, VOCABULARY, model
 from workflow_scripts.distill.generation import Prompt, SeededSampling, _cut, generate
 from workflow_scripts.distill.seeds import prompt_seed
 from workflow_scripts.settings.schema import Generation
@@ -56,6 +58,42 @@ def test_an_answer_that_has_ended_leaves_its_batch_and_changes_no_other(toy_mode
     assert cut == {key: tokens[: ends[key]] for key, tokens in whole.items()}
     assert rows == [sum(end > step - step % 2 for end in ends.values()) for step in range(7)]
     assert cut == {key: tokens for prompt in PROMPTS for key, tokens in written([prompt], [first])[0].items()}
+
+
+@pytest.mark.parametrize("strategy", ["greedy", "sampling"])
+def test_prompts_are_read_with_their_neighbours_in_length_and_answered_as_alone(toy_model, monkeypatch, strategy: str) -> None:
+    """Five prompts of 1 to 30 tokens, two at a time: the widths that are read, then one pass a token, and the same answers."""
+    monkeypatch.setattr("workflow_scripts.distill.generation.READ", 2)
+    prompts = [Prompt(i, [3 + (i * 7 + j) % 90 for j in range(n)], prompt_seed(0, i)) for i, n in enumerate([1, 30, 4, 29, 2])]
+    shapes: list[tuple[int, int]] = []
+    hook = toy_model.register_forward_pre_hook(lambda _, args, own: shapes.append(own["input_ids"].shape), with_kwargs=True)
+    together = answers(toy_model, prompts, strategy, 5)
+    hook.remove()
+    assert shapes[:4] == [(2, 29), (2, 3), (1, 1), (5, 1)], "of 5 rows of 30 tokens each, 65 instead of 145 before the last"
+    assert together == answers(toy_model, prompts, strategy, 1)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MistralConfig(**SIZES, sliding_window=4),
+        Gemma3TextConfig(**SIZES, sliding_window=4, layer_types=["sliding_attention", "full_attention", "sliding_attention"]),
+        Lfm2Config(**SIZES, layer_types=["conv", "full_attention", "conv"]),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_windows_and_recurrent_states_are_answered_as_alone(monkeypatch, config) -> None:
+    """Prompts longer and shorter than the window, answers that end at different tokens."""
+    monkeypatch.setattr("workflow_scripts.distill.generation.READ", 2)
+    monkeypatch.setattr("workflow_scripts.distill.generation.SPAN", 2)
+    policy = model("sdpa", config).eval()
+    prompts = [Prompt(i, [3 + (i * 7 + j) % 27 for j in range(n)], prompt_seed(0, i)) for i, n in enumerate([1, 9, 4, 8, 2])]
+    options = Generation(decoding_strategy="sampling", max_new_tokens=9, batch_size=5)
+    ends = list(range(3, VOCABULARY, 6))
+    (together,) = generate(policy, prompts, options, ends, 0)
+    assert len({answer.generated for answer in together}) > 2
+    alone = [answer for prompt in prompts for (answer,) in generate(policy, [prompt], options, ends, 0)]
+    assert {answer.key: answer for answer in together} == {answer.key: answer for answer in alone}
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.75])

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import Gemma3TextConfig, Lfm2Config, LlamaConfig, MistralConfig, Olmo2Config, Qwen2Config, Qwen3Config
 from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_position_ids
 
-from tests.helpers.tiny_training import VOCABULARY, model, rows, train
+from tests.helpers.tiny_training import SIZES, VOCABULARY, model, rows, train
 from workflow_scripts.distill.models import ModelError
 from workflow_scripts.distill.packing import ROWWISE, attention_for, pack_rows
 from workflow_scripts.distill.training import IGNORE, Collator, Stopped, _distillation_forward
 from workflow_scripts.distill.work import WorkCallback
-
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-}
+from workflow_scripts.settings.schema import Lora
 
 
 def alone(of, data) -> torch.Tensor:
@@ -168,11 +160,11 @@ def test_a_resumed_packed_training_ends_with_the_same_weights(tmp_path: Path) ->
     assert all(torch.equal(value, resumed.weights[name]) for name, value in whole.weights.items()), "bit-equal"
 
 
-@pytest.mark.parametrize("packing", [True, False])
-def test_gradient_checkpointing_changes_neither_loss_nor_weights(tmp_path: Path, packing: bool) -> None:
-    plain = train(tmp_path / "plain", packing=packing)
-    checkpointed = train(tmp_path / "checkpointed", packing=packing, gradient_checkpointing=True)
-    assert plain.losses == checkpointed.losses
+@pytest.mark.parametrize("how", [{"packing": True}, {"packing": False}, {"lora": Lora()}])
+def test_gradient_checkpointing_changes_neither_loss_nor_weights(tmp_path: Path, how: dict[str, Any]) -> None:
+    plain = train(tmp_path / "plain", **how)
+    checkpointed = train(tmp_path / "checkpointed", **how, gradient_checkpointing=True)
+    assert plain.losses == checkpointed.losses and plain.losses[0] > plain.losses[-1]
     assert all(torch.equal(value, checkpointed.weights[name]) for name, value in plain.weights.items())
 
 
